@@ -1,0 +1,1 @@
+"""Benchmarks: what is timed was first found correct, and every time stands beside a peer's from the same run."""

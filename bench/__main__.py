@@ -1,0 +1,58 @@
+"""python -m bench [name …] [--json FILE] [--quick]: correctness first, then medians against a peer in the same run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterable
+from importlib import metadata
+from pathlib import Path
+
+from bench import epoch
+from bench.timing import Row
+
+BENCHMARKS: dict[str, Callable[[bool], Iterable[Row]]] = {"epoch": epoch.run}
+
+
+def machine() -> dict[str, str]:
+    """What the figures were measured on."""
+    model = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        model = next(
+            (s.split(":")[1].strip() for s in info.read_text().splitlines() if s.startswith("model name")), model
+        )
+    versions = {}
+    for name in ("numpy", "numba", "scipy", "torch"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {"processor": model, "python": platform.python_version(), **versions}
+
+
+def main() -> int:
+    """Run the benchmarks that were named, all of them by default."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=str(__doc__).split(":", 1)[1].strip())
+    parser.add_argument("names", nargs="*", metavar="name", help=f"among {', '.join(BENCHMARKS)} (default: all)")
+    parser.add_argument("--json", metavar="FILE", help="write the rows there")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
+    args = parser.parse_args()
+    unknown = sorted(set(args.names) - set(BENCHMARKS))
+    if unknown:
+        parser.error(f"unknown benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
+    print("  ".join(f"{k} {v}" for k, v in machine().items()))
+    rows = []
+    for name in args.names or BENCHMARKS:
+        for row in BENCHMARKS[name](args.quick):
+            print(row, flush=True)
+            rows.append(row.as_json())
+    if args.json:
+        Path(args.json).write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

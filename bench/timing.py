@@ -1,0 +1,60 @@
+"""Times of two programs taken in turn, so that a machine whose speed drifts treats both alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One comparison: medians in seconds, and how many times faster ours is than the peer."""
+
+    name: str
+    case: str
+    ours: list[float]
+    peer: str
+    peers: list[float]
+    target: float
+
+    @property
+    def ratio(self) -> float:
+        """The peer's median over ours."""
+        return statistics.median(self.peers) / statistics.median(self.ours)
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines."""
+        return {
+            "name": self.name,
+            "case": self.case,
+            "ours_s": statistics.median(self.ours),
+            "ours_spread_s": [min(self.ours), max(self.ours)],
+            "peer": self.peer,
+            "peer_s": statistics.median(self.peers),
+            "peer_spread_s": [min(self.peers), max(self.peers)],
+            "ratio": self.ratio,
+            "target": self.target,
+        }
+
+    def __str__(self) -> str:
+        ours, theirs = statistics.median(self.ours), statistics.median(self.peers)
+        spread = f"{min(self.ours) * 1e3:.1f}-{max(self.ours) * 1e3:.1f}"
+        return (
+            f"{self.name} {self.case}: ours {ours * 1e3:.1f} ms ({spread}), {self.peer} {theirs * 1e3:.1f} ms "
+            f"({min(self.peers) * 1e3:.1f}-{max(self.peers) * 1e3:.1f}): {self.ratio:.1f}x (target {self.target:g}x)"
+        )
+
+
+def in_turn(n: int, *programs: Callable[[], Any]) -> list[list[float]]:
+    """Seconds of each program, n times A B A B …, after one round that is not counted."""
+    times: list[list[float]] = [[] for _ in programs]
+    for turn in range(n + 1):
+        for program, seconds in zip(programs, times, strict=True):
+            start = time.perf_counter()
+            program()
+            if turn:
+                seconds.append(time.perf_counter() - start)
+    return times

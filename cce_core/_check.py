@@ -1,0 +1,120 @@
+"""Checks of what callers hand in. Each error says what came, what was expected, and how to mend it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cce_core._jit import jit
+
+
+def integer(name: str, value: Any, least: int = 0, most: int | None = None) -> int:
+    """`value` as a Python int within [least, most]; TypeError for what is not a whole number, ValueError for the range."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be a whole number, got {value!r} of type {type(value).__name__}")
+    value = int(value)
+    if value < least or (most is not None and value > most):
+        bounds = f"at least {least:,}" if most is None else f"between {least:,} and {most:,}"
+        raise ValueError(f"{name} must be {bounds}, got {value:,}")
+    return value
+
+
+def number(name: str, value: Any, least: float, most: float | None = None, *, open_at_least: bool = False) -> float:
+    """`value` as a finite Python float within [least, most], or (least, most] where `open_at_least`."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
+    value = float(value)
+    low = value > least if open_at_least else value >= least
+    if not np.isfinite(value) or not low or (most is not None and value > most):
+        bounds = f"{'above' if open_at_least else 'at least'} {least:g}"
+        raise ValueError(f"{name} must be {bounds}{'' if most is None else f' and at most {most:g}'}, got {value:g}")
+    return value
+
+
+def seed(value: Any) -> int:
+    """`value` as a seed: a whole number of 64 bits."""
+    return integer("seed", value, 0, 2**64 - 1)
+
+
+def choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+    """`value` if it is among `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+    return str(value)
+
+
+def as_ids(ids: Any) -> NDArray[np.uint64]:
+    """`ids` of any integer type as contiguous 64-bit words, shape kept; no copy is made of 64-bit arrays.
+
+    A negative id becomes the 64-bit word with the same bits, so it is far above any vocabulary's end.
+    """
+    array = np.asarray(ids)
+    if array.size == 0 and array.dtype == np.float64 and not isinstance(ids, np.ndarray):
+        array = array.astype(np.int64)  # np.asarray([]) is float64: an empty list holds no wrong id
+    if array.dtype.kind not in "iu":
+        fix = "ids = ids.astype(np.int64)" if array.dtype.kind in "fb" else "hash strings with cce_core.hash_strings"
+        raise TypeError(f"ids must be integers, got {array.dtype}; {fix}")
+    if array.dtype.itemsize < 8:
+        array = array.astype(np.int64)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    return np.ascontiguousarray(array).view(np.uint64).reshape(array.shape)
+
+
+@jit
+def _first_outside(ids: NDArray[np.uint64], end: np.uint64) -> int:
+    for n in range(ids.shape[0]):
+        if ids[n] >= end:
+            return n
+    return -1
+
+
+def ids_within(ids: NDArray[np.uint64], vocab: int) -> None:
+    """IndexError that names the first id outside [0, vocab) and its position."""
+    flat = ids.reshape(-1)
+    where = _first_outside(flat, np.uint64(vocab))
+    if where >= 0:
+        word = int(flat[where])
+        shown = word - 2**64 if word >= 2**63 else word
+        at = np.unravel_index(where, ids.shape) if ids.ndim > 1 else where
+        place = tuple(int(i) for i in at) if isinstance(at, tuple) else int(at)
+        raise IndexError(
+            f"id {shown} at position {place} is outside this table's vocabulary: ids go from 0 to {vocab - 1}"
+        )
+
+
+def as_float32(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """`value` as a contiguous float32 array of exactly `shape`; NaN and infinity are refused."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{name} must be real numbers, got {array.dtype}")
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+    array = np.ascontiguousarray(array, dtype=np.float32).reshape(shape)
+    where = _first_not_finite(array.reshape(-1))
+    if where >= 0:
+        place = tuple(int(i) for i in np.unravel_index(where, shape)) if shape else ()
+        raise ValueError(f"{name} must be finite, got {array[place]} at {place}; a smaller learning rate may help")
+    return array
+
+
+@jit
+def _first_not_finite(x: NDArray[np.float32]) -> int:
+    # A finite number times zero is zero; NaN and infinity times zero are NaN, and a sum keeps NaN. Summed in lanes of
+    # their own so that it becomes vector instructions.
+    n, block = np.uint64(x.shape[0]), np.uint64(64)
+    lanes = np.zeros(64, np.float32)
+    whole = n - n % block
+    for start in range(np.uint64(0), whole, block):
+        for i in range(block):
+            lanes[i] += x[start + i] * np.float32(0.0)
+    for i in range(whole, n):
+        lanes[0] += x[i] * np.float32(0.0)
+    if lanes.sum() == np.float32(0.0):
+        return -1
+    for i in range(x.shape[0]):
+        if not np.isfinite(x[i]):
+            return i
+    return -1

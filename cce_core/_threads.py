@@ -1,0 +1,121 @@
+"""Threads of our own over compiled loops that have released the GIL.
+
+Numba's threading layers each have a trap (two OpenMP processes spin each other to a halt, a fork after a parallel region
+dies, `workqueue` aborts under Python threads). A plain pool has none: it is safe under Python threads, it is made anew
+after a fork, and idle threads sleep. A call costs about 30 µs, so small work stays on the caller's thread.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
+
+_lock = threading.Lock()
+_pool: ThreadPoolExecutor | None = None
+_pool_size = 0
+_chosen: int | None = None
+
+
+@functools.cache
+def _default() -> int:
+    """`CCE_NUM_THREADS`, else `OMP_NUM_THREADS`, else the cores this process may use over `LOCAL_WORLD_SIZE`."""
+    for name in ("CCE_NUM_THREADS", "OMP_NUM_THREADS"):
+        text = os.environ.get(name, "").split(",")[0].strip()
+        if text.isdigit() and int(text) > 0:
+            return int(text)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, cores // int(ranks)) if ranks.isdigit() and int(ranks) > 0 else cores
+
+
+def get_num_threads() -> int:
+    """How many threads a large call uses.
+
+    Returns:
+        What `set_num_threads` was given; else `CCE_NUM_THREADS` or `OMP_NUM_THREADS`; else the cores that this process
+        may use, shared among the `LOCAL_WORLD_SIZE` processes of this machine where a launcher has set that.
+
+    Example:
+        >>> import cce_core as cce
+        >>> cce.set_num_threads(2)
+        >>> cce.get_num_threads()
+        2
+        >>> cce.set_num_threads(None)
+    """
+    return _chosen if _chosen is not None else _default()
+
+
+def set_num_threads(n: int | None) -> None:
+    """Set how many threads a large call uses, in this process; None goes back to the environment's word.
+
+    Results never depend on it: threads own slices of the output, and sums are taken in a fixed order.
+
+    Args:
+        n: at least 1, or None.
+
+    Raises:
+        ValueError: n is below 1.
+
+    Example:
+        >>> import cce_core as cce
+        >>> cce.set_num_threads(0)
+        Traceback (most recent call last):
+        ...
+        ValueError: the number of threads must be at least 1, got 0
+        >>> cce.set_num_threads(None)
+    """
+    global _chosen
+    if n is not None and n < 1:
+        raise ValueError(f"the number of threads must be at least 1, got {n}")
+    _chosen = n
+
+
+def _forget() -> None:
+    """In a forked child the pool's threads are gone: begin without one."""
+    global _pool, _lock
+    _pool, _lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _executor(size: int) -> ThreadPoolExecutor:
+    global _pool, _pool_size
+    with _lock:
+        if _pool is None or _pool_size < size:
+            _pool, _pool_size = ThreadPoolExecutor(size, thread_name_prefix="cce"), size
+        return _pool
+
+
+def sliced(kernel: Callable[..., Any], n: int, grain: int, *args: Any, align: int = 1) -> None:
+    """Call `kernel(start, stop, *args)` over slices that cover [0, n), one a thread.
+
+    Args:
+        kernel: a compiled function whose writes for one slice touch nothing that another slice writes.
+        n: how many items there are; nothing is called for 0.
+        grain: fewest items that make another thread worth waking.
+        args: passed through.
+        align: every slice but the last starts and ends at a multiple of this.
+    """
+    if n <= 0:
+        return
+    parts = n // max(1, grain)
+    if parts > 1:
+        parts = min(parts, get_num_threads())
+    if parts <= 1:
+        kernel(0, n, *args)
+        return
+    step = -(-n // (parts * align)) * align
+    starts = range(0, n, step)
+    futures = [_executor(parts).submit(kernel, s, min(s + step, n), *args) for s in starts[1:]]
+    try:
+        kernel(0, min(step, n), *args)
+    finally:
+        wait(futures)  # also when interrupted: no thread may go on writing into arrays that the caller has given up
+    for future in futures:
+        future.result()

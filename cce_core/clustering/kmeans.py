@@ -1,0 +1,311 @@
+"""k-means: Lloyd's iteration from a drawn or a given start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cce_core import _check
+from cce_core.clustering.init import any_points, lowest, run_seed, spread_points
+from cce_core.clustering.lanes import TURN
+from cce_core.clustering.lloyd import Points, as_points, as_weights, assign, means, nearest, scale_of
+
+_STARTS = ("k-means++", "random")
+_NAMES = ("n_clusters", "init", "n_init", "n_iter", "tol", "seed")
+_ROWS = 1 << 14  # of `transform` at a time, so that its scratch stays small
+
+
+class NotFittedError(ValueError, AttributeError):
+    """A method that needs `fit` was called before it."""
+
+
+class KMeans:
+    """Clusters that make `Σ_n w_n · min_c |X_n − C_c|²`, the inertia, small: Lloyd's iteration.
+
+    Each iteration moves every centroid to the mean of its points, then every point to its nearest centroid (ties to
+    the lowest index). A cluster without weight is first given one of the points that cost most: distinct ones, never
+    the last of its cluster. The inertia never rises: an iteration that raises it by rounding is undone and is the last.
+
+    The result is a pure function of arguments and data, whatever the number of threads. Distances are float32, sums
+    float64; values of any finite size are safe. Fewer points than clusters, or fewer distinct ones, are allowed: spare
+    centroids then repeat others and get no point. Points of weight 0 are labelled but move nothing.
+
+    Follows scikit-learn's conventions (`get_params`, `fit`, attributes with a trailing underscore); `fit` checks the
+    arguments.
+
+    Args:
+        n_clusters: k, at least 1.
+        init: "k-means++", "random", or the first centroids, real numbers (k, d); one to which no point is nearest is
+            then given a point like any empty cluster.
+        n_init: starts to try; the least inertia wins, the earlier among equals. An array gives one start.
+        n_iter: most iterations, at least 0.
+        tol: an iteration that lowers the inertia by no more than tol times itself is the last; with 0 it goes on until
+            no label changes or the inertia falls no more.
+        seed: 0 to 2^64 − 1.
+
+    Attributes:
+        cluster_centers_: float32 (k, d).
+        labels_: int32 (n,), the nearest of `cluster_centers_`.
+        inertia_: of these, a float.
+        n_iter_: iterations made.
+        n_features_in_: d.
+
+    Cost:
+        n·k·d multiply-adds an iteration and as much for k-means++; see `assign`. Scratch of two labels and two
+        distances a point and the sums of `update`.
+
+    References:
+        Lloyd, Least squares quantization in PCM, IEEE Transactions on Information Theory 1982.
+
+    Example:
+        >>> import numpy as np
+        >>> from cce_core.clustering import KMeans
+        >>> km = KMeans(2, init=[[0.0], [1.0]]).fit([[0.0], [1.0], [8.0], [9.0]])
+        >>> km.cluster_centers_.tolist(), km.labels_.tolist(), km.inertia_, km.n_iter_
+        ([[0.5], [8.5]], [0, 0, 1, 1], 1.0, 2)
+    """
+
+    cluster_centers_: Points
+    labels_: NDArray[np.int32]
+    inertia_: float
+    n_iter_: int
+    n_features_in_: int
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        init: Any = "k-means++",
+        n_init: int = 1,
+        n_iter: int = 25,
+        tol: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.init = init
+        self.n_init = n_init
+        self.n_iter = n_iter
+        self.tol = tol
+        self.seed = seed
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The arguments of the constructor, by name; `deep` changes nothing."""
+        return {name: getattr(self, name) for name in _NAMES}
+
+    def set_params(self, **params: Any) -> KMeans:
+        """Set arguments of the constructor by name.
+
+        Raises:
+            ValueError: there is no such argument; none is set then.
+        """
+        for name in params:
+            _check.choice("parameter", name, _NAMES)
+        for name, value in params.items():
+            setattr(self, name, value)
+        return self
+
+    def __repr__(self) -> str:
+        shown = dict(self.get_params())
+        if not isinstance(self.init, str):
+            shown["init"] = "<array>"
+        return f"KMeans({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        *,
+        on_iteration: Callable[[int, float], Any] | None = None,
+    ) -> KMeans:
+        """Find the centroids.
+
+        Args:
+            X: real numbers (n, d), taken as float32, n at least 1.
+            y: ignored.
+            sample_weight: (n,), taken as float32, not negative, one of them positive; None lets each point count one.
+            on_iteration: called with (iterations so far, inertia) after each iteration of each start; a true result
+                ends that start there. What it raises leaves this object as it was.
+
+        Returns:
+            This object, with its attributes set.
+
+        Raises:
+            TypeError: an argument is of the wrong type.
+            ValueError: NaN or infinity, no point, wrong shapes, an argument out of range.
+        """
+        k = _check.integer("n_clusters", self.n_clusters, 1, 2**31 - 1 - TURN)
+        starts, limit = _check.integer("n_init", self.n_init, 1), _check.integer("n_iter", self.n_iter, 0)
+        tol, seed = _check.number("tol", self.tol, 0.0), _check.seed(self.seed)
+        x = as_points("X", X)
+        n, d = x.shape
+        if n == 0:
+            raise ValueError("X must hold at least one point, got none")
+        weights, given = as_weights(sample_weight, n), None
+        if isinstance(self.init, str):
+            _check.choice("init", self.init, _STARTS)
+        else:
+            given, starts = as_points("init", self.init, d), 1
+            if given.shape[0] != k:
+                raise ValueError(f"init must hold n_clusters = {k} centroids, got {given.shape[0]}")
+        exponent = scale_of(x) if given is None else scale_of(x, given)
+        if exponent:
+            x = np.ldexp(x, -exponent)
+            given = None if given is None else np.ldexp(given, -exponent)
+        unit = 4.0**exponent
+        watch = None if on_iteration is None else lambda step, inertia: on_iteration(step, inertia * unit)
+        best: tuple[Points, NDArray[np.int32], float, int] | None = None
+        for run in range(starts):
+            if given is not None:
+                start = given
+            elif self.init == "random":
+                start = x[any_points(n, k, weights, run_seed(seed, run))]
+            else:
+                start = x[spread_points(x, k, weights, run_seed(seed, run))]
+            found = _iterate(x, weights, start, limit, tol, watch)
+            if best is None or found[2] < best[2]:
+                best = found
+        assert best is not None
+        centroids, self.labels_, inertia, self.n_iter_ = best
+        self.cluster_centers_ = np.ldexp(centroids, exponent) if exponent else centroids.copy()
+        self.inertia_ = inertia * unit
+        self.n_features_in_ = d
+        return self
+
+    def predict(self, X: Any) -> NDArray[np.int32]:
+        """The nearest centroid of each point: `assign(X, cluster_centers_)`.
+
+        Args:
+            X: real numbers (n, d).
+
+        Returns:
+            Labels, int32 (n,).
+
+        Raises:
+            NotFittedError: `fit` was not called.
+            TypeError: not real numbers.
+            ValueError: NaN or infinity, or not d coordinates.
+        """
+        return assign(as_points("X", X, self._fitted().shape[1]), self.cluster_centers_)[0]
+
+    def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> NDArray[np.int32]:
+        """`fit`, then the labels of the same points."""
+        return self.fit(X, y, sample_weight).labels_
+
+    def transform(self, X: Any) -> Points:
+        """The distance of each point from each centroid, `sqrt(Σ_j (X[n, j] − C[c, j])²)`.
+
+        Args:
+            X: real numbers (n, d).
+
+        Returns:
+            float32 (n, k); a distance beyond float32 is the largest finite one.
+
+        Raises:
+            NotFittedError: `fit` was not called.
+            TypeError: not real numbers.
+            ValueError: NaN or infinity, or not d coordinates.
+        """
+        centroids = self._fitted()
+        x = as_points("X", X, centroids.shape[1])
+        exponent = scale_of(x, centroids)
+        if exponent:
+            x, centroids = np.ldexp(x, -exponent), np.ldexp(centroids, -exponent)
+        out = np.zeros((x.shape[0], centroids.shape[0]), np.float32)
+        for low in range(0, x.shape[0], _ROWS):
+            part = out[low : low + _ROWS]
+            for j in range(x.shape[1]):
+                part += np.square(x[low : low + _ROWS, j, None] - centroids[None, :, j])
+        np.sqrt(out, out=out)
+        if exponent:
+            with np.errstate(over="ignore"):
+                np.ldexp(out, exponent, out=out)
+            np.minimum(out, np.finfo(np.float32).max, out=out)
+        return out
+
+    def _fitted(self) -> Points:
+        if not hasattr(self, "cluster_centers_"):
+            raise NotFittedError("this KMeans has no centroids yet: call fit first")
+        return self.cluster_centers_
+
+
+def _iterate(
+    x: Points,
+    weights: Points,
+    centroids: Points,
+    limit: int,
+    tol: float,
+    watch: Callable[[int, float], Any] | None,
+) -> tuple[Points, NDArray[np.int32], float, int]:
+    """Lloyd's iteration from `centroids`: (centroids, labels, inertia, iterations), labels the nearest centroids."""
+    n, k = x.shape[0], centroids.shape[0]
+    labels, costs = np.empty(n, np.int32), np.empty(n, np.float32)
+    spare, spare_costs = np.empty_like(labels), np.empty_like(costs)
+    nearest(x, centroids, labels, costs)
+    inertia, step = _total(costs, weights), 0
+    while step < limit:
+        moved, mass = means(x, labels, k, weights)
+        settled = labels
+        empty = np.flatnonzero(mass == 0)
+        if empty.size:
+            refilled = _refill(x, labels, costs, weights, empty, k)
+            if refilled is not None:
+                settled = refilled
+                moved, mass = means(x, settled, k, weights)
+                empty = np.flatnonzero(mass == 0)
+            moved[empty] = centroids[empty]
+        if np.array_equal(moved, centroids):
+            break
+        nearest(x, moved, spare, spare_costs)
+        total = _total(spare_costs, weights)
+        if total > inertia:
+            break
+        unchanged = np.array_equal(spare, settled)
+        fall, before = inertia - total, inertia
+        labels, spare, costs, spare_costs = spare, labels, spare_costs, costs
+        centroids, inertia, step = moved, total, step + 1
+        if (watch is not None and watch(step, inertia)) or unchanged or fall <= tol * before:
+            break
+    return centroids, labels, inertia, step
+
+
+def _total(costs: Points, weights: Points) -> float:
+    return float(
+        np.sum(costs, dtype=np.float64) if not weights.size else np.sum(np.multiply(costs, weights, dtype=np.float64))
+    )
+
+
+def _refill(
+    x: Points, labels: NDArray[np.int32], costs: Points, weights: Points, empty: NDArray[np.int64], k: int
+) -> NDArray[np.int32] | None:
+    """Labels with the costliest points given to the `empty` clusters, one each; None where there is nothing to give.
+
+    A point may go if it costs anything, differs from those that went before, and leaves behind another one with weight.
+    """
+    shares = costs.astype(np.float64)
+    left = np.bincount(labels, minlength=k)
+    if weights.size:
+        shares *= weights
+        left = np.bincount(labels[weights > 0], minlength=k)
+    take = 4 * empty.size + 16
+    while True:
+        given: dict[bytes, int] = {}
+        remaining = left.copy()
+        for point in lowest(-shares, take):
+            home, value = labels[point], (x[point] + np.float32(0.0)).tobytes()  # + 0 makes −0 the same as 0
+            if shares[point] > 0 and remaining[home] > 1 and value not in given:
+                given[value] = int(point)
+                remaining[home] -= 1
+                if len(given) == empty.size:
+                    break
+        if len(given) == empty.size or take >= x.shape[0]:
+            break
+        take = x.shape[0]
+    if not given:
+        return None
+    refilled = labels.copy()
+    refilled[list(given.values())] = empty[: len(given)]
+    return refilled

@@ -1,0 +1,13 @@
+"""Data sets as plain arrays: MovieLens from disk, synthetic ones from a known truth. Nothing is downloaded unasked."""
+
+from cce_core.datasets.catalog import load as load
+from cce_core.datasets.catalog import names as names
+from cce_core.datasets.fetch import download as download
+from cce_core.datasets.fetch import find as find
+from cce_core.datasets.interactions import Interactions as Interactions
+from cce_core.datasets.interactions import Ratings as Ratings
+from cce_core.datasets.interactions import Split as Split
+from cce_core.datasets.interactions import split_last as split_last
+from cce_core.datasets.movielens import read_ratings as read_ratings
+from cce_core.datasets.synthetic import Synthetic as Synthetic
+from cce_core.datasets.synthetic import synthetic_like as synthetic_like

@@ -1,0 +1,105 @@
+"""`make_table`: from a method's name and a budget to a table."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from cce_core import _check
+from cce_core.sketching.method import Method, Request, checked_chunks
+from cce_core.sketching.methods import get_method
+from cce_core.sketching.spec import TableSpec
+from cce_core.sketching.table import Table
+
+
+def make_table(
+    method: str,
+    vocab: int | None,
+    dim: int,
+    *,
+    num_params: int | None = None,
+    num_bytes: int | None = None,
+    n_chunks: int | None = None,
+    rank: int | str | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Table:
+    """Make a compressed embedding table within a budget; every size follows from the budget in closed form.
+
+    Args:
+        method: a name among `methods()`.
+        vocab: ids go from 0 to vocab − 1; None, for methods that only hash, takes every 64-bit id.
+        dim: floats of a vector.
+        num_params: the most trained numbers (the field's habit), or
+        num_bytes: the most stored bytes: memory, projection, pointers and hash keys (the truth). `full` needs neither.
+        n_chunks: chunks of a vector, 4 if None; methods without chunks ignore it.
+        rank: floats of the vectors in the memory, with a trained rank × dim projection behind them; 0 for none, "auto"
+            for the method's own choice, None for the method's default (0, but "auto" for `cce`).
+        seed: of the hashes and the first values.
+        options: the method's own.
+
+    Returns:
+        The table; its repr says what was chosen.
+
+    Raises:
+        BudgetError: the budget is too small; the message says the least that fits.
+        ValueError: an unknown method or option, a dim (or rank) that n_chunks does not divide, both or no budgets.
+        TypeError: a size is not a whole number.
+
+    Example:
+        >>> import cce_core as cce
+        >>> table = cce.make_table("cce", vocab=1_000_000, dim=32, num_params=65_536, n_chunks=4, rank=0)
+        >>> table.spec.sizes
+        (1024,)
+        >>> cce.make_table("cce", vocab=1_000_000, dim=32, num_bytes=1_000_000, rank=0)
+        Traceback (most recent call last):
+        ...
+        cce_core.sketching.spec.BudgetError: 1,000,000 bytes are too few for 'cce' with vocab 1,000,000, dim 32, rank 0 \
+and 4 chunks: the least that fits is 296 bytes
+    """
+    rule = get_method(method)
+    dim = _check.integer("dim", dim, 1)
+    seed = _check.seed(seed)
+    if vocab is not None:
+        vocab = _check.integer("vocab", vocab, 1, 2**48)
+    if num_params is not None and num_bytes is not None:
+        raise ValueError("give num_params or num_bytes, not both")
+    if rule.budgeted and num_params is None and num_bytes is None:
+        raise ValueError(f"method {method!r} needs a budget: num_params= or num_bytes=")
+    unknown = sorted(set(options) - set(rule.options))
+    if unknown:
+        known = ", ".join(rule.options) or "none"
+        raise ValueError(f"unknown option {unknown[0]!r} for method {method!r}; its own options are: {known}")
+    request = Request(
+        vocab=vocab,
+        dim=dim,
+        rank=0,
+        n_chunks=checked_chunks(rule, n_chunks, dim, "dim"),
+        num_params=None if num_params is None else _check.integer("num_params", num_params, 1),
+        num_bytes=None if num_bytes is None else _check.integer("num_bytes", num_bytes, 1),
+        options={**rule.options, **options},
+    )
+    rule.check(request)
+    request = _with_rank(rule, request, rank)
+    spec = TableSpec(
+        method=rule.name,
+        vocab=vocab,
+        dim=dim,
+        rank=request.rank,
+        n_chunks=request.n_chunks,
+        sizes=rule.sizes(request),
+        seed=seed,
+        options=tuple(sorted(request.options.items())),
+    )
+    return Table(spec)
+
+
+def _with_rank(rule: Method, request: Request, rank: int | str | None) -> Request:
+    """The request with its rank: as given, or the method's own choice."""
+    if rank is None or rank == "auto":
+        rank = rule.rank(request)
+    elif isinstance(rank, str):
+        raise ValueError(f'rank must be a whole number or "auto", got {rank!r}')
+    rank = _check.integer("rank", rank, 0, request.dim)
+    checked_chunks(rule, request.n_chunks, rank or request.dim, "rank" if rank else "dim")
+    return dataclasses.replace(request, rank=rank)

@@ -1,0 +1,61 @@
+"""What a table is, apart from its numbers: the frozen spec that is written into files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+Option = bool | int | float | str | None
+
+
+class BudgetError(ValueError):
+    """A budget that is too small for the table asked for; the message says the least that fits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TableSpec:
+    """All sizes and seeds of a table, resolved: hashable, and enough to rebuild every address.
+
+    Attributes:
+        method: the method's name.
+        vocab: ids go from 0 to vocab − 1; None for a table that takes every 64-bit id.
+        dim: floats of a vector.
+        rank: floats of the vectors in the memory where a rank × dim projection stands behind it; 0 for no projection.
+        n_chunks: chunks of a vector.
+        sizes: the method's own sizes (rows, digits' bases, or floats).
+        seed: of the hashes, the first pointers and the first values.
+        options: the method's own options, sorted by name.
+    """
+
+    method: str
+    vocab: int | None
+    dim: int
+    rank: int
+    n_chunks: int
+    sizes: tuple[int, ...]
+    seed: int
+    options: tuple[tuple[str, Option], ...] = ()
+
+    @property
+    def inner(self) -> int:
+        """Floats of the vectors that the memory gives: the rank, or dim where there is no projection."""
+        return self.rank or self.dim
+
+    def option(self, name: str) -> Any:
+        """The value of one of the method's own options."""
+        return dict(self.options)[name]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain types for a file's header."""
+        return {**dataclasses.asdict(self), "sizes": list(self.sizes), "options": dict(self.options)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> TableSpec:
+        """The spec of a file's header.
+
+        Raises:
+            KeyError: a field is missing.
+        """
+        fields = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+        return cls(**{**fields, "sizes": tuple(fields["sizes"]), "options": tuple(sorted(fields["options"].items()))})

@@ -1,0 +1,71 @@
+"""Every byte that a table costs, by kind."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+
+def readable(n: float) -> str:
+    """Bytes as people write them.
+
+    Example:
+        >>> readable(4_000_000), readable(512)
+        ('3.81 MiB', '512 B')
+    """
+    if abs(n) < 1024:
+        return f"{n:.0f} B"
+    for unit in ("KiB", "MiB", "GiB"):
+        n /= 1024
+        if abs(n) < 1024:
+            return f"{n:.2f} {unit}"
+    return f"{n / 1024:.2f} TiB"
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+    """What a table costs in bytes: what is stored with it, and what training and clustering hold beside it.
+
+    Attributes:
+        stored: bytes by kind of every array that is saved with the table. Their sum is the saved file less its header.
+        training: bytes by kind that exist only while training: the gradient of the last backward pass, the optimiser's
+            state, the largest scratch of the last `cluster()`.
+        full: bytes of the float32 table (vocab × dim) that this one stands for; None where the vocabulary is unbounded.
+
+    Example:
+        >>> ledger = Ledger({"memory": 1000, "pointers": 600}, {"gradient": 1000}, 16_000)
+        >>> ledger.total, ledger.ratio
+        (1600, 10.0)
+    """
+
+    stored: Mapping[str, int]
+    training: Mapping[str, int]
+    full: int | None
+
+    @property
+    def total(self) -> int:
+        """All stored bytes."""
+        return sum(self.stored.values())
+
+    @property
+    def ratio(self) -> float | None:
+        """Bytes of the full table over all stored bytes."""
+        return None if self.full is None else self.full / self.total
+
+    def __add__(self, other: Ledger) -> Ledger:
+        """The two tables together, kind by kind."""
+
+        def both(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:
+            return {kind: a.get(kind, 0) + b.get(kind, 0) for kind in (*a, *(k for k in b if k not in a))}
+
+        full = None if self.full is None or other.full is None else self.full + other.full
+        return Ledger(both(self.stored, other.stored), both(self.training, other.training), full)
+
+    def __str__(self) -> str:
+        rows = [(kind, n) for kind, n in self.stored.items()] + [("stored", self.total)]
+        if self.full is not None:
+            rows.append(("full table", self.full))
+        rows += [(f"training: {kind}", n) for kind, n in self.training.items()]
+        width = max(len(kind) for kind, _ in rows)
+        lines = [f"{kind:<{width}}  {n:>15,} B  {readable(n):>10}" for kind, n in rows]
+        return "\n".join([*lines, *([] if self.ratio is None else [f"{'ratio':<{width}}  {self.ratio:>15.2f} x"])])

@@ -1,0 +1,7 @@
+"""Optimisers that update a table's memory in place, from dense or sparse gradients."""
+
+from cce_core.training.adagrad import Adagrad as Adagrad
+from cce_core.training.adamw import Adam as Adam
+from cce_core.training.adamw import AdamW as AdamW
+from cce_core.training.optimizer import Optimizer as Optimizer
+from cce_core.training.sgd import SGD as SGD

@@ -1,0 +1,104 @@
+"""What all optimisers share: whose state it is, when it is dropped, and how a gradient reaches a parameter."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import weakref
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cce_core import _check
+from cce_core.sketching.blocks import SparseGradient
+from cce_core.sketching.table import Gradient, Table
+
+FLOATS_A_THREAD = 1 << 15
+
+
+@dataclasses.dataclass
+class State:
+    """What an optimiser knows of one parameter: how many steps it has taken, and arrays such as moments."""
+
+    step: int = 0
+    arrays: dict[str, NDArray[np.float32]] = dataclasses.field(default_factory=dict)
+
+    def array(self, name: str, size: int) -> NDArray[np.float32]:
+        """The array of that name, zeros when it is first asked for."""
+        if name not in self.arrays:
+            self.arrays[name] = np.zeros(size, np.float32)
+        return self.arrays[name]
+
+
+class Optimizer(abc.ABC):
+    """Updates the parameters of tables in place from their gradients.
+
+    One optimiser serves any number of tables; its state goes when the table goes. `cluster()` changes what the rows of a
+    memory mean, so the state of the memory is dropped then (moments and step count, as for a new parameter); the state of
+    a projection, whose meaning stays, is kept.
+    """
+
+    def __init__(self, lr: float) -> None:
+        self.lr = _check.number("lr", lr, 0.0)
+        self._states: weakref.WeakKeyDictionary[Table, tuple[int, dict[str, State]]] = weakref.WeakKeyDictionary()
+
+    def step(self, table: Table, grads: dict[str, Gradient]) -> None:
+        """Update every parameter of the table that has a gradient, in place.
+
+        Args:
+            table: whose parameters are updated.
+            grads: what `table.backward` gave: dense arrays or `SparseGradient`s by parameter.
+
+        Raises:
+            ValueError: an unknown parameter, a wrong shape, NaN or infinity in a gradient, or a table that is mapped
+                read-only. No parameter is changed.
+        """
+        parameters, units = table.parameters(), table.units()
+        for name, gradient in grads.items():
+            if name not in parameters:
+                raise ValueError(f"the table has no parameter {name!r}; it has {', '.join(parameters)}")
+            parameter = parameters[name]
+            if not parameter.flags.writeable:
+                raise ValueError("the table is mapped read-only; load it with mmap=False to train it")
+            if isinstance(gradient, SparseGradient):
+                _check.as_float32(f"gradient of {name}", gradient.values, (len(gradient.index), units[name]))
+                if gradient.size != parameter.size:
+                    raise ValueError(f"gradient of {name} must have {parameter.size:,} floats, got {gradient.size:,}")
+            else:
+                _check.as_float32(f"gradient of {name}", gradient, parameter.shape)
+        states = self._of(table)
+        known = len(states)
+        for name, gradient in grads.items():
+            state = states.setdefault(name, State())
+            state.step += 1
+            flat = parameters[name].reshape(-1)
+            if isinstance(gradient, SparseGradient):
+                self._update_touched(flat, gradient, units[name], state)
+            else:
+                dense = np.ascontiguousarray(gradient, np.float32).reshape(-1)
+                self._update(flat, dense, units[name], state)
+        if len(states) > known:
+            table.training_bytes["optimiser"] = self.state_bytes(table)
+
+    def state_bytes(self, table: Table) -> int:
+        """Bytes of state that are held for a table."""
+        states = self._states.get(table, (0, {}))[1]
+        return sum(array.nbytes for state in states.values() for array in state.arrays.values())
+
+    def _of(self, table: Table) -> dict[str, State]:
+        """The states of a table's parameters, those of an earlier generation of its memory dropped."""
+        now = table.generation
+        generation, states = self._states.get(table, (-1, {}))
+        if generation != now:
+            states.pop("memory", None)
+            self._states[table] = (now, states)
+        return states
+
+    @abc.abstractmethod
+    def _update(self, p: NDArray[Any], g: NDArray[Any], unit: int, state: State) -> None:
+        """Update all of a flat parameter from its whole gradient."""
+
+    def _update_touched(self, p: NDArray[Any], gradient: SparseGradient, unit: int, state: State) -> None:
+        """Update a flat parameter from the gradient of its touched units; here, by way of the whole gradient."""
+        self._update(p, gradient.dense(), unit, state)

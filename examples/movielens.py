@@ -1,0 +1,285 @@
+"""Train a recommender on MovieLens with a compressed table for the users and one for the items, on NumPy and Numba alone.
+
+    python examples/movielens.py --method cce
+
+The model is GMF, σ(⟨user, item⟩); the gradient of its cross-entropy is one line. Each user's last two ratings are held
+back to judge by. Ratings above 3 are likes, below 3 dislikes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+from scipy.stats import rankdata
+from tqdm import tqdm
+
+import cce_core as cce
+from cce_core.datasets import Interactions, Split
+
+
+class GMF:
+    """Generalised matrix factorisation: the probability of a like is σ(⟨user, item⟩)."""
+
+    def __init__(self, users: cce.Table, items: cce.Table, optimizer: Any) -> None:
+        self.users, self.items, self.optimizer = users, items, optimizer
+
+    def score(self, rows: Interactions) -> NDArray[np.float32]:
+        """The logits of all rows."""
+        parts = [
+            np.einsum("nd,nd->n", self.users.lookup(part.users), self.items.lookup(part.items))
+            for part in rows.batches(1 << 16)
+        ]
+        return np.concatenate(parts)
+
+    def step(self, users: NDArray[Any], items: NDArray[Any], labels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """One step of gradient descent on a batch; gives the logits from before it."""
+        u, v = self.users.lookup(users), self.items.lookup(items)
+        score = np.einsum("nd,nd->n", u, v)
+        slope = (expit(score) - labels) / np.float32(len(labels))  # the gradient of the mean cross-entropy
+        u *= slope[:, None]
+        v *= slope[:, None]
+        self.optimizer.step(self.users, self.users.backward(users, v, dense=True))
+        self.optimizer.step(self.items, self.items.backward(items, u, dense=True))
+        return score
+
+    def epoch(self, rows: Interactions, batch_size: int, rng: np.random.Generator, bar: Any = None) -> float:
+        """One pass over the rows in random order; gives the mean log loss on the way."""
+        order = rng.permutation(len(rows))
+        users, items, labels = rows.users[order], rows.items[order], rows.labels[order]
+        scores = np.empty(len(rows), np.float32)
+        for start in range(0, len(rows), batch_size):
+            part = slice(start, start + batch_size)
+            scores[part] = self.step(users[part], items[part], labels[part])
+            if bar is not None:
+                bar.update(len(labels[part]))
+        return logloss(scores, labels)
+
+
+def logloss(score: NDArray[np.float32], labels: NDArray[np.float32]) -> float:
+    """Mean cross-entropy in nats of logits."""
+    return float(np.mean(np.logaddexp(0.0, score.astype(np.float64)) - labels * score))
+
+
+def auc(score: NDArray[np.float32], labels: NDArray[np.float32]) -> float:
+    """Area under the ROC curve: how often a like scores above a dislike; a tie counts half."""
+    positive = labels > 0.5
+    wins = rankdata(score)[positive].sum() - positive.sum() * (positive.sum() + 1) / 2
+    return float(wins / (positive.sum() * (~positive).sum()))
+
+
+@dataclasses.dataclass
+class Result:
+    """What a run reached: at its best epoch by validation AUC."""
+
+    auc: float = 0.0
+    logloss: float = float("inf")
+    best_epoch: int = 0
+    train_seconds: float = 0.0
+    cluster_seconds: float = 0.0
+    clusters: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
+def make_tables(split: Split, args: argparse.Namespace) -> tuple[cce.Table, cce.Table]:
+    """A table for the users and one for the items, each within the budget."""
+    budget: dict[str, Any] = {"num_bytes": args.num_bytes} if args.num_bytes else {"num_params": args.ppd * args.dim}
+    if args.method == "full":
+        budget = {}  # the table that the others are measured against: as large as it is
+    users, items = (
+        cce.make_table(
+            args.method, n, args.dim, n_chunks=args.n_chunks, rank=args.rank, seed=2 * args.seed + k, **budget
+        )
+        for k, n in enumerate((split.n_users, split.n_items))
+    )
+    return users, items
+
+
+def train(model: GMF, split: Split, args: argparse.Namespace, say: Any = print) -> Result:
+    """Train, cluster between epochs, and judge after each."""
+    rng = np.random.default_rng(args.seed)
+    result = Result()
+    last_cluster = 3 * args.epochs // 4 if args.last_cluster is None else args.last_cluster
+    tables = {"users": model.users, "items": model.items}
+    with tqdm(total=args.epochs * len(split.train), unit="row", unit_scale=True, disable=None, leave=False) as bar:
+        for epoch in range(1, args.epochs + 1):
+            start = time.perf_counter()
+            train_loss = model.epoch(split.train, args.batch_size, rng, bar)
+            result.train_seconds += time.perf_counter() - start
+            score = model.score(split.valid)
+            here, loss = auc(score, split.valid.labels), logloss(score, split.valid.labels)
+            if here > result.auc:
+                result.auc, result.logloss, result.best_epoch = here, loss, epoch
+                if args.save:
+                    save(tables, Path(args.save))
+            bar.clear()
+            say(f"epoch {epoch:3}  train loss {train_loss:.4f}  AUC {here:.4f}  log loss {loss:.4f}")
+            if epoch <= last_cluster:
+                for name, table in tables.items():
+                    if table.method.learns:
+                        report = table.cluster()
+                        result.cluster_seconds += report.seconds
+                        result.clusters.append({"epoch": epoch, "table": name, **dataclasses.asdict(report)})
+    return result
+
+
+def save(tables: dict[str, cce.Table], folder: Path) -> None:
+    """Write both tables; Ctrl-C waits until they are a pair again."""
+    with interrupts_held():
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in tables.items():
+            table.save(folder / f"{name}.safetensors")
+
+
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Put off Ctrl-C until the block is done."""
+    came: list[Any] = []
+    before = signal.signal(signal.SIGINT, lambda *event: came.append(event))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came and callable(before):
+        before(*came[0])
+
+
+def load_data(args: argparse.Namespace) -> Split:
+    """The data set asked for or, where it is not at hand, a synthetic one of its shape; the first line says which."""
+    try:
+        split = cce.datasets.load(args.dataset, data_dir=args.data_dir, download=args.download, seed=args.seed)
+    except (FileNotFoundError, ConnectionError) as error:
+        why = (
+            "the download failed" if isinstance(error, ConnectionError) else "not on this machine (--download gets it)"
+        )
+        print(f"{args.dataset}: {why}; training on synthetic-{args.dataset}, of the same shape, instead", flush=True)
+        return cce.datasets.load(f"synthetic-{args.dataset}", seed=args.seed)
+    print(f"{split.name}: {len(split.train):,} training and {len(split.valid):,} validation rows", flush=True)
+    return split
+
+
+def as_json(
+    split: Split, tables: tuple[cce.Table, cce.Table], args: argparse.Namespace, result: Result
+) -> dict[str, Any]:
+    """The run's result for machines."""
+    ledger = tables[0].ledger() + tables[1].ledger()
+    return {
+        "dataset": split.name,
+        "method": args.method,
+        "num_params": sum(table.num_params for table in tables),
+        "bytes": {**ledger.stored, "stored": ledger.total, "full": ledger.full, "training": dict(ledger.training)},
+        "ratio": ledger.ratio,
+        "auc": result.auc,
+        "logloss": result.logloss,
+        "epochs": args.epochs,
+        "seconds": result.train_seconds + result.cluster_seconds,
+        "cluster": result.clusters,
+        "best_epoch": result.best_epoch,
+        "train_seconds": result.train_seconds,
+        "best_reachable_auc": split.best_auc,
+        "tables": [table.spec.as_json() for table in tables],
+        "arguments": {k: v for k, v in vars(args).items() if k not in ("json", "save", "data_dir")},
+    }
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The run's result for people."""
+    names = {"memory": "memory", "projection": "projection", "pointers": "pointers", "keys": "hash keys"}
+    rows = [("AUC", f"{report['auc']:.4f}  (epoch {report['best_epoch']})"), ("log loss", f"{report['logloss']:.4f}")]
+    if report["best_reachable_auc"] is not None:
+        rows.append(("best reachable AUC", f"{report['best_reachable_auc']:.4f}"))
+    rows.append(("parameters", f"{report['num_params']:,}"))
+    rows += [
+        (f"bytes: {words}", f"{report['bytes'][kind]:,}") for kind, words in names.items() if kind in report["bytes"]
+    ]
+    rows.append(("bytes in all", f"{report['bytes']['stored']:,} of the full tables' {report['bytes']['full']:,}"))
+    rows.append(("ratio", f"{report['ratio']:.2f}x smaller"))
+    rows.append(("seconds", f"{report['seconds']:.2f}"))
+    return "\n".join(f"  {name:<20}{value}" for name, value in rows)
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+
+    def rank(text: str) -> int | str:
+        return text if text == "auto" else int(text)
+
+    parser = argparse.ArgumentParser(prog="movielens.py", description=str(__doc__).split("\n")[0])
+    names = [method.name for method in cce.methods()]
+    parser.add_argument("--method", default="cce", help=f"one of {', '.join(names)} (default: %(default)s)")
+    parser.add_argument(
+        "--ppd", type=int, default=256, help="parameters per dimension and table (default: %(default)s)"
+    )
+    parser.add_argument("--num-bytes", type=int, help="most stored bytes a table, instead of --ppd")
+    parser.add_argument("--dim", type=int, default=32, help="floats of a vector (default: %(default)s)")
+    parser.add_argument(
+        "--rank", type=rank, help="rank of the projection, 0 for none, auto (default: the method's own)"
+    )
+    parser.add_argument("--n-chunks", type=int, default=4, help="chunks of a vector (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=20, help="passes over the data (default: %(default)s)")
+    parser.add_argument(
+        "--last-cluster", type=int, help="cluster after each epoch up to this one (default: 3/4 of them)"
+    )
+    parser.add_argument("--batch-size", type=int, default=256, help="rows a step (default: %(default)s)")
+    parser.add_argument("--lr", type=float, default=1e-3, help="AdamW's learning rate (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of everything random (default: %(default)s)")
+    parser.add_argument("--dataset", default="ml-100k", help=f"one of {', '.join(cce.datasets.names())}")
+    parser.add_argument("--data-dir", help="folder that holds the data set (then CCE_DATA, then the user's cache)")
+    parser.add_argument("--download", action="store_true", help="download the data set where it is not at hand")
+    parser.add_argument("--threads", type=int, help="threads of large calls (default: the cores)")
+    parser.add_argument("--save", metavar="DIR", help="keep the tables of the best epoch there")
+    parser.add_argument("--json", metavar="FILE", help="write the result there")
+    args = parser.parse_args(argv)
+    for name in ("ppd", "dim", "n_chunks", "epochs", "batch_size"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    return args
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """The whole job."""
+    cce.set_num_threads(args.threads)
+    if args.json:
+        with open(args.json, "a"):  # before an hour of training, not after it: can it be written?
+            pass
+    split = load_data(args)
+    tables = make_tables(split, args)
+    for name, table in zip(("users", "items"), tables, strict=True):
+        print(f"{name}: {table!r}", flush=True)
+    model = GMF(*tables, cce.AdamW(lr=args.lr))
+    result = train(model, split, args)
+    report = as_json(split, tables, args, result)
+    if args.json:
+        Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
+    print(summary(report))
+    return report
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command: 0 when it worked, 2 and one line for bad input, 130 for Ctrl-C."""
+    args = parse(argv)
+    try:
+        run(args)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError) as error:
+        print(f"movielens.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    sys.exit(main())

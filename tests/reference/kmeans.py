@@ -1,0 +1,118 @@
+"""k-means and entropies by their definitions: loops over points, distances one coordinate after the other."""
+
+from __future__ import annotations
+
+import collections
+import math
+
+import numpy as np
+
+
+def distances(X, C):
+    """float32 (n, k): Σ_j (X[n, j] − C[c, j])², each step rounded, in the order of j."""
+    X, C = np.asarray(X, np.float32), np.asarray(C, np.float32)
+    out = np.zeros((len(X), len(C)), np.float32)
+    for j in range(X.shape[1]):
+        apart = X[:, j, None] - C[None, :, j]
+        out = out + apart * apart
+    return out
+
+
+def assign(X, C):
+    """Nearest centroids (argmin takes the first of equals) and the squared distances to them."""
+    table = distances(X, C)
+    labels = table.argmin(axis=1)
+    return labels.astype(np.int32), table[np.arange(len(table)), labels]
+
+
+def update(X, labels, k, weights=None):
+    """Weighted means and weights of the labels, 0 for those without weight."""
+    X = np.asarray(X, np.float32).astype(np.float64)
+    weights = np.ones(len(X)) if weights is None else np.asarray(weights, np.float32).astype(np.float64)
+    centroids, counts = np.zeros((k, X.shape[1])), np.zeros(k)
+    for x, label, weight in zip(X, labels, weights):
+        centroids[label] += weight * x
+        counts[label] += weight
+    for c in range(k):
+        if counts[c] > 0:
+            centroids[c] /= counts[c]
+    return centroids.astype(np.float32), counts
+
+
+def inertia(costs, weights=None):
+    weights = [1.0] * len(costs) if weights is None else weights
+    return math.fsum(float(c) * float(w) for c, w in zip(costs, weights))
+
+
+def lloyd(X, C, n_iter):
+    """The textbook: n_iter times means, then nearest centroids, with no rule for stopping or for empty clusters.
+
+    An empty cluster stays where it is. Returns (centroids, labels).
+    """
+    C = np.asarray(C, np.float32)
+    labels, _ = assign(X, C)
+    for _ in range(n_iter):
+        moved, counts = update(X, labels, len(C))
+        C = np.where(counts[:, None] > 0, moved, C)
+        labels, _ = assign(X, C)
+    return C, labels
+
+
+def refill(X, labels, costs, k, weights=None):
+    """Give each empty cluster, in order, the costliest point that costs anything, whose like has not been given yet and
+    that is not the last with weight of its cluster."""
+    weights = np.ones(len(X)) if weights is None else np.asarray(weights, np.float64)
+    labels = labels.copy()
+    left = collections.Counter(int(c) for c, w in zip(labels, weights) if w > 0)
+    shares = [float(c) * float(w) for c, w in zip(costs, weights)]
+    order = sorted(range(len(X)), key=lambda n: (-shares[n], n))
+    empty, seen = [c for c in range(k) if not left[c]], set()
+    for n in order:
+        value = tuple(float(v) for v in X[n])
+        if empty and shares[n] > 0 and left[int(labels[n])] > 1 and value not in seen:
+            left[int(labels[n])] -= 1
+            labels[n] = empty.pop(0)
+            seen.add(value)
+    return labels
+
+
+def kmeans(X, C, n_iter, weights=None):
+    """Lloyd's iteration with empty clusters refilled, until nothing changes. Returns (centroids, labels)."""
+    X, C = np.asarray(X, np.float32), np.asarray(C, np.float32)
+    labels, costs = assign(X, C)
+    for _ in range(n_iter):
+        moved, counts = update(X, refill(X, labels, costs, len(C), weights), len(C), weights)
+        moved = np.where(counts[:, None] > 0, moved, C)
+        if (moved == C).all():
+            break
+        new_labels, new_costs = assign(X, moved)
+        if inertia(new_costs, weights) > inertia(costs, weights):
+            break
+        C, labels, costs = moved, new_labels, new_costs
+    return C, labels
+
+
+def entropy(items):
+    """−Σ p log p over the shares of equal items."""
+    items = list(items)
+    return -math.fsum(c / len(items) * math.log(c / len(items)) for c in collections.Counter(items).values())
+
+
+def least_entropies(columns):
+    columns = [[int(v) for v in column] for column in columns]
+    pairs = [entropy(zip(a, b)) for i, a in enumerate(columns) for b in columns[:i]]
+    first = min(entropy(column) for column in columns)
+    return first, min(pairs, default=first)
+
+
+def spread(X, k, uniforms, weights=None):
+    """k-means++ by the cumulative sum of weight · squared distance, one given uniform number a draw."""
+    weights = np.ones(len(X)) if weights is None else np.asarray(weights, np.float64)
+    picked, shares = [], weights
+    for u in uniforms[:k]:
+        ends = np.cumsum(shares)
+        if ends[-1] == 0:
+            break
+        picked.append(int(np.searchsorted(ends, u * ends[-1], side="right")))
+        shares = weights * distances(X, np.asarray(X)[picked]).min(axis=1)
+    return [picked[i % len(picked)] for i in range(k)]

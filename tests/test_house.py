@@ -1,0 +1,424 @@
+"""The house's own rules: light imports, one-way imports, the wheel, stale compiled code, the public names."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+import types
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import cce_core
+
+ROOT = Path(__file__).resolve().parents[1]
+FORBIDDEN = ("torch", "jax", "triton", "sklearn", "pandas", "matplotlib")
+MOST_LINES = 450
+MOST_NAMES = 25
+
+
+def python_files(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in python_files("cce_core")}
+
+
+def run_python(code: str, first: Path, **environment: str | None) -> str:
+    """What `code` prints in a fresh interpreter that looks for modules in `first`; None takes a variable away."""
+    path = os.pathsep.join([str(first), str(Path(cce_core.__file__).parents[1])])
+    merged = {**os.environ, **environment, "PYTHONPATH": path}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={name: text for name, text in merged.items() if text is not None},
+        cwd=first,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# Imports stay light
+
+
+def heavy_imports(modules: list[str], folder: Path) -> set[str]:
+    """Which forbidden packages `modules` pull in.
+
+    `folder` is on the path and gets an empty stand-in for each, so that an import hidden in `try` is seen also where
+    the real package is not installed.
+    """
+    for name in FORBIDDEN:
+        (folder / f"{name}.py").write_text("")
+    code = f"import importlib, sys\nfor m in {modules!r}: importlib.import_module(m)\nprint(*sys.modules)"
+    loaded = run_python(code, folder).split()
+    assert set(modules) <= set(loaded)
+    return set(FORBIDDEN) & set(loaded)
+
+
+def test_import_pulls_in_no_framework(tmp_path):
+    assert heavy_imports(["cce_core"], tmp_path) == set()
+
+
+def test_no_module_pulls_in_a_framework(tmp_path):
+    modules = [name for name in MODULES if not name.startswith("cce_core.adapters")]
+    assert heavy_imports(modules, tmp_path) == set()
+
+
+@pytest.mark.parametrize("statement", ["import torch", "try:\n    import jax\nexcept ImportError:\n    pass"])
+def test_the_check_of_imports_can_fail(tmp_path, statement):
+    (tmp_path / "heavy.py").write_text(statement)
+    assert len(heavy_imports(["heavy"], tmp_path)) == 1
+
+
+# Imports run one way
+
+RANKS = {
+    "private": 0,
+    "hashing": 1,
+    "storage": 1,
+    "sketching": 2,
+    "clustering": 2,
+    "training": 3,
+    "theory": 3,
+    "datasets": 3,
+    "root": 4,
+    "kernels": 4,
+    "adapters": 5,
+    "examples": 6,
+    "bench": 6,
+}
+
+
+def part_of(module: str) -> str:
+    """The part of the house that a module belongs to: `cce_core.hashing.mix` is in `hashing`."""
+    names = module.split(".")
+    if names[0] != "cce_core":
+        return names[0].replace("cce_kernels", "kernels")
+    if len(names) == 1:
+        return "root"
+    return "private" if names[1].startswith("_") else names[1]
+
+
+def statements(tree: ast.AST, late: bool):
+    """The nodes of a file; without `late`, those that run when it is imported: no function bodies, no TYPE_CHECKING."""
+    for node in ast.iter_child_nodes(tree):
+        waits = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        waits |= isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+        if late or not waits:
+            yield node
+            yield from statements(node, late)
+
+
+def imports_of(module: str, text: str, modules: set[str], package: bool, late: bool = True) -> set[str]:
+    """Every module of the house that `text` imports; with `late`, inside functions and for type checkers too."""
+    found = set()
+    for node in statements(ast.parse(text), late):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                names = module.split(".")
+                names = names[: len(names) - node.level + package]
+                base = ".".join(names + ([base] if base else []))
+            # `from package import name` is an import of the submodule where there is one, else of the package.
+            targets = [f"{base}.{a.name}" if f"{base}.{a.name}" in modules else base for a in node.names]
+        else:
+            continue
+        found |= {name for name in targets if name.split(".")[0] in ("cce_core", "cce_kernels", "examples", "bench")}
+    return found - {module}
+
+
+def wrong_ways(edges: dict[str, set[str]]) -> list[str]:
+    """Imports from a lower part to a higher one."""
+    return [
+        f"{module} imports {target}"
+        for module, targets in sorted(edges.items())
+        for target in sorted(targets)
+        if RANKS[part_of(target)] > RANKS[part_of(module)]
+    ]
+
+
+def a_circle(edges: dict[str, set[str]]) -> list[str]:
+    """One circle of imports, or an empty list."""
+    done: set[str] = set()
+
+    def walk(node: str, path: list[str]) -> list[str]:
+        if node in path:
+            return [*path[path.index(node) :], node]
+        if node in done:
+            return []
+        for other in sorted(edges.get(node, ())):
+            if circle := walk(other, [*path, node]):
+                return circle
+        done.add(node)
+        return []
+
+    return next((circle for node in sorted(edges) if (circle := walk(node, []))), [])
+
+
+def all_imports(late: bool = True) -> dict[str, set[str]]:
+    edges = {}
+    for path in python_files("cce_core", "kernels", "examples", "bench"):
+        name = module_name(path)
+        name = "cce_kernels" + name.removeprefix("kernels") if name.startswith("kernels") else name
+        edges[name] = imports_of(name, path.read_text(), set(MODULES), path.name == "__init__.py", late)
+    return edges
+
+
+def test_imports_run_one_way():
+    assert wrong_ways(all_imports()) == []
+
+
+def test_no_circle_of_modules():
+    """As imports run: within a part, two files may know each other's types, or import late."""
+    assert a_circle(all_imports(late=False)) == []
+
+
+def test_no_circle_of_parts():
+    parts: dict[str, set[str]] = {}
+    for module, targets in all_imports().items():
+        parts.setdefault(part_of(module), set()).update(map(part_of, targets))
+    assert a_circle({part: targets - {part} for part, targets in parts.items()}) == []
+
+
+def test_the_checks_of_ways_can_fail():
+    modules = {"cce_core.hashing", "cce_core.hashing.mix", "cce_core.sketching", "cce_core.training"}
+    for text in (
+        "import cce_core.training",
+        "from cce_core import training",
+        "from ..training import Adam",
+        "def late():\n    from cce_core.training import Adam",
+    ):
+        edges = {"cce_core.hashing.mix": imports_of("cce_core.hashing.mix", text, modules, False)}
+        assert wrong_ways(edges) == ["cce_core.hashing.mix imports cce_core.training"]
+        late = "def " in text
+        assert imports_of("cce_core.hashing.mix", text, modules, False, late=False) == (
+            set() if late else {"cce_core.training"}
+        )
+    hint = "if TYPE_CHECKING:\n    import cce_core.training"
+    assert imports_of("cce_core.hashing", hint, modules, True, late=False) == set()
+    assert imports_of("cce_core.hashing", hint, modules, True) == {"cce_core.training"}
+    inside = imports_of("cce_core.hashing", "from .mix import mix_hash", modules, True)
+    assert inside == {"cce_core.hashing.mix"}
+    assert a_circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert a_circle({"a": {"b", "c"}, "b": {"c"}}) == []
+
+
+def test_files_are_short():
+    lines = {
+        str(p.relative_to(ROOT)): p.read_text().count("\n")
+        for p in python_files("cce_core", "kernels", "tests", "examples", "bench")
+    }
+    assert {name: n for name, n in lines.items() if n > MOST_LINES} == {}
+
+
+def test_the_library_does_not_print():
+    for path in MODULES.values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+            assert called != "print", f"{path.relative_to(ROOT)}:{node.lineno}"
+
+
+def test_one_door_to_numba():
+    """Only _jit.py touches numba's decorators, and only a file that imports it is in the digest of compiled sources."""
+    for name, path in MODULES.items():
+        text = path.read_text()
+        if name != "cce_core._jit":
+            assert "import numba" not in text, name
+            assert "@jit" not in text or "cce_core._jit import" in text, name
+        assert "prange" not in text, name
+
+
+# The wheel
+
+
+def listed_packages() -> set[str]:
+    return set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+
+
+def test_listed_packages_are_those_on_disk():
+    folders = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+    assert listed_packages() == folders | {"cce_kernels"}
+    assert {module_name(path.parent / "__init__.py") for path in MODULES.values()} == folders, (
+        "a folder has no __init__.py"
+    )
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+    assert not (ROOT / "conftest.py").exists()
+
+
+def test_the_wheel_holds_both_packages_whole(tmp_path):
+    missing = [name for name in ("build", "setuptools") if importlib.util.find_spec(name) is None]
+    if not missing and int(__import__("setuptools").__version__.split(".")[0]) < 77:
+        missing = ["setuptools>=77.0.3"]
+    if missing:
+        assert "TOX_ENV_NAME" not in os.environ, f"tox must install {missing}"
+        pytest.skip(f"to build the wheel, install {' and '.join(missing)}: pip install -e '.[test]'")
+    # From a copy: an old build/ folder would put deleted modules into the wheel.
+    source = tmp_path / "source"
+    junk = shutil.ignore_patterns("__pycache__")
+    for folder in ("cce_core", "kernels"):
+        shutil.copytree(ROOT / folder, source / folder, ignore=junk)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, source)
+    wanted = {path.relative_to(source).as_posix() for path in source.rglob("*.py")}
+    wanted = {"cce_" + name if name.startswith("kernels/") else name for name in wanted}
+    done = subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if ".dist-info/" not in name]
+    assert {name.split("/")[0] for name in names} == {"cce_core", "cce_kernels"}
+    assert set(names) == wanted | {"cce_core/py.typed"}
+
+
+def test_what_is_tested_is_what_is_in_the_checkout():
+    """The checkout itself, or a wheel of just its files: an old build/ folder brings deleted modules back."""
+    installed = Path(cce_core.__file__).parent
+    here = {p.relative_to(ROOT / "cce_core"): p.read_bytes() for p in MODULES.values()}
+    there = {p.relative_to(installed): p.read_bytes() for p in installed.rglob("*.py")}
+    different = sorted(str(name) for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+    assert different == [], "remove build/ and install again"
+
+
+# Compiled code is never stale
+
+CALLER = """
+from cce_core._jit import jit
+from cce_core.hashing.mix import premix
+
+@jit
+def caller(x):
+    return premix(x)
+"""
+CALL = "import numpy as np; from cce_core import _jit, caller; print(int(caller.caller(np.uint64(12345))), _jit._CACHE)"
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the package with a compiled function that inlines another file's helper; and how to call it."""
+    source = Path(cce_core.__file__).parent
+    shutil.copytree(source, tmp_path / "cce_core", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "cce_core" / "__init__.py").write_text("")
+    (tmp_path / "cce_core" / "caller.py").write_text(CALLER)
+
+    def call(cache: Path) -> tuple[int, str]:
+        value, folder = run_python(
+            CALL, tmp_path, NUMBA_CACHE_DIR=str(cache), NUMBA_DISABLE_JIT=None, NUMBA_BOUNDSCHECK=None
+        ).split()
+        return int(value), folder
+
+    return call
+
+
+def premix(x: int, factor: int) -> int:
+    x = (x ^ x >> 32) * factor % 2**64
+    return x ^ x >> 29
+
+
+OLD, NEW = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+def edit_helper(tmp_path: Path) -> None:
+    mix = tmp_path / "cce_core" / "hashing" / "mix.py"
+    text = mix.read_text()
+    assert text.count("0xBF58476D1CE4E5B9") == 1
+    mix.write_text(text.replace("0xBF58476D1CE4E5B9", hex(NEW)))
+
+
+def test_an_edit_of_a_helper_in_another_file_is_seen(copy, tmp_path):
+    cache = tmp_path / "cache"
+    first, folder = copy(cache)
+    assert first == premix(12345, OLD)
+    assert copy(cache) == (first, folder)
+    assert list(Path(folder).rglob("*.nbc")), "nothing was cached, so nothing is shown"
+    edit_helper(tmp_path)
+    second, other_folder = copy(cache)
+    assert second == premix(12345, NEW)
+    assert other_folder != folder
+
+
+def test_without_the_digest_the_edit_would_be_missed(copy, tmp_path):
+    """The trap is real: with one folder for all sources, the caller keeps its old helper."""
+    jit = tmp_path / "cce_core" / "_jit.py"
+    jit.write_text(jit.read_text().replace("Path(base) / source_digest()", 'Path(base) / "all"'))
+    first, folder = copy(tmp_path / "cache")
+    assert folder.endswith("all")
+    edit_helper(tmp_path)
+    assert copy(tmp_path / "cache") == (first, folder)
+
+
+def test_where_no_cache_can_be_written_code_is_compiled_in_memory(copy, tmp_path):
+    blocked = tmp_path / "a file"
+    blocked.write_text("")  # a folder below a file can't be made, whoever asks
+    assert copy(blocked / "cache") == (premix(12345, OLD), "None")
+
+
+def test_old_cache_folders_are_dropped(tmp_path):
+    from cce_core import _jit
+
+    present, young, old = (tmp_path / name for name in ("present", "young", "old"))
+    for folder, days in ((present, 40), (young, 5), (old, 40)):
+        folder.mkdir()
+        when = folder.stat().st_mtime - days * 86_400
+        os.utime(folder, (when, when))
+    _jit._drop_old(present)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["present", "young"]
+
+
+# The public names
+
+
+def public_names() -> dict[str, object]:
+    names = getattr(cce_core, "__all__", None) or [name for name in dir(cce_core) if not name.startswith("_")]
+    return {name: thing for name in names if not isinstance(thing := getattr(cce_core, name), types.ModuleType)}
+
+
+def test_public_names_are_few():
+    assert len(public_names()) <= MOST_NAMES
+
+
+def test_what_type_checkers_see_is_what_there_is():
+    """Names that are loaded when first used are listed twice: for Python, and for type checkers as `x as x`."""
+    tree = ast.parse(Path(cce_core.__file__).read_text())
+    listed = [a.asname for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for a in node.names if a.asname]
+    assert set(listed) == set(getattr(cce_core, "__all__", listed))
+    assert set(listed) <= set(dir(cce_core))
+    with pytest.raises(AttributeError, match="has no attribute 'no_such_name'"):
+        _ = cce_core.no_such_name
+
+
+def test_public_names_have_a_docstring_with_an_example():
+    without = [
+        name for name, thing in public_names().items() if callable(thing) and ">>> " not in (thing.__doc__ or "")
+    ]
+    assert without == []
+
+
+def test_public_methods_have_a_docstring():
+    for name, thing in public_names().items():
+        if inspect.isclass(thing) and thing.__module__.startswith("cce_core"):
+            for method, function in vars(thing).items():
+                if not method.startswith("_") and inspect.isfunction(function):
+                    assert inspect.getdoc(getattr(thing, method)), f"{name}.{method} has no docstring"

@@ -1,0 +1,122 @@
+"""examples/movielens.py as its users run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cce_core as cce
+from cce_core._jit import COMPILED
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "examples" / "movielens.py"
+pytestmark = pytest.mark.skipif(not COMPILED, reason="tens of thousands of rows in plain Python take hours")
+
+
+def run(*arguments, data="nowhere", **settings):
+    environment = {**os.environ, "CCE_DATA": str(data), "XDG_CACHE_HOME": str(data)}
+    environment.setdefault("NUMBA_CACHE_DIR", str(Path.home() / ".cache" / "cce_core" / "numba"))
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, **settings)
+
+
+def test_without_the_data_it_trains_on_a_synthetic_set_and_says_so(tmp_path):
+    done = run("--epochs", 2, "--ppd", 64, "--json", tmp_path / "r.json", "--save", tmp_path / "tables")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("ml-100k: not on this machine")
+    assert "synthetic-ml-100k" in lines[0]
+    assert sum(line.startswith("epoch") for line in lines) == 2
+    assert done.stderr == ""
+    report = json.loads((tmp_path / "r.json").read_text())
+    keys = ("dataset", "method", "num_params", "bytes", "ratio", "auc", "logloss", "epochs", "seconds", "cluster")
+    assert all(key in report for key in keys)
+    assert report["dataset"] == "synthetic-ml-100k"
+    assert 0.55 < report["auc"] < report["best_reachable_auc"]
+    assert len(report["cluster"]) == 2  # after the first epoch, both tables
+    tables = [cce.load(tmp_path / "tables" / f"{name}.safetensors") for name in ("users", "items")]
+    assert sum(t.ledger().total for t in tables) == report["bytes"]["stored"]
+    assert sum(t.num_params for t in tables) == report["num_params"] <= 2 * 64 * 32
+
+
+@pytest.mark.parametrize("method", [m.name for m in cce.methods()])
+def test_every_method_runs(method):
+    done = run("--method", method, "--epochs", 1, "--batch-size", 4096, "--ppd", 64)
+    assert done.returncode == 0, done.stderr
+    assert "ratio" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "nope"], "the methods are full, hash"),
+        (["--dataset", "nope"], "ml-100k"),
+        (["--ppd", "1"], "the least that fits is"),
+        (["--dim", "30"], "not divisible by n_chunks 4"),
+        (["--lr", "-1"], "lr must be at least 0"),
+        (["--num-bytes", "5"], "the least that fits is"),
+        (["--json", "/nowhere/at/all.json"], "/nowhere/at/all.json"),
+        (["--save", "/proc/nowhere"], "nowhere"),
+        (["--epochs", "0"], "--epochs must be at least 1"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments, message):
+    done = run("--epochs", 1, "--batch-size", 8192, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert len(errors) == 1
+
+
+def test_a_data_file_that_is_torn_is_one_clear_line(tmp_path):
+    folder = tmp_path / "ml-100k"
+    folder.mkdir()
+    (folder / "u.data").write_text("1\t2\t5\t100\n1\t3\t")
+    done = run("--epochs", 1, data=tmp_path)
+    assert done.returncode == 2
+    assert "u.data" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_ends_with_130_and_what_was_saved_is_whole(tmp_path):
+    folder = tmp_path / "tables"
+    command = [sys.executable, "-u", str(SCRIPT), "--epochs", "10000", "--save", str(folder)]
+    environment = {**os.environ, "CCE_DATA": "nowhere", "XDG_CACHE_HOME": str(tmp_path)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline and not process.stdout.readline().startswith("epoch   3"):
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    for name in ("users", "items"):
+        cce.load(folder / f"{name}.safetensors")
+    assert sorted(os.listdir(folder)) == ["items.safetensors", "users.safetensors"]
+
+
+@pytest.mark.skipif(
+    not (Path(os.environ.get("CCE_DATA") or "nowhere") / "ml-100k" / "u.data").exists(),
+    reason="MovieLens 100K is not at hand (CCE_DATA names the folder that holds ml-100k/u.data)",
+)
+def test_cce_learns_movielens(tmp_path):
+    done = run("--ppd", 64, "--json", tmp_path / "r.json", data=os.environ["CCE_DATA"])
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["dataset"] == "ml-100k"
+    assert report["auc"] > 0.80  # the plain hashed table has 0.6 at this size
+    assert report["ratio"] > 10
+    assert np.isfinite(report["logloss"])

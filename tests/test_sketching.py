@@ -1,0 +1,291 @@
+"""Tables against their naive twins, their matrices, their budgets, and what callers may hand in wrongly."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import strategies
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import tables as naive
+
+import cce_core as cce
+from cce_core._jit import COMPILED
+from cce_core.sketching import blocks
+
+METHODS = [m.name for m in cce.methods()]
+HASHED = ["hash", "ce", "robe"]
+
+
+@st.composite
+def tables(draw, methods=METHODS):
+    method = draw(st.sampled_from(methods))
+    chunks = draw(st.sampled_from([1, 2, 3, 4]))
+    width = draw(st.integers(1, 5))
+    rank = draw(st.sampled_from([0, chunks]))
+    dim = chunks * width
+    vocab = draw(st.integers(1, 60))
+    options = {"signed": draw(st.booleans())} if method == "hash" else {}
+    budget = {}
+    if method != "full":
+        least = dim * (2 * vocab + 2) + rank * dim
+        budget = {"num_params": draw(st.integers(least, 6 * least))}
+    return cce.make_table(
+        method, vocab, dim, n_chunks=chunks, rank=rank, seed=draw(strategies.seeds), **budget, **options
+    )
+
+
+def spec_of(table):
+    spec, buffers = table.spec, table.buffers()
+    return {
+        "vocab": spec.vocab, "inner": spec.inner, "n_chunks": spec.n_chunks, "sizes": spec.sizes,
+        "options": dict(spec.options), "keys": buffers.get("keys", []), "words": buffers.get("pointers", []),
+    }  # fmt: skip
+
+
+def arrays_of(table):
+    return table.parameters()["memory"], table.parameters().get("projection")
+
+
+@given(st.data())
+def test_lookup_equals_its_definition(data):
+    table = data.draw(tables())
+    ids = data.draw(strategies.ids(vocab=table.spec.vocab))
+    expected = naive.lookup(table.spec.method, ids.reshape(-1), *arrays_of(table), **spec_of(table))
+    got = table.lookup(ids)
+    assert got.dtype == np.float32
+    assert got.shape == (*ids.shape, table.spec.dim)
+    np.testing.assert_allclose(got.reshape(-1, table.spec.dim), expected, rtol=1e-5, atol=1e-6)
+
+
+@given(tables())
+def test_lookup_equals_the_matrices(table):
+    h, m, w = table.factors()
+    ids = np.arange(table.spec.vocab)
+    np.testing.assert_allclose(table.lookup(ids), (h @ m @ w)[ids], rtol=1e-5, atol=1e-6)
+    assert (table.sketch_matrix() != h).nnz == 0
+    assert abs(h).sum() == table.spec.vocab * len(table.layout.columns)
+
+
+@given(st.data())
+def test_backward_equals_its_definition_and_is_the_adjoint(data):
+    table = data.draw(tables())
+    ids = data.draw(strategies.ids(vocab=table.spec.vocab, shape=st.integers(0, 12)))
+    grads = data.draw(strategies.float32_arrays((*ids.shape, table.spec.dim), -8, 8))
+    memory, by_projection = naive.backward(table.spec.method, ids, grads, *arrays_of(table), **spec_of(table))
+    sparse, dense = table.backward(ids, grads), table.backward(ids, grads, dense=True)
+    assert len(set(sparse["memory"].index.tolist())) == len(sparse["memory"].index)
+    np.testing.assert_array_equal(sparse["memory"].dense(), dense["memory"])
+    np.testing.assert_allclose(dense["memory"], memory, rtol=1e-4, atol=1e-4)
+    if by_projection is not None:
+        np.testing.assert_allclose(dense["projection"], by_projection, rtol=1e-4, atol=1e-3)
+    # <lookup(M), G> = <M, backward(G)>
+    left = float((table.lookup(ids).astype(np.float64) * grads).sum())
+    right = float((memory * table.parameters()["memory"]).sum())
+    assert left == pytest.approx(right, rel=1e-3, abs=1e-3)
+
+
+@given(tables(), st.data())
+def test_only_what_is_looked_up_is_touched(table, data):
+    ids = data.draw(strategies.ids(vocab=table.spec.vocab, shape=st.integers(1, 3)))
+    gradient = table.backward(ids, np.ones((*ids.shape, table.spec.dim)))["memory"]
+    at, _ = blocks.addresses(
+        table.layout, table.buffers().get("keys", np.empty(0, np.uint64)),
+        table.buffers().get("pointers", np.empty(0, np.uint64)), np.asarray(ids).astype(np.uint64),
+    )  # fmt: skip
+    span = (at[..., None] + np.arange(table.layout.width)) % table.layout.size
+    assert set(gradient.index.tolist()) == set((span // table.layout.unit).ravel().tolist())
+    again = table.backward(ids, np.ones((*ids.shape, table.spec.dim)))["memory"]  # the scratch is as it was
+    np.testing.assert_array_equal(gradient.index, again.index)
+    np.testing.assert_array_equal(gradient.values, again.values)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("width", [1, 2, 3, 8])
+def test_results_do_not_depend_on_the_number_of_threads(method, width):
+    n = 20_000 if COMPILED else 300
+    budget = {} if method == "full" else {"num_params": 40_000}
+    table = cce.make_table(method, 1000, 4 * width, n_chunks=4, rank=0, seed=3, **budget)
+    rng = np.random.default_rng(0)
+    ids, grads = rng.integers(0, 1000, n), rng.standard_normal((n, 4 * width), np.float32)
+    seen = []
+    for threads in (1, 2, 3):
+        cce.set_num_threads(threads)
+        sparse = table.backward(ids, grads)["memory"]
+        seen.append((table.lookup(ids), table.backward(ids, grads, dense=True)["memory"], sparse.index, sparse.values))
+    for other in seen[1:]:
+        for a, b in zip(seen[0], other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "full"])
+@pytest.mark.parametrize("kind", ["num_params", "num_bytes"])
+@given(data=st.data())
+def test_a_budget_is_kept_and_used(method, kind, data):
+    chunks = data.draw(st.sampled_from([1, 2, 4]))
+    dim = chunks * data.draw(st.integers(1, 8))
+    vocab = data.draw(st.integers(1, 3000))
+    rank = data.draw(st.sampled_from([0, chunks]))
+    budget = data.draw(st.integers(1, 60_000))
+    make = {"vocab": vocab, "dim": dim, "n_chunks": chunks, "rank": rank}
+    try:
+        table = cce.make_table(method, **make, **{kind: budget})
+    except cce.BudgetError as error:
+        least = int(str(error).split("the least that fits is ")[1].split()[0].replace(",", ""))
+        assert least > budget
+        table, budget = cce.make_table(method, **make, **{kind: least}), least
+        with pytest.raises(cce.BudgetError):
+            cce.make_table(method, **make, **{kind: least - 1})
+    used = table.num_params if kind == "num_params" else table.ledger().total
+    assert used <= budget
+    grain = 2 * dim * 4 + (vocab * chunks // 8 + 8)  # a row more in float32, or a bit more a pointer
+    if method != "qr" or table.spec.sizes[0] < vocab:
+        assert used >= min(0.9 * budget, budget - grain)
+
+
+@given(tables())
+def test_the_ledger_is_the_arrays(table):
+    arrays = [*table.parameters().values(), *table.buffers().values()]
+    assert table.ledger().total == sum(a.nbytes for a in arrays)
+    assert table.ledger().full == 4 * table.spec.vocab * table.spec.dim
+    assert "table" in repr(table)
+
+
+def test_a_million_ids_cost_four_bytes_of_pointers_each():
+    table = cce.make_table("cce", 1_000_000 if COMPILED else 10_000, 32, num_params=256 * 64, n_chunks=4, rank=0)
+    assert table.spec.sizes == (256,)
+    assert table.ledger().stored["pointers"] == 4 * table.spec.vocab
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dim", [4, 32, 64])
+@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("rows", [40, 400])
+def test_first_vectors_have_the_same_norm_at_every_size(method, dim, rank, rows):
+    norms = []
+    for seed in range(10):
+        budget = {} if method == "full" else {"num_params": 2 * rows * (rank or dim) + rank * dim}
+        table = cce.make_table(method, 500, dim, rank=rank, seed=seed, **budget)
+        norms.append(np.square(table.lookup(np.arange(500))).sum(1).mean() ** 0.5)
+    assert 0.18 < np.mean(norms) < 0.33
+
+
+def test_seeds_differ_and_repeat():
+    make = [cce.make_table("cce", 50, 8, num_params=256, seed=s).lookup(np.arange(50)) for s in (0, 0, 1)]
+    np.testing.assert_array_equal(make[0], make[1])
+    assert not np.array_equal(make[0], make[2])
+
+
+def test_addresses_are_frozen():
+    """Files depend on these: a change needs a new version of the format."""
+    table = cce.make_table("cce", 100, 8, num_params=512, n_chunks=2, rank=0, seed=7)
+    assert table.spec.sizes == (32,)
+    keys = [11693039690325709932, 2646848991610794870]
+    assert table.buffers()["keys"].tolist() == keys
+    expected = [[naive.bucket(i, key, 32) for key in keys] for i in range(5)]
+    at, _ = blocks.addresses(
+        table.layout, table.buffers()["keys"], table.buffers()["pointers"], np.arange(5, dtype=np.uint64)
+    )
+    hashed = [c for c in table.layout.columns if c.kind == blocks.HASH]
+    got = [[int(at[i, 2 * c + 1] - hashed[c].base) // hashed[c].stride for c in range(2)] for i in range(5)]
+    assert got == expected
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("wrong", [-1, 10, 2**40, 2**63 - 1, -(2**63)])
+def test_an_id_outside_is_named_with_its_position(method, wrong):
+    table = cce.make_table(method, 10, 8, **({} if method == "full" else {"num_params": 400}), rank=0)
+    ids = np.zeros((3, 4), np.int64)
+    ids[1, 2] = wrong
+    for call in (table.lookup, lambda x: table.backward(x, np.zeros((3, 4, 8)))):
+        with pytest.raises(IndexError, match=rf"id {wrong} at position \(1, 2\).*0 to 9"):
+            call(ids)
+
+
+@pytest.mark.parametrize("method", HASHED)
+def test_an_unbounded_table_takes_every_64_bit_id(method):
+    table = cce.make_table(method, None, 8, num_params=400)
+    ids = np.array([0, 1, 2**63 - 1, -1, -(2**63)])
+    np.testing.assert_array_equal(table.lookup(ids), table.lookup(ids.astype(np.uint64)))
+    assert table.ledger().ratio is None
+    with pytest.raises(ValueError, match="unbounded"):
+        table.sketch_matrix()
+
+
+@pytest.mark.parametrize("bad", [1.5, [0.0], ["a"], None, [True]])
+def test_ids_must_be_integers(bad):
+    with pytest.raises(TypeError, match="ids must be integers"):
+        cce.make_table("full", 10, 2).lookup(bad)
+
+
+def test_an_empty_batch_is_an_empty_result():
+    table = cce.make_table("cce", 10, 8, num_params=200, rank=4)
+    assert table.lookup([]).shape == (0, 8)
+    gradient = table.backward([], np.empty((0, 8)))
+    assert not gradient["projection"].any()
+    assert len(gradient["memory"].index) == 0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_gradients_must_be_finite(bad):
+    grads = np.zeros((2, 8))
+    grads[1, 3] = bad
+    with pytest.raises(ValueError, match=r"finite.*\(1, 3\)"):
+        cce.make_table("ce", 10, 8, num_params=80).backward([1, 2], grads)
+
+
+def test_gradients_must_have_the_vectors_shape():
+    with pytest.raises(ValueError, match=r"shape \(2, 8\), got \(2, 7\)"):
+        cce.make_table("ce", 10, 8, num_params=80).backward([1, 2], np.zeros((2, 7)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"method": "nope"}, ValueError, "the methods are full, hash"),
+        ({"dim": 30}, ValueError, "dim 30 is not divisible by n_chunks 4"),
+        ({"rank": 6}, ValueError, "rank 6 is not divisible by n_chunks 4"),
+        ({"rank": 64}, ValueError, "rank must be between 0 and 32"),
+        ({"rank": "much"}, ValueError, 'rank must be a whole number or "auto"'),
+        ({"dim": 0}, ValueError, "dim must be at least 1"),
+        ({"dim": 4.0}, TypeError, "dim must be a whole number"),
+        ({"vocab": 0}, ValueError, "vocab must be between 1"),
+        ({"vocab": None}, ValueError, "needs a vocab"),
+        ({"seed": -1}, ValueError, "seed must be between"),
+        ({"num_params": None}, ValueError, "needs a budget"),
+        ({"num_params": 0}, ValueError, "num_params must be at least 1"),
+        ({"num_params": 10}, ValueError, "the least that fits is"),
+        ({"num_bytes": 10}, ValueError, "not both"),
+        ({"colour": "red"}, ValueError, "unknown option 'colour'"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        cce.make_table(**{"method": "cce", "vocab": 100, "dim": 32, "num_params": 4096, **arguments})
+
+
+def test_full_says_what_it_would_take():
+    with pytest.raises(cce.BudgetError, match="800 parameters"):
+        cce.make_table("full", 100, 8, num_params=799)
+
+
+def test_arrays_of_the_callers_own():
+    table = cce.make_table("ce", 100, 8, num_params=160)
+    arrays = {**table.parameters(), **table.buffers()}
+    other = cce.Table(table.spec, arrays)
+    assert other.parameters()["memory"] is arrays["memory"]
+    for spoiled in (
+        {},
+        {**arrays, "memory": arrays["memory"][:-1]},
+        {**arrays, "memory": arrays["memory"].astype(float)},
+    ):
+        with pytest.raises(ValueError, match="arrays|must be"):
+            cce.Table(table.spec, spoiled)
+
+
+@given(strategies.words, st.integers(1, 2**32 - 1))
+def test_the_short_range_reduction_is_the_long_one(word, n):
+    from cce_core.hashing.mix import multiply_high, multiply_high_32
+
+    a, b = np.uint64(word), np.uint64(n)
+    assert int(multiply_high_32(a, b)) == int(multiply_high(a, b)) == word * n >> 64

@@ -1,0 +1,210 @@
+"""Packed pointers, the ledger, and files that last."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import tables as naive
+
+import cce_core as cce
+from cce_core.storage import FileFormatError, Ledger, Packing, bits_for, load_arrays, save_arrays
+
+
+@given(st.integers(1, 200), st.lists(st.integers(0, 40), min_size=1, max_size=5), st.randoms(use_true_random=False))
+def test_packed_pointers_come_back(n, bits, random):
+    packing = Packing(n, tuple(bits))
+    words = packing.empty()
+    assert words.nbytes == 8 * -(-n * sum(bits) // 64)
+    columns = [np.array([random.getrandbits(b) if b else 0 for _ in range(n)]) for b in bits]
+    bits31 = [min(b, 31) for b in bits]
+    columns = [c & ((1 << b) - 1) for c, b in zip(columns, bits31, strict=True)]
+    for field, column in enumerate(columns):
+        cut = random.randrange(n + 1)  # in two parts, the later one first
+        packing.write(words, field, cut, column[cut:])
+        packing.write(words, field, 0, column[:cut])
+    for field, column in enumerate(columns):
+        np.testing.assert_array_equal(packing.read(words, field, 0, n), column)
+        i = random.randrange(n)
+        assert naive.pointer(words, i, sum(bits), packing.offsets[field], bits[field]) == column[i]
+
+
+@pytest.mark.parametrize("bits", range(1, 10))
+def test_every_small_packing_exhaustively(bits):
+    for n in range(1, 24):
+        packing = Packing(n, (bits, 3))
+        words = packing.empty()
+        values = np.arange(n) % (1 << bits)
+        packing.write(words, 0, 0, values)
+        packing.write(words, 1, 0, np.full(n, 7))
+        np.testing.assert_array_equal(packing.read(words, 0, 0, n), values)
+        packing.write(words, 1, 0, np.zeros(n, int))
+        np.testing.assert_array_equal(packing.read(words, 0, 0, n), values)
+
+
+def test_a_pointer_that_does_not_fit_is_refused():
+    packing = Packing(10, (3,))
+    words = packing.empty()
+    for bad in ([8], [-1]):
+        with pytest.raises(ValueError, match="pointers of 3 bits go from 0 to 7"):
+            packing.write(words, 0, 0, np.array(bad))
+    with pytest.raises(ValueError, match="len"):
+        packing.write(words, 0, 9, np.array([1, 1]))
+    assert not words.any()
+
+
+def test_bits_for():
+    assert [bits_for(n) for n in (1, 2, 3, 4, 5, 256, 257, 2**31)] == [0, 1, 2, 2, 3, 8, 9, 31]
+    with pytest.raises(ValueError, match="at least 1"):
+        bits_for(0)
+
+
+def test_the_ledger_adds_and_prints():
+    a, b = Ledger({"memory": 10}, {"gradient": 4}, 100), Ledger({"memory": 5, "keys": 8}, {}, 50)
+    both = a + b
+    assert dict(both.stored) == {"memory": 15, "keys": 8}
+    assert (both.total, both.full, dict(both.training)) == (23, 150, {"gradient": 4})
+    assert both.ratio == pytest.approx(150 / 23)
+    assert "memory" in str(both)
+    assert "6.52 x" in str(both)
+    assert (a + Ledger({"memory": 1}, {}, None)).ratio is None
+
+
+@pytest.fixture
+def table():
+    table = cce.make_table("cce", 300, 16, num_params=1024, seed=5)
+    table.cluster()
+    return table
+
+
+@pytest.mark.parametrize("method", [m.name for m in cce.methods()])
+@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("mmap", [False, True])
+def test_save_and_load_give_the_same_bits(method, rank, mmap, tmp_path):
+    table = cce.make_table(
+        method, 100, 16, **({} if method == "full" else {"num_params": 1024}), rank=rank, seed=2**64 - 1
+    )
+    path = tmp_path / "t.safetensors"
+    table.save(path)
+    again = cce.load(path, mmap=mmap)
+    assert again.spec == table.spec
+    assert hash(again.spec) == hash(table.spec)
+    for mine, its in ((table.parameters(), again.parameters()), (table.buffers(), again.buffers())):
+        assert mine.keys() == its.keys()
+        for name, array in mine.items():
+            assert array.dtype == its[name].dtype
+            np.testing.assert_array_equal(array, its[name])
+    np.testing.assert_array_equal(table.lookup(np.arange(100)), again.lookup(np.arange(100)))
+
+
+def test_the_file_less_its_header_is_what_the_ledger_says(table, tmp_path):
+    table.save(tmp_path / "t")
+    raw = (tmp_path / "t").read_bytes()
+    header = 8 + int.from_bytes(raw[:8], "little")
+    assert len(raw) - header == table.ledger().total
+    assert os.listdir(tmp_path) == ["t"]
+
+
+def test_a_loaded_table_goes_on_as_the_saved_one(table, tmp_path):
+    table.save(tmp_path / "t")
+    again = cce.load(tmp_path / "t")
+    assert again.generation == table.generation == 1
+    for t in (table, again):
+        t.cluster()
+    np.testing.assert_array_equal(table.lookup(np.arange(300)), again.lookup(np.arange(300)))
+
+
+def test_a_mapped_table_cannot_be_trained_in_silence(table, tmp_path):
+    table.save(tmp_path / "t")
+    mapped = cce.load(tmp_path / "t", mmap=True)
+    with pytest.raises(ValueError, match="read-only"):
+        cce.SGD(0.1).step(mapped, mapped.backward([1], np.ones((1, 16))))
+    with pytest.raises(ValueError, match="read-only"):
+        mapped.cluster()
+
+
+def test_every_truncation_is_refused(table, tmp_path):
+    table.save(tmp_path / "t")
+    raw = (tmp_path / "t").read_bytes()
+    for length in {*range(0, len(raw), 97), 7, 8, 9, len(raw) - 1}:
+        (tmp_path / "torn").write_bytes(raw[:length])
+        with pytest.raises(FileFormatError, match="torn"):
+            cce.load(tmp_path / "torn")
+    (tmp_path / "torn").write_bytes(raw + b"\0")
+    with pytest.raises(FileFormatError, match="torn"):
+        cce.load(tmp_path / "torn")
+
+
+def test_a_changed_byte_is_refused(table, tmp_path):
+    table.save(tmp_path / "t")
+    raw = (tmp_path / "t").read_bytes()
+    for at in range(0, len(raw), 61):
+        changed = bytearray(raw)
+        changed[at] ^= 0x10
+        (tmp_path / "bad").write_bytes(changed)
+        try:
+            again = cce.load(tmp_path / "bad")
+        except FileFormatError:
+            pass
+        else:  # only where the header's own spaces were hit can nothing have changed
+            assert again.spec == table.spec
+            np.testing.assert_array_equal(again.lookup(np.arange(300)), table.lookup(np.arange(300)))
+
+
+def test_foreign_and_future_files_are_refused(table, tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file({"a": np.zeros(3)}, tmp_path / "foreign")
+    with pytest.raises(FileFormatError, match="not a table of cce-core"):
+        cce.load(tmp_path / "foreign")
+    save_file({"a": np.zeros(3)}, tmp_path / "future", metadata={"format": "cce-core", "version": "99"})
+    with pytest.raises(FileFormatError, match="version 99"):
+        cce.load(tmp_path / "future")
+    for spec in ({}, {**table.spec.as_json(), "method": "nope"}, {**table.spec.as_json(), "sizes": [7]}):
+        save_arrays(tmp_path / "odd", {**table.parameters(), **table.buffers()}, spec)
+        with pytest.raises(FileFormatError, match="does not fit together"):
+            cce.load(tmp_path / "odd")
+    (tmp_path / "text").write_text(json.dumps({"hello": 1}))
+    with pytest.raises(FileFormatError, match="torn, truncated or not"):
+        cce.load(tmp_path / "text")
+    with pytest.raises(FileNotFoundError):
+        cce.load(tmp_path / "missing")
+
+
+def test_a_save_that_dies_leaves_the_old_file_whole(table, tmp_path, monkeypatch):
+    path = tmp_path / "t"
+    table.save(path)
+    old = path.read_bytes()
+    table.parameters()["memory"][:] += 1
+
+    def dies(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "fsync", dies)
+    with pytest.raises(OSError, match="No space"):
+        table.save(path)
+    assert path.read_bytes() == old
+    assert os.listdir(tmp_path) == ["t"]
+
+
+def test_a_folder_that_is_not_there_is_an_error(table, tmp_path):
+    with pytest.raises(OSError, match="nowhere"):
+        table.save(tmp_path / "nowhere" / "t")
+
+
+def test_arrays_of_every_type_come_back(tmp_path):
+    arrays = {
+        t: np.arange(6).reshape(2, 3).astype(t) for t in ("float32", "uint64", "int64", "uint8", "int8", "uint16")
+    }
+    save_arrays(tmp_path / "a", {**arrays, "empty": np.empty((0, 4), np.float32)}, {"x": 1})
+    for mmap in (False, True):
+        back, spec = load_arrays(tmp_path / "a", mmap=mmap)
+        assert spec == {"x": 1}
+        assert back.pop("empty").shape == (0, 4)
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(back[name], array)
+            assert back[name].dtype == array.dtype
