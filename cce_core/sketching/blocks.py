@@ -282,6 +282,12 @@ class SparseGradient:
         index: int64 (touched,), each unit at most once, in order of first touch.
         values: float32 (touched, unit).
         size: floats of the whole parameter.
+
+    Example:
+        >>> import numpy as np, cce_core as cce
+        >>> gradient = cce.SparseGradient(np.array([1]), np.array([[5.0, 6.0]], np.float32), 6)
+        >>> gradient.dense()
+        array([0., 0., 5., 6., 0., 0.], dtype=float32)
     """
 
     index: NDArray[np.int64]

@@ -49,6 +49,12 @@ class ClusterReport:
         iterations: of k-means, for each chunk.
         scratch_bytes: the largest extra memory that was held.
         seconds: wall clock.
+
+    Example:
+        >>> import cce_core as cce
+        >>> report = cce.make_table("cce", vocab=1000, dim=16, num_params=2048, seed=0).cluster()
+        >>> report.generation, report.column_entropy <= report.pair_entropy
+        (1, True)
     """
 
     generation: int

@@ -51,10 +51,10 @@ def make_table(
         >>> table = cce.make_table("cce", vocab=1_000_000, dim=32, num_params=65_536, n_chunks=4, rank=0)
         >>> table.spec.sizes
         (1024,)
-        >>> cce.make_table("cce", vocab=1_000_000, dim=32, num_bytes=1_000_000, rank=0)
+        >>> cce.make_table("cce", vocab=1_000_000, dim=32, num_bytes=100, rank=0)
         Traceback (most recent call last):
         ...
-        cce_core.sketching.spec.BudgetError: 1,000,000 bytes are too few for 'cce' with vocab 1,000,000, dim 32, rank 0 \
+        cce_core.sketching.spec.BudgetError: 100 bytes are too few for 'cce' with vocab 1,000,000, dim 32, rank 0 \
 and 4 chunks: the least that fits is 296 bytes
     """
     rule = get_method(method)

@@ -10,7 +10,15 @@ Option = bool | int | float | str | None
 
 
 class BudgetError(ValueError):
-    """A budget that is too small for the table asked for; the message says the least that fits."""
+    """A budget that is too small for the table asked for; the message says the least that fits.
+
+    Example:
+        >>> import cce_core as cce
+        >>> cce.make_table("full", vocab=100, dim=8, num_params=100)
+        Traceback (most recent call last):
+        ...
+        cce_core.sketching.spec.BudgetError: 100 parameters are too few for 'full': it takes 800 parameters
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +34,12 @@ class TableSpec:
         sizes: the method's own sizes (rows, digits' bases, or floats).
         seed: of the hashes, the first pointers and the first values.
         options: the method's own options, sorted by name.
+
+    Example:
+        >>> import cce_core as cce
+        >>> spec = cce.make_table("robe", vocab=100, dim=8, num_params=64).spec
+        >>> cce.TableSpec.from_json(spec.as_json()) == spec
+        True
     """
 
     method: str

@@ -330,6 +330,14 @@ def load(path: str | os.PathLike[str], *, mmap: bool = False) -> Table:
     Raises:
         FileNotFoundError: there is no such file.
         FileFormatError: the file is torn, truncated, foreign, or of a version that this library does not read.
+
+    Example:
+        >>> import os, tempfile, cce_core as cce
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "item.safetensors")
+        ...     cce.make_table("hash", vocab=100, dim=8, num_params=80, seed=3).save(path)
+        ...     cce.load(path).spec.seed
+        3
     """
     arrays, spec = load_arrays(path, mmap=mmap)
     try:

@@ -29,7 +29,19 @@ _DTYPES = {
 
 
 class FileFormatError(ValueError):
-    """A file that is torn, truncated, foreign, or of a version that this library does not read."""
+    """A file that is torn, truncated, foreign, or of a version that this library does not read.
+
+    Example:
+        >>> import os, tempfile, cce_core as cce
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "not-a-table")
+        ...     with open(path, "w") as file:
+        ...         _ = file.write("hello")
+        ...     cce.load(path)
+        Traceback (most recent call last):
+        ...
+        cce_core.storage.files.FileFormatError: ... is torn, truncated or not a safetensors file: ...
+    """
 
 
 def _checksum(arrays: Mapping[str, NDArray[Any]]) -> str:
