@@ -1,8 +1,9 @@
-"""What holds for every test: the Hypothesis profiles, and one thread policy."""
+"""What holds for every test: the Hypothesis profiles, Ctrl-C as usual, and one thread policy."""
 
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -20,6 +21,10 @@ settings.register_profile(
     print_blob=True,
     suppress_health_check=_slow,
 )
+# A shell starts its background jobs with Ctrl-C ignored, and children inherit it: tests that send it would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
 
 
