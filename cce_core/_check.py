@@ -92,7 +92,10 @@ def as_float32(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.floa
         raise TypeError(f"{name} must be real numbers, got {array.dtype}")
     if array.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
-    array = np.ascontiguousarray(array, dtype=np.float32).reshape(shape)
+    if array.dtype != np.float32:
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, which is refused below
+            array = array.astype(np.float32)
+    array = np.ascontiguousarray(array).reshape(shape)
     where = _first_not_finite(array.reshape(-1))
     if where >= 0:
         place = tuple(int(i) for i in np.unravel_index(where, shape)) if shape else ()

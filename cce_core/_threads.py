@@ -11,7 +11,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 _lock = threading.Lock()
@@ -59,6 +59,7 @@ def set_num_threads(n: int | None) -> None:
 
     Raises:
         ValueError: n is below 1.
+        TypeError: n is not a whole number.
 
     Example:
         >>> import cce_core as cce
@@ -69,9 +70,11 @@ def set_num_threads(n: int | None) -> None:
         >>> cce.set_num_threads(None)
     """
     global _chosen
+    if n is not None and (isinstance(n, bool) or not hasattr(n, "__index__")):
+        raise TypeError(f"the number of threads must be a whole number, got {n!r} of type {type(n).__name__}")
     if n is not None and n < 1:
         raise ValueError(f"the number of threads must be at least 1, got {n}")
-    _chosen = n
+    _chosen = None if n is None else int(n)
 
 
 def _forget() -> None:
@@ -90,6 +93,19 @@ def _executor(size: int) -> ThreadPoolExecutor:
         if _pool is None or _pool_size < size:
             _pool, _pool_size = ThreadPoolExecutor(size, thread_name_prefix="cce"), size
         return _pool
+
+
+def _wait(futures: list[Future[Any]]) -> None:
+    """Wait to the end; an interrupt that comes meanwhile is raised then."""
+    came: KeyboardInterrupt | None = None
+    while True:
+        try:
+            wait(futures)
+            break
+        except KeyboardInterrupt as interrupt:
+            came = interrupt
+    if came is not None:
+        raise came
 
 
 def sliced(kernel: Callable[..., Any], n: int, grain: int, *args: Any, align: int = 1) -> None:
@@ -116,6 +132,6 @@ def sliced(kernel: Callable[..., Any], n: int, grain: int, *args: Any, align: in
     try:
         kernel(0, min(step, n), *args)
     finally:
-        wait(futures)  # also when interrupted: no thread may go on writing into arrays that the caller has given up
+        _wait(futures)  # also when interrupted: no thread may go on writing into arrays that the caller has given up
     for future in futures:
         future.result()

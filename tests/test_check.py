@@ -221,3 +221,9 @@ def test_float32_of_no_dimensions():
     assert _check.as_float32("x", 2.0, ()).shape == ()
     with pytest.raises(ValueError, match=r"x must be finite, got nan at \(\)"):
         _check.as_float32("x", np.nan, ())
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_number_beyond_float32_is_refused_without_a_warning():
+    with pytest.raises(ValueError, match=r"x must be finite, got inf at \(1,\)"):
+        _check.as_float32("x", np.array([1.0, 1e300]), (2,))

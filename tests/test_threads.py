@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -54,7 +55,41 @@ def test_large_work_is_shared():
     """All slices are alive at once: each waits for the others."""
     set_num_threads(3)
     meeting = threading.Barrier(3, timeout=60)
-    sliced(lambda start, stop: meeting.wait(), 9, 1)
+    seen = []
+
+    def kernel(start, stop):
+        meeting.wait()
+        seen.append((start, stop))
+
+    sliced(kernel, 9, 1)
+    assert sorted(seen) == [(0, 3), (3, 6), (6, 9)]
+
+
+def test_an_interrupt_while_waiting_still_waits_for_every_thread(monkeypatch):
+    set_num_threads(2)
+    whole, calls, done = _threads.wait, [], []
+
+    def interrupted(futures):
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return whole(futures)
+
+    def kernel(start, stop):
+        if start:
+            time.sleep(0.2)
+        done.append(start)
+
+    monkeypatch.setattr(_threads, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sliced(kernel, 2, 1)
+    assert sorted(done) == [0, 1]
+
+
+@pytest.mark.parametrize("wrong", [True, 1.5, "2"])
+def test_the_number_of_threads_is_a_whole_number(wrong):
+    with pytest.raises(TypeError, match="the number of threads must be a whole number"):
+        set_num_threads(wrong)
 
 
 def test_arguments_are_passed_through():

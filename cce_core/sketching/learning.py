@@ -24,11 +24,11 @@ from cce_core.clustering import KMeans, assign, least_entropies, update
 from cce_core.hashing.mix import derive_key
 from cce_core.sketching import blocks
 from cce_core.sketching.blocks import HASH, POINTER, Layout
+from cce_core.sketching.spec import SAMPLES
 
 if TYPE_CHECKING:
     from cce_core.sketching.table import Table
 
-_SAMPLES = 4  # the stream of the table's seed that sampling draws from
 _ENTROPY_IDS = 1 << 20
 
 
@@ -196,7 +196,7 @@ class _Run:
         if self.points == self.vocab:
             return np.arange(self.vocab, dtype=np.uint64), self.weights
         rng = np.random.Generator(
-            np.random.PCG64(derive_key(self.table.spec.seed, _SAMPLES, self.table.generation, chunk))
+            np.random.PCG64(derive_key(self.table.spec.seed, SAMPLES, self.table.generation, chunk))
         )
         if self.weights is None:
             ids = rng.choice(self.vocab, self.points, replace=False, shuffle=False)
@@ -216,7 +216,7 @@ class _Run:
         ids, counts = self.sample(chunk)
         x = self.decode(part, ids)
         means, before = self._present(part, pointer, ids, x, counts)
-        seed = derive_key(self.table.spec.seed, _SAMPLES, self.table.generation, chunk, 1)
+        seed = derive_key(self.table.spec.seed, SAMPLES, self.table.generation, chunk, 1)
         found = KMeans(k, init=means if warm else "k-means++", n_iter=n_iter, seed=seed).fit(x, sample_weight=counts)
         total = float(len(ids) if counts is None else counts.sum(dtype=np.float64))
         self.before += before / total

@@ -8,6 +8,9 @@ from typing import Any
 
 Option = bool | int | float | str | None
 
+# Streams of the table's seed, one a purpose: part of the file format, since a loaded table goes on drawing from them.
+KEYS, POINTERS, VALUES, SAMPLES = 1, 2, 3, 4
+
 
 class BudgetError(ValueError):
     """A budget that is too small for the table asked for; the message says the least that fits.

@@ -14,7 +14,7 @@ from cce_core.hashing.mix import derive_key, mix_hash
 from cce_core.sketching import blocks
 from cce_core.sketching.blocks import POINTER, SparseGradient
 from cce_core.sketching.methods import get_method
-from cce_core.sketching.spec import TableSpec
+from cce_core.sketching.spec import KEYS, POINTERS, VALUES, TableSpec
 from cce_core.storage.files import FileFormatError, load_arrays, save_arrays
 from cce_core.storage.ledger import Ledger
 from cce_core.storage.packed import Packing
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from cce_core.sketching.learning import ClusterReport
 
 Gradient = NDArray[np.float32] | SparseGradient
-
-# Streams of the table's seed, one a purpose: part of the file format, since a loaded table goes on drawing from them.
-KEYS, POINTERS, VALUES, SAMPLES = 1, 2, 3, 4
 
 
 class Table:
