@@ -30,7 +30,7 @@ def eager_embedding(table: cce.Table) -> Any:
 
     spec, layout = table.spec, table.layout
     ids = np.arange(spec.vocab, dtype=np.uint64)
-    at, _ = blocks.addresses(layout, table.buffers()["keys"], table.buffers()["pointers"], ids)
+    at = blocks.addresses(table.sketch, ids)
     bases = np.array([c.base for c in layout.columns])
     index = torch.from_numpy((at - bases) // layout.width).reshape(spec.vocab, spec.n_chunks, 2)
     memory = torch.from_numpy(table.parameters()["memory"].copy())
@@ -84,7 +84,7 @@ def run(quick: bool) -> Iterator[Row]:
                 loss.backward()
                 theirs.step()  # noqa: B023
                 if losses is not None:
-                    losses.append(float(loss))
+                    losses.append(float(loss.detach()))
 
         check(ours, rows, torch_epoch, case := f"rank {tables[0].spec.rank}")
         rng, times = np.random.default_rng(2), {}

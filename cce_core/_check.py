@@ -51,6 +51,8 @@ def as_ids(ids: Any) -> NDArray[np.uint64]:
     A negative id becomes the 64-bit word with the same bits, so it is far above any vocabulary's end.
     """
     array = np.asarray(ids)
+    if array.dtype == np.int64 and array.flags.c_contiguous:  # the usual case
+        return array.view(np.uint64)
     if array.size == 0 and array.dtype == np.float64 and not isinstance(ids, np.ndarray):
         array = array.astype(np.int64)  # np.asarray([]) is float64: an empty list holds no wrong id
     if array.dtype.kind not in "iu":
@@ -95,7 +97,8 @@ def as_float32(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.floa
     if array.dtype != np.float32:
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, which is refused below
             array = array.astype(np.float32)
-    array = np.ascontiguousarray(array).reshape(shape)
+    if not array.flags.c_contiguous:
+        array = np.ascontiguousarray(array).reshape(shape)
     where = _first_not_finite(array.reshape(-1))
     if where >= 0:
         place = tuple(int(i) for i in np.unravel_index(where, shape)) if shape else ()

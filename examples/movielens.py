@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 from scipy.stats import rankdata
 from tqdm import tqdm
 
 import cce_core as cce
 from cce_core.datasets import Interactions, Split
+from cce_core.training import logistic_dot
 
 
 class GMF:
@@ -46,13 +46,10 @@ class GMF:
 
     def step(self, users: NDArray[Any], items: NDArray[Any], labels: NDArray[np.float32]) -> NDArray[np.float32]:
         """One step of gradient descent on a batch; gives the logits from before it."""
-        u, v = self.users.lookup(users), self.items.lookup(items)
-        score = np.einsum("nd,nd->n", u, v)
-        slope = (expit(score) - labels) / np.float32(len(labels))  # the gradient of the mean cross-entropy
-        u *= slope[:, None]
-        v *= slope[:, None]
-        self.optimizer.step(self.users, self.users.backward(users, v, dense=True))
-        self.optimizer.step(self.items, self.items.backward(items, u, dense=True))
+        u, v = self.users.forward(users), self.items.forward(items)
+        score = logistic_dot(u.vectors, v.vectors, labels)  # each vector becomes (σ(score) − label) / n · the other one
+        self.optimizer.update(self.users, u, u.vectors)
+        self.optimizer.update(self.items, v, v.vectors)
         return score
 
     def epoch(self, rows: Interactions, batch_size: int, rng: np.random.Generator, bar: Any = None) -> float:

@@ -12,6 +12,7 @@ from reference import tables as naive
 import cce_core as cce
 from cce_core._jit import COMPILED
 from cce_core.sketching import blocks
+from cce_core.sketching.layout import HASH
 
 METHODS = [m.name for m in cce.methods()]
 HASHED = ["hash", "ce", "robe"]
@@ -89,10 +90,7 @@ def test_backward_equals_its_definition_and_is_the_adjoint(data):
 def test_only_what_is_looked_up_is_touched(table, data):
     ids = data.draw(strategies.ids(vocab=table.spec.vocab, shape=st.integers(1, 3)))
     gradient = table.backward(ids, np.ones((*ids.shape, table.spec.dim)))["memory"]
-    at, _ = blocks.addresses(
-        table.layout, table.buffers().get("keys", np.empty(0, np.uint64)),
-        table.buffers().get("pointers", np.empty(0, np.uint64)), np.asarray(ids).astype(np.uint64),
-    )  # fmt: skip
+    at = blocks.addresses(table.sketch, np.asarray(ids).astype(np.uint64).reshape(-1))
     span = (at[..., None] + np.arange(table.layout.width)) % table.layout.size
     assert set(gradient.index.tolist()) == set((span // table.layout.unit).ravel().tolist())
     again = table.backward(ids, np.ones((*ids.shape, table.spec.dim)))["memory"]  # the scratch is as it was
@@ -183,10 +181,8 @@ def test_addresses_are_frozen():
     keys = [11693039690325709932, 2646848991610794870]
     assert table.buffers()["keys"].tolist() == keys
     expected = [[naive.bucket(i, key, 32) for key in keys] for i in range(5)]
-    at, _ = blocks.addresses(
-        table.layout, table.buffers()["keys"], table.buffers()["pointers"], np.arange(5, dtype=np.uint64)
-    )
-    hashed = [c for c in table.layout.columns if c.kind == blocks.HASH]
+    at = blocks.addresses(table.sketch, np.arange(5, dtype=np.uint64))
+    hashed = [c for c in table.layout.columns if c.kind == HASH]
     got = [[int(at[i, 2 * c + 1] - hashed[c].base) // hashed[c].stride for c in range(2)] for i in range(5)]
     assert got == expected
 

@@ -1,6 +1,6 @@
 """Addresses and memory to vectors, and back: the one lookup, the one scatter, and a small file a method."""
 
-from cce_core.sketching.blocks import SparseGradient as SparseGradient
+from cce_core.sketching.gradient import SparseGradient as SparseGradient
 from cce_core.sketching.make import make_table as make_table
 from cce_core.sketching.method import Method as Method
 from cce_core.sketching.spec import BudgetError as BudgetError

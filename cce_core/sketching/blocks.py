@@ -1,15 +1,13 @@
 """The one lookup and the one scatter: ids → addresses → blocks summed → vectors, and the same way back.
 
-    out[n, c·w : (c+1)·w] = Σ_t  sign[n,c,t] · M[ address[n,c,t] : +w  (mod len M) ]
+    out[n, c·w : (c+1)·w] = Σ_t  weight[n,c,t] · M[ address[n,c,t] : +w  (mod the region) ]
 
-A *column* says where one address comes from: the id itself, a hash of it, a digit of it, or a packed pointer. A layout
-has `terms` columns a chunk, and an address is `base + stride · index`. The gradient of M is the same sum transposed; a
-thread owns a range of M there and meets the ids in their order, so that results do not depend on the number of threads.
+The weights are 1 where none are given. The gradient of M is the same sum transposed; a thread owns a range of M there and
+meets the ids in their order, so that results do not depend on the number of threads.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,102 +18,45 @@ from numpy.typing import NDArray
 from cce_core._jit import jit
 from cce_core._threads import sliced
 from cce_core.hashing.mix import keyed, multiply_high, multiply_high_32, premix
+from cce_core.sketching.gradient import SparseGradient
+from cce_core.sketching.layout import BASE, HASH, IDENTITY, KIND, POINTER, REGION, ROWS, STRIDE, A, B, Layout
+from cce_core.sketching.moves import add_block, copy_block
+from cce_core.storage.codec import FLOAT32, fetch
 from cce_core.storage.packed import read_bits
 
-IDENTITY, HASH, POINTER, DIGIT = 0, 1, 2, 3
-_KIND, _BASE, _STRIDE, _ROWS, _A, _B = 0, 1, 2, 3, 4, 5
 _one, _low = np.uint64(1), np.uint64(0xFFFFFFFF)
 _TILE = 128
 _COMMON_WIDTHS = (1, 2, 4, 8, 16, 32)
 _IDS_A_THREAD = 1 << 12
 _FLOATS_A_THREAD = 1 << 15
+_NOTHING = np.empty(0, np.float32)
 
 
-class Column(NamedTuple):
-    """Where one address of an id comes from: `base + stride · index`, with the index in [0, rows).
+class Memory(NamedTuple):
+    """The memory as it is kept: the number of its codec, its codes, and their scales."""
 
-    Attributes:
-        kind: IDENTITY (the id), HASH (of the id, under this column's key), POINTER (packed), DIGIT ((id // a) mod rows).
-        base: the first float of the region that the column addresses.
-        stride: floats from one index to the next.
-        rows: how many indices there are.
-        a: for HASH, 1 where a sign is drawn as well; for POINTER, the bit offset within an id; for DIGIT, the divisor.
-        b: for HASH, which key is its own; for POINTER, its bits.
-    """
-
-    kind: int
-    base: int
-    stride: int
-    rows: int
-    a: int = 0
-    b: int = 0
+    codec: int
+    codes: Any
+    scales: Any = _NOTHING
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """All addresses of a table: `columns` chunk by chunk, `terms` of them a chunk, into a memory of `size` floats.
+class Sketch(NamedTuple):
+    """H as arrays: the layout, and the hash keys and packed pointers that it reads."""
 
-    Attributes:
-        columns: chunk-major; `len(columns) // terms` chunks.
-        terms: blocks summed in each chunk.
-        width: floats a block.
-        size: floats of the memory; addresses wrap round at its end.
-        unit: the largest block that divides every address and the width: the grain of a sparse gradient.
-        bits_per_id: bits of all packed pointers of an id, those of columns that a part leaves out included.
-    """
+    layout: Layout
+    keys: Any
+    pointers: Any
 
-    columns: tuple[Column, ...]
-    terms: int
-    width: int
-    size: int
-    unit: int
-    bits_per_id: int = 0
-
-    @functools.cached_property
-    def n_chunks(self) -> int:
-        """Chunks of a vector."""
-        return len(self.columns) // self.terms
-
-    @functools.cached_property
-    def dim(self) -> int:
-        """Floats of a vector that the memory gives (before any projection)."""
-        return self.n_chunks * self.width
-
-    @functools.cached_property
-    def n_units(self) -> int:
-        """Units in the memory."""
-        return self.size // self.unit
-
-    @functools.cached_property
-    def bits(self) -> tuple[int, ...]:
-        """Bits of every packed pointer of an id, in order."""
-        return tuple(c.b for c in self.columns if c.kind == POINTER)
-
-    @functools.cached_property
-    def n_hashes(self) -> int:
-        """Keys that the hash columns need."""
-        return 1 + max((c.b for c in self.columns if c.kind == HASH), default=-1)
-
-    @functools.cached_property
-    def array(self) -> NDArray[np.int64]:
-        """The columns as the compiled loops read them."""
-        return np.array(self.columns, np.int64).reshape(len(self.columns), len(Column._fields))
-
-    @functools.cached_property
-    def per_id(self) -> np.uint64:
-        """`bits_per_id` as the compiled loops read it."""
-        return np.uint64(self.bits_per_id)
-
-    def part(self, columns: tuple[Column, ...], terms: int = 1) -> Layout:
-        """The same memory and pointers through some of the columns alone."""
-        return dataclasses.replace(self, columns=columns, terms=terms)
+    def part(self, layout: Layout) -> Sketch:
+        """The same keys and pointers through another layout."""
+        return self._replace(layout=layout)
 
 
 @jit
 def _find(start: int, stop: int, ids: Any, column: Any, keys: Any, pointers: Any, per_id: Any, at: Any) -> None:
     """Addresses of the ids [start, stop) in one column: at[0 : stop − start]."""
-    kind, base, stride = column[_KIND], np.uint64(column[_BASE]), np.uint64(column[_STRIDE])
-    count, a, b = np.uint64(column[_ROWS]), np.uint64(column[_A]), np.uint64(column[_B])
+    kind, base, stride = column[KIND], np.uint64(column[BASE]), np.uint64(column[STRIDE])
+    count, a, b = np.uint64(column[ROWS]), np.uint64(column[A]), np.uint64(column[B])
     first, n_ids = np.uint64(start), np.uint64(stop - start)
     if kind == HASH:
         key = keys[b]
@@ -137,51 +78,61 @@ def _find(start: int, stop: int, ids: Any, column: Any, keys: Any, pointers: Any
 
 
 @jit
-def _signs(start: int, stop: int, ids: Any, column: Any, keys: Any, sign: Any) -> bool:
-    """Signs of the ids [start, stop) in one column, where it draws any: the hash's lowest bit, which hardly moves the index."""
-    if column[_KIND] != HASH or column[_A] != 1:
-        return False
-    key = keys[column[_B]]
-    for n in range(start, stop):
-        sign[n - start] = np.float32(1.0) - np.float32(2.0) * np.float32(keyed(premix(ids[n]), key) & _one)
-    return True
+def _signs(start: int, stop: int, ids: Any, columns: Any, keys: Any, out: Any) -> None:
+    """The sign of each column: the hash's lowest bit, which hardly moves the index; 1 where a column draws none."""
+    for j in range(columns.shape[0]):
+        if columns[j, KIND] == HASH and columns[j, A] == 1:
+            key = keys[columns[j, B]]
+            for n in range(start, stop):
+                out[n, j] = np.float32(1.0) - np.float32(2.0) * np.float32(keyed(premix(ids[n]), key) & _one)
+        else:
+            for n in range(start, stop):
+                out[n, j] = np.float32(1.0)
 
 
 # The loops below index flat arrays with unsigned numbers: Numba then leaves out its test for negative indices, and LLVM
-# turns a block of known width into a few vector instructions. That alone made them four times faster.
+# turns a block of known width into a few vector instructions. That alone made them four times faster. `kept` (columns, n)
+# holds the addresses of a forward pass for its backward pass; a lookup fills it, the others read it; None finds them anew.
 
 
-def _make_gather(fixed: int) -> Callable[..., None]:
-    """The lookup for blocks `fixed` wide (unrolled), or of any width for 0."""
+def _make_gather(fixed: int, codec: int) -> Callable[..., None]:
+    """The lookup for blocks `fixed` wide (unrolled), or of any width for 0, in a memory of the given codec."""
 
     @jit
     def gather(
-        start: int, stop: int, ids: Any, columns: Any, keys: Any, pointers: Any, per_id: Any, memory: Any,
-        terms: int, width: int, out: Any,
+        start: int, stop: int, ids: Any, columns: Any, keys: Any, pointers: Any, per_id: Any, memory: Any, scales: Any,
+        weights: Any, kept: Any, terms: int, width: int, out: Any,
     ) -> None:  # fmt: skip
-        w, size = np.uint64(fixed if fixed > 0 else width), np.uint64(memory.shape[0])
+        w = np.uint64(fixed if fixed > 0 else width)
         dim = np.uint64(columns.shape[0] // terms) * w
-        at, sign = np.empty(_TILE, np.uint64), np.empty(_TILE, np.float32)
+        scratch = np.empty(_TILE, np.uint64)
         for low in range(start, stop, _TILE):
             high = min(low + _TILE, stop)
             for j in range(columns.shape[0]):
+                if kept is None:
+                    at = scratch
+                else:
+                    at = kept[j][low:high]
                 _find(low, high, ids, columns[j], keys, pointers, per_id, at)
-                signed = _signs(low, high, ids, columns[j], keys, sign)
-                left = np.uint64(j // terms) * w
+                region = np.uint64(columns[j, REGION])
+                past, left = np.uint64(columns[j, BASE]) + region, np.uint64(j // terms) * w
                 first = j % terms == 0
-                for n in range(low, high):
-                    a, o = at[n - low], np.uint64(n) * dim + left
-                    if signed or a + w > size:
-                        s = sign[n - low] if signed else np.float32(1.0)
-                        for i in range(w):
-                            old = np.float32(0.0) if first else out[o + np.uint64(i)]
-                            out[o + np.uint64(i)] = old + s * memory[(a + np.uint64(i)) % size]
-                    elif first:
-                        for i in range(w):
-                            out[o + np.uint64(i)] = memory[a + np.uint64(i)]
+                for n in range(np.uint64(high - low)):
+                    a, o = at[n], (np.uint64(low) + n) * dim + left
+                    if weights is None and codec == FLOAT32 and fixed > 0 and a + w <= past:
+                        if first:
+                            copy_block(out, o, memory, a, fixed)
+                        else:
+                            add_block(out, o, memory, a, fixed)
                     else:
                         for i in range(w):
-                            out[o + np.uint64(i)] += memory[a + np.uint64(i)]
+                            place = a + i
+                            if place >= past:
+                                place -= region
+                            value = fetch(codec, memory, scales, place)
+                            if weights is not None:
+                                value *= weights[np.uint64(low) + n, np.uint64(j)]
+                            out[o + i] = value if first else out[o + i] + value
 
     return gather
 
@@ -191,54 +142,121 @@ def _make_scatter(fixed: int) -> Callable[..., None]:
 
     @jit
     def scatter(
-        low: int, high: int, ids: Any, columns: Any, keys: Any, pointers: Any, per_id: Any, size: int,
-        terms: int, width: int, unit: int, slots: Any, vectors: Any, out: Any,
+        low: int, high: int, ids: Any, columns: Any, keys: Any, pointers: Any, per_id: Any,
+        weights: Any, kept: Any, terms: int, width: int, unit: int, slots: Any, vectors: Any, out: Any,
     ) -> None:  # fmt: skip
-        w, u, end = np.uint64(fixed if fixed > 0 else width), np.uint64(unit), np.uint64(size)
+        w, u = np.uint64(fixed if fixed > 0 else width), np.uint64(unit)
         dim = np.uint64(columns.shape[0] // terms) * w
-        mine, past = np.uint64(low), np.uint64(high)
-        at, sign = np.empty(_TILE, np.uint64), np.empty(_TILE, np.float32)
+        mine, over = np.uint64(low), np.uint64(high)
+        scratch = np.empty(_TILE, np.uint64)
         for start in range(0, ids.shape[0], _TILE):
             stop = min(start + _TILE, ids.shape[0])
             for j in range(columns.shape[0]):
-                _find(start, stop, ids, columns[j], keys, pointers, per_id, at)
-                signed = _signs(start, stop, ids, columns[j], keys, sign)
-                left = np.uint64(j // terms) * w
-                for n in range(start, stop):
-                    a, o = at[n - start], np.uint64(n) * dim + left
-                    if slots is None and not signed and a >= mine and a + w <= past:
-                        for i in range(w):
-                            out[a + np.uint64(i)] += vectors[o + np.uint64(i)]
+                if kept is None:
+                    at = scratch
+                    _find(start, stop, ids, columns[j], keys, pointers, per_id, at)
+                else:
+                    at = kept[j][start:stop]
+                region = np.uint64(columns[j, REGION])
+                past, left = np.uint64(columns[j, BASE]) + region, np.uint64(j // terms) * w
+                for n in range(np.uint64(stop - start)):
+                    a, o = at[n], (np.uint64(start) + n) * dim + left
+                    if (
+                        weights is None
+                        and fixed > 0
+                        and a >= mine
+                        and a + w <= min(over, past)
+                        and (slots is None or u == w)
+                    ):
+                        if slots is None:
+                            to = a
+                        else:
+                            to = np.uint64(slots[a // u]) * u
+                        add_block(out, to, vectors, o, fixed)
                     else:
-                        s = sign[n - start] if signed else np.float32(1.0)
                         for i in range(w):
-                            to = (a + np.uint64(i)) % end if a + w > end else a + np.uint64(i)
-                            if to >= mine and to < past:
+                            place = a + i
+                            if place >= past:
+                                place -= region
+                            if place >= mine and place < over:
                                 if slots is not None:
-                                    to = np.uint64(slots[to // u]) * u + to % u
-                                out[to] += s * vectors[o + np.uint64(i)]
+                                    place = np.uint64(slots[place // u]) * u + place % u
+                                if weights is None:
+                                    out[place] += vectors[o + i]
+                                else:
+                                    out[place] += weights[np.uint64(start) + n, np.uint64(j)] * vectors[o + i]
 
     return scatter
 
 
+def _make_dot(codec: int) -> Callable[..., None]:
+    """The gradient of the weights: out[n, j] = ⟨vectors[n, chunk of j], block of column j⟩."""
+
+    @jit
+    def dot(
+        start: int, stop: int, ids: Any, columns: Any, keys: Any, pointers: Any, per_id: Any, memory: Any, scales: Any,
+        kept: Any, terms: int, width: int, vectors: Any, out: Any,
+    ) -> None:  # fmt: skip
+        w = np.uint64(width)
+        dim = np.uint64(columns.shape[0] // terms) * w
+        scratch = np.empty(_TILE, np.uint64)
+        for low in range(start, stop, _TILE):
+            high = min(low + _TILE, stop)
+            for j in range(columns.shape[0]):
+                if kept is None:
+                    at = scratch
+                    _find(low, high, ids, columns[j], keys, pointers, per_id, at)
+                else:
+                    at = kept[j][low:high]
+                region = np.uint64(columns[j, REGION])
+                past, left = np.uint64(columns[j, BASE]) + region, np.uint64(j // terms) * w
+                for n in range(np.uint64(high - low)):
+                    o, total = (np.uint64(low) + n) * dim + left, np.float32(0.0)
+                    for i in range(w):
+                        place = at[n] + i
+                        if place >= past:
+                            place -= region
+                        total += vectors[o + i] * fetch(codec, memory, scales, place)
+                    out[np.uint64(low) + n, np.uint64(j)] = total
+
+    return dot
+
+
 @jit
 def _touch(
-    ids: Any, columns: Any, keys: Any, pointers: Any, per_id: Any, size: int, width: int, unit: int,
-    slots: Any, touched: Any,
-) -> int:  # fmt: skip
+    ids: Any,
+    columns: Any,
+    keys: Any,
+    pointers: Any,
+    per_id: Any,
+    kept: Any,
+    width: int,
+    unit: int,
+    slots: Any,
+    touched: Any,
+) -> int:
     """Number the units that the ids touch, in order of first touch: slots[unit] = number, touched[number] = unit."""
-    end, u, count = np.uint64(size), np.uint64(unit), 0
-    at = np.empty(_TILE, np.uint64)
+    u, count = np.uint64(unit), 0
+    scratch = np.empty(_TILE, np.uint64)
     for start in range(0, ids.shape[0], _TILE):
         stop = min(start + _TILE, ids.shape[0])
         for j in range(columns.shape[0]):
-            _find(start, stop, ids, columns[j], keys, pointers, per_id, at)
+            if kept is None:
+                at = scratch
+                _find(start, stop, ids, columns[j], keys, pointers, per_id, at)
+            else:
+                at = kept[j][start:stop]
+            region = np.uint64(columns[j, REGION])
+            past = np.uint64(columns[j, BASE]) + region
             for n in range(stop - start):
                 for i in range(0, width, unit):
-                    to = ((at[n] + np.uint64(i)) % end) // u
-                    if slots[to] < 0:
-                        slots[to] = count
-                        touched[count] = to
+                    place = at[n] + np.uint64(i)
+                    if place >= past:
+                        place -= region
+                    place //= u
+                    if slots[place] < 0:
+                        slots[place] = count
+                        touched[count] = place
                         count += 1
     return count
 
@@ -250,23 +268,19 @@ def _untouch(slots: Any, touched: Any) -> None:
 
 
 @jit
-def _addresses(
-    start: int, stop: int, ids: Any, columns: Any, keys: Any, pointers: Any, per_id: Any, out: Any, signs: Any
-) -> None:
-    at, sign = np.empty(_TILE, np.uint64), np.empty(_TILE, np.float32)
+def _addresses(start: int, stop: int, ids: Any, columns: Any, keys: Any, pointers: Any, per_id: Any, out: Any) -> None:
+    at = np.empty(_TILE, np.uint64)
     for low in range(start, stop, _TILE):
         high = min(low + _TILE, stop)
         for j in range(columns.shape[0]):
             _find(low, high, ids, columns[j], keys, pointers, per_id, at)
-            signed = _signs(low, high, ids, columns[j], keys, sign)
             for n in range(low, high):
                 out[n, j] = at[n - low]
-                signs[n, j] = sign[n - low] if signed else np.float32(1.0)
 
 
 @functools.cache
-def _gather(width: int) -> Callable[..., None]:
-    return _make_gather(width if width in _COMMON_WIDTHS else 0)
+def _gather(width: int, codec: int) -> Callable[..., None]:
+    return _make_gather(width if width in _COMMON_WIDTHS and codec == FLOAT32 else 0, codec)
 
 
 @functools.cache
@@ -274,85 +288,97 @@ def _scatter(width: int) -> Callable[..., None]:
     return _make_scatter(width if width in _COMMON_WIDTHS else 0)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class SparseGradient:
-    """The gradient of a parameter, kept for the touched units alone.
+@functools.cache
+def _dot(codec: int) -> Callable[..., None]:
+    return _make_dot(codec)
 
-    Attributes:
-        index: int64 (touched,), each unit at most once, in order of first touch.
-        values: float32 (touched, unit).
-        size: floats of the whole parameter.
 
-    Example:
-        >>> import numpy as np, cce_core as cce
-        >>> gradient = cce.SparseGradient(np.array([1]), np.array([[5.0, 6.0]], np.float32), 6)
-        >>> gradient.dense()
-        array([0., 0., 5., 6., 0., 0.], dtype=float32)
+def lookup(
+    sketch: Sketch, memory: Memory, ids: NDArray[np.uint64], weights: Any = None, kept: Any = None
+) -> NDArray[np.float32]:
+    """Vectors of flat, checked ids: float32 (n, layout.dim).
+
+    Args:
+        sketch: H.
+        memory: M.
+        ids: uint64 (n,).
+        weights: float32 (n, columns), or None where they are all 1.
+        kept: uint64 (columns, n), filled with the addresses, or None.
     """
-
-    index: NDArray[np.int64]
-    values: NDArray[np.float32]
-    size: int
-
-    def dense(self) -> NDArray[np.float32]:
-        """The whole gradient, zero where nothing was touched: float32 (size,)."""
-        out = np.zeros((self.size // self.values.shape[1], self.values.shape[1]), np.float32)
-        out[self.index] = self.values
-        return out.reshape(-1)
-
-
-def lookup(layout: Layout, memory: Any, keys: Any, pointers: Any, ids: NDArray[np.uint64]) -> NDArray[np.float32]:
-    """Vectors of flat, checked ids: float32 (n, layout.dim)."""
+    layout, keys, pointers = sketch
     out = np.empty((ids.shape[0], layout.dim), np.float32)
     sliced(
-        _gather(layout.width), ids.shape[0], _IDS_A_THREAD, ids, layout.array, keys, pointers, layout.per_id,
-        memory, layout.terms, layout.width, out.reshape(-1),
+        _gather(layout.width, memory.codec), ids.shape[0], _IDS_A_THREAD, ids, layout.array, keys, pointers,
+        layout.per_id, memory.codes, memory.scales, weights, kept, layout.terms, layout.width, out.reshape(-1),
     )  # fmt: skip
     return out
 
 
 def scatter(
-    layout: Layout, keys: Any, pointers: Any, ids: NDArray[np.uint64], vectors: NDArray[np.float32]
+    sketch: Sketch, ids: NDArray[np.uint64], vectors: NDArray[np.float32], weights: Any = None, kept: Any = None
 ) -> NDArray[np.float32]:
     """The whole gradient of the memory, float32 (layout.size,), from gradients of the vectors (n, layout.dim)."""
-    out = np.zeros(layout.size, np.float32)
-    _scatter_into(layout, keys, pointers, ids, vectors, None, out)
+    out = np.zeros(sketch.layout.size, np.float32)
+    _scatter_into(sketch, ids, vectors, weights, kept, None, out)
     return out
 
 
 def scatter_sparse(
-    layout: Layout, keys: Any, pointers: Any, ids: NDArray[np.uint64], vectors: NDArray[np.float32], slots: NDArray[Any]
+    sketch: Sketch,
+    ids: NDArray[np.uint64],
+    vectors: NDArray[np.float32],
+    slots: NDArray[Any],
+    weights: Any = None,
+    kept: Any = None,
 ) -> SparseGradient:
     """The gradient of the touched units alone. `slots` (one integer a unit, all −1) is scratch; it is given back as it was."""
+    layout, keys, pointers = sketch
     per_id = len(layout.columns) * (layout.width // layout.unit)
     touched = np.empty(min(layout.n_units, ids.shape[0] * per_id), np.int64)
-    count = _touch(
-        ids, layout.array, keys, pointers, layout.per_id, layout.size, layout.width, layout.unit, slots, touched
-    )
+    count = _touch(ids, layout.array, keys, pointers, layout.per_id, kept, layout.width, layout.unit, slots, touched)
     index = touched[:count]
     values = np.zeros((count, layout.unit), np.float32)
-    _scatter_into(layout, keys, pointers, ids, vectors, slots, values.reshape(-1))
+    _scatter_into(sketch, ids, vectors, weights, kept, slots, values.reshape(-1))
     _untouch(slots, index)
     return SparseGradient(index, values, layout.size)
 
 
-def _scatter_into(layout: Layout, keys: Any, pointers: Any, ids: Any, vectors: Any, slots: Any, out: Any) -> None:
+def _scatter_into(sketch: Sketch, ids: Any, vectors: Any, weights: Any, kept: Any, slots: Any, out: Any) -> None:
+    layout, keys, pointers = sketch
     # Each thread reads all ids, so a second one pays only where there is more to add than to address.
     grain = layout.size if ids.shape[0] < _IDS_A_THREAD else min(_FLOATS_A_THREAD, -(-layout.size // 2))
     sliced(
-        _scatter(layout.width), layout.size, grain, ids, layout.array, keys, pointers, layout.per_id, layout.size,
+        _scatter(layout.width), layout.size, grain, ids, layout.array, keys, pointers, layout.per_id, weights, kept,
         layout.terms, layout.width, layout.unit, slots, vectors.reshape(-1), out, align=layout.unit,
     )  # fmt: skip
 
 
-def addresses(
-    layout: Layout, keys: Any, pointers: Any, ids: NDArray[np.uint64]
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Address and sign of every column: int64 and float32 (n, len(columns))."""
+def dot(
+    sketch: Sketch, memory: Memory, ids: NDArray[np.uint64], vectors: NDArray[np.float32], kept: Any = None
+) -> NDArray[np.float32]:
+    """The gradient of the weights: float32 (n, columns), each the product of an id's block and its part of the vector."""
+    layout, keys, pointers = sketch
+    out = np.empty((ids.shape[0], len(layout.columns)), np.float32)
+    sliced(
+        _dot(memory.codec), ids.shape[0], _IDS_A_THREAD, ids, layout.array, keys, pointers, layout.per_id, memory.codes,
+        memory.scales, kept, layout.terms, layout.width, vectors.reshape(-1), out,
+    )  # fmt: skip
+    return out
+
+
+def addresses(sketch: Sketch, ids: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """The address of every column: int64 (n, columns)."""
+    layout, keys, pointers = sketch
     out = np.empty((ids.shape[0], len(layout.columns)), np.int64)
-    signs = np.empty(out.shape, np.float32)
-    sliced(_addresses, len(ids), _IDS_A_THREAD, ids, layout.array, keys, pointers, layout.per_id, out, signs)
-    return out, signs
+    sliced(_addresses, len(ids), _IDS_A_THREAD, ids, layout.array, keys, pointers, layout.per_id, out)
+    return out
+
+
+def signs(sketch: Sketch, ids: NDArray[np.uint64]) -> NDArray[np.float32]:
+    """The sign of every column: float32 (n, columns), 1 where a column draws none."""
+    out = np.empty((ids.shape[0], len(sketch.layout.columns)), np.float32)
+    sliced(_signs, len(ids), _IDS_A_THREAD, ids, sketch.layout.array, sketch.keys, out)
+    return out
 
 
 def new_slots(layout: Layout) -> NDArray[Any]:

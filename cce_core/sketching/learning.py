@@ -23,8 +23,11 @@ from cce_core._progress import progress
 from cce_core.clustering import KMeans, assign, least_entropies, update
 from cce_core.hashing.mix import derive_key
 from cce_core.sketching import blocks
-from cce_core.sketching.blocks import HASH, POINTER, Layout
+from cce_core.sketching.block_method import BlockMethod
+from cce_core.sketching.blocks import Memory, Sketch
+from cce_core.sketching.layout import HASH, POINTER, Layout
 from cce_core.sketching.spec import SAMPLES
+from cce_core.storage.codec import FLOAT32
 
 if TYPE_CHECKING:
     from cce_core.sketching.table import Table
@@ -78,9 +81,12 @@ class ClusterReport:
 
 @jit
 def _commit(
-    memory: Any, new_memory: Any, keys: Any, new_keys: Any, pointers: Any, new_pointers: Any, generation: Any
-) -> None:
-    memory[:] = new_memory
+    codes: Any, new_codes: Any, scales: Any, new_scales: Any, values: Any, new_values: Any, keys: Any, new_keys: Any,
+    pointers: Any, new_pointers: Any, generation: Any,
+) -> None:  # fmt: skip
+    codes[:] = new_codes
+    scales[:] = new_scales
+    values[:] = new_values
     keys[:] = new_keys
     pointers[:] = new_pointers
     generation[0] += 1
@@ -126,7 +132,7 @@ def cluster(
     start = time.perf_counter()
     if not table.method.learns:
         raise ValueError(f"method {table.spec.method!r} does not learn its sketch: there is nothing to cluster")
-    if not table.parameters()["memory"].flags.writeable:
+    if not table.writeable:
         raise ValueError("the table is mapped read-only; load it with mmap=False to cluster it")
     points_per_centroid = _check.integer("points_per_centroid", points_per_centroid, 1)
     batch_size = _check.integer("batch_size", batch_size, 1)
@@ -138,8 +144,6 @@ def cluster(
             columns = layout.columns[chunk * terms : (chunk + 1) * terms]
             part = layout.part(columns, terms)
             run.chunk(chunk, part, n_iter, residual, warm_start and table.generation > 0, bar)
-    empty = np.empty(0, np.uint64)
-    buffers = table.buffers()
     column_entropy, pair_entropy = run.entropies()
     report = ClusterReport(
         generation=table.generation + 1,
@@ -154,10 +158,10 @@ def cluster(
         seconds=time.perf_counter() - start,
     )
     table.training_bytes["cluster"] = run.scratch
-    _commit(
-        table.parameters()["memory"], run.memory, buffers.get("keys", empty), run.keys,
-        buffers.get("pointers", empty), run.words, buffers["generation"],
-    )  # fmt: skip
+    old, new = run.old, run.new
+    arrays: Any = (*table.stored.pairs(run.memory), old.keys, new.keys, old.pointers, new.pointers)
+    arrays += (table.buffers()["generation"],)
+    _commit(*arrays)
     return report
 
 
@@ -177,19 +181,19 @@ class _Run:
         self.table, self.layout, self.batch = table, table.layout, batch_size
         self.vocab = table.spec.vocab or 0
         self.n_clusters = next(c.rows for c in self.layout.columns if c.kind == POINTER)
-        self.old_memory = table.parameters()["memory"]
-        _check.as_float32("the memory", self.old_memory, self.old_memory.shape)
-        self.old_keys = table.buffers().get("keys", np.empty(0, np.uint64))
-        self.old_words = table.buffers().get("pointers", np.empty(0, np.uint64))
+        self.old, old_memory = table.sketch, table.stored.decoded()
+        _check.as_float32("the memory", old_memory, old_memory.shape)
+        self.old_memory, self.memory = Memory(FLOAT32, old_memory), old_memory.copy()
         # The fresh hash is drawn once, before anything is decoded, and decoding goes on with the old one to the end.
-        self.keys = table.fresh_keys(table.generation + 1)
-        self.memory = self.old_memory.copy()
-        self.words = table.packing.empty()
+        assert isinstance(table.method, BlockMethod)
+        self.packing = table.method.packing(table.spec)
+        keys = table.method.keys(table.spec, table.generation + 1)
+        self.new = Sketch(self.layout, keys, self.packing.empty())
         self.weights = weights
         self.points = min(self.vocab, points_per_centroid * self.n_clusters)
         self.before = self.after = 0.0
         self.empty, self.iterations = 0, list[int]()
-        self.scratch = self.memory.nbytes + self.words.nbytes + self.keys.nbytes
+        self.scratch = self.fixed = 3 * self.memory.nbytes + self.new.pointers.nbytes + self.new.keys.nbytes
 
     def sample(self, chunk: int) -> tuple[NDArray[np.uint64], NDArray[np.float32] | None]:
         """Ids for k-means, and what each counts: all of them, or a sample without and (weighted) with replacement."""
@@ -208,7 +212,7 @@ class _Run:
 
     def decode(self, part: Layout, ids: NDArray[np.uint64]) -> NDArray[np.float32]:
         """The chunk's vectors as the table has them."""
-        return blocks.lookup(part, self.old_memory, self.old_keys, self.old_words, ids)
+        return blocks.lookup(self.old.part(part), self.old_memory, ids)
 
     def chunk(self, chunk: int, part: Layout, n_iter: int, residual: bool, warm: bool, bar: Any) -> None:
         """Cluster one chunk: k-means on a sample, then every id to its nearest centroid."""
@@ -227,18 +231,18 @@ class _Run:
         region = slice(pointer.base, pointer.base + k * part.width)
         self.memory[region] = centroids.reshape(-1)
         hashed = next((c for c in part.columns if c.kind == HASH), None)
-        rest = None if hashed is None else part.part((hashed,))
+        rest = None if hashed is None else self.new.part(part.part((hashed,)))
         sums, seen = np.zeros((2, part.size), np.float32) if rest is not None and residual else (None, None)
         used = np.zeros(k, bool)
         for low in range(0, self.vocab, self.batch):
             batch = np.arange(low, min(low + self.batch, self.vocab), dtype=np.uint64)
             vectors = self.decode(part, batch)
             labels, _ = assign(vectors, centroids)
-            self.table.packing.write(self.words, chunk, low, labels)
+            self.packing.write(self.new.pointers, chunk, low, labels)
             used[labels] = True
             if rest is not None and sums is not None and seen is not None:
-                sums += blocks.scatter(rest, self.keys, self.words, batch, vectors - centroids[labels])
-                seen += blocks.scatter(rest, self.keys, self.words, batch, np.ones_like(vectors))
+                sums += blocks.scatter(rest, batch, vectors - centroids[labels])
+                seen += blocks.scatter(rest, batch, np.ones_like(vectors))
             bar.update(len(batch))
         self.empty += int(k - used.sum())
         if hashed is not None:
@@ -248,7 +252,7 @@ class _Run:
     def _present(self, part: Layout, pointer: Any, ids: Any, x: Any, counts: Any) -> tuple[Any, float]:
         """The means of the present clusters, and what they cost."""
         column = part.part((pointer,))
-        at, _ = blocks.addresses(column, self.old_keys, self.old_words, ids)
+        at = blocks.addresses(self.old.part(column), ids)
         labels = ((at[:, 0] - pointer.base) // pointer.stride).astype(np.int32)
         means, _ = update(x, labels, self.n_clusters, counts)
         costs = np.square(x - means[labels]).sum(1, dtype=np.float64)
@@ -256,14 +260,13 @@ class _Run:
 
     def _note(self, extra: int) -> None:
         batch = self.batch * self.layout.width * 4 * 4
-        fixed = self.memory.nbytes + self.words.nbytes + self.keys.nbytes + 2 * self.memory.nbytes
-        self.scratch = max(self.scratch, fixed + max(extra, batch))
+        self.scratch = max(self.scratch, self.fixed + max(extra, batch))
 
     def entropies(self) -> tuple[float, float]:
         """The two least entropies of the new pointers, over at most a million ids."""
         ids = np.unique(np.linspace(0, self.vocab - 1, min(self.vocab, _ENTROPY_IDS)).astype(np.uint64))
         pointers = tuple(c for c in self.layout.columns if c.kind == POINTER)
         column = self.layout.part(pointers)
-        at, _ = blocks.addresses(column, self.keys, self.words, ids)
+        at = blocks.addresses(self.new.part(column), ids)
         labels = [((at[:, j] - c.base) // c.stride).astype(np.int32) for j, c in enumerate(pointers)]
         return least_entropies(labels, self.n_clusters)

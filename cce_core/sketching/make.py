@@ -8,8 +8,9 @@ from typing import Any
 from cce_core import _check
 from cce_core.sketching.method import Method, Request, checked_chunks
 from cce_core.sketching.methods import get_method
-from cce_core.sketching.spec import TableSpec
+from cce_core.sketching.spec import ROUNDINGS, TableSpec
 from cce_core.sketching.table import Table
+from cce_core.storage.codec import codec as get_codec
 
 
 def make_table(
@@ -21,6 +22,8 @@ def make_table(
     num_bytes: int | None = None,
     n_chunks: int | None = None,
     rank: int | str | None = None,
+    codec: str | None = None,
+    rounding: str = "straight-through",
     seed: int = 0,
     **options: Any,
 ) -> Table:
@@ -35,6 +38,10 @@ def make_table(
         n_chunks: chunks of a vector, 4 if None; methods without chunks ignore it.
         rank: floats of the vectors in the memory, with a trained rank × dim projection behind them; 0 for none, "auto"
             for the method's own choice, None for the method's default (0, but "auto" for `cce`).
+        codec: how the memory is kept: "float32", "bfloat16" (2 bytes a float), "int8" or "int4" (1 or 1/2, and a float32
+            scale for each 64); None for the method's own, which is float32 for all but `int8` and `int4`.
+        rounding: how training rounds into a codec: "straight-through" keeps float32 values beside it while training,
+            "stochastic" keeps none and rounds up or down at random.
         seed: of the hashes and the first values.
         options: the method's own.
 
@@ -58,6 +65,9 @@ def make_table(
 and 4 chunks: the least that fits is 296 bytes
     """
     rule = get_method(method)
+    kept = get_codec(rule.default_codec if codec is None else codec)
+    if kept.name != "float32" and not rule.codecs:
+        raise ValueError(f"method {method!r} keeps its numbers in float32: leave codec out, or choose another method")
     dim = _check.integer("dim", dim, 1)
     seed = _check.seed(seed)
     if vocab is not None:
@@ -78,6 +88,7 @@ and 4 chunks: the least that fits is 296 bytes
         num_params=None if num_params is None else _check.integer("num_params", num_params, 1),
         num_bytes=None if num_bytes is None else _check.integer("num_bytes", num_bytes, 1),
         options={**rule.options, **options},
+        codec=kept,
     )
     rule.check(request)
     request = _with_rank(rule, request, rank)
@@ -90,6 +101,8 @@ and 4 chunks: the least that fits is 296 bytes
         sizes=rule.sizes(request),
         seed=seed,
         options=tuple(sorted(request.options.items())),
+        codec=kept.name,
+        rounding=_check.choice("rounding", rounding, ROUNDINGS),
     )
     return Table(spec)
 
@@ -101,5 +114,7 @@ def _with_rank(rule: Method, request: Request, rank: int | str | None) -> Reques
     elif isinstance(rank, str):
         raise ValueError(f'rank must be a whole number or "auto", got {rank!r}')
     rank = _check.integer("rank", rank, 0, request.dim)
+    if rank and not rule.projects:
+        raise ValueError(f"method {rule.name!r} takes no rank: its vectors are not read from a memory; leave rank out")
     checked_chunks(rule, request.n_chunks, rank or request.dim, "rank" if rank else "dim")
     return dataclasses.replace(request, rank=rank)

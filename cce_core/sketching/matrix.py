@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core.sketching import blocks
-from cce_core.sketching.blocks import Column, Layout
+from cce_core.sketching.layout import Column, Layout
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -20,21 +20,20 @@ def factors(table: Table) -> tuple[scipy.sparse.csr_array, scipy.sparse.csr_arra
     """H, M and W of a linear table; see `Table.factors`."""
     import scipy.sparse
 
-    spec, layout = table.spec, table.layout
+    spec = table.spec
     if not table.method.linear:
         raise ValueError(f"method {spec.method!r} is not linear: it has no sketch matrix")
+    layout = table.layout
     if spec.vocab is None:
         raise ValueError("an unbounded table has no sketch matrix: make it with a vocab")
     rows_of, n_blocks = _block_rows(layout)
     ids = np.arange(spec.vocab, dtype=np.uint64)
-    buffers = table.buffers()
-    empty = np.empty(0, np.uint64)
-    at, signs = blocks.addresses(layout, buffers.get("keys", empty), buffers.get("pointers", empty), ids)
+    at, weights = blocks.addresses(table.sketch, ids), blocks.signs(table.sketch, ids)
     column = np.empty(at.shape, np.int64)
     for j, place in enumerate(layout.columns):
         column[:, j] = rows_of[j] + (at[:, j] - place.base) // place.stride
     ends = np.arange(spec.vocab + 1) * len(layout.columns)
-    h = scipy.sparse.csr_array((signs.reshape(-1), column.reshape(-1), ends), shape=(spec.vocab, n_blocks))
+    h = scipy.sparse.csr_array((weights.reshape(-1), column.reshape(-1), ends), shape=(spec.vocab, n_blocks))
     h.sum_duplicates()
     w = table.parameters().get("projection")
     return h, _memory(table, rows_of, n_blocks), np.eye(spec.dim, dtype=np.float32) if w is None else w
@@ -60,7 +59,7 @@ def _block_rows(layout: Layout) -> tuple[list[int], int]:
 def _memory(table: Table, rows_of: list[int], n_blocks: int) -> scipy.sparse.csr_array:
     import scipy.sparse
 
-    layout, memory = table.layout, table.parameters()["memory"]
+    layout, memory = table.layout, table.stored.decoded()
     values = np.empty((n_blocks, layout.width), np.float32)
     left = np.empty(n_blocks, np.int64)
     inside = np.arange(layout.width)

@@ -1,26 +1,42 @@
-"""What a method of compression must say of itself, and the sizing that most of them share."""
+"""What a method of compression must say of itself."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
-from cce_core.sketching.blocks import Layout
-from cce_core.sketching.spec import BudgetError, Option, TableSpec
-from cce_core.storage.packed import Packing, bits_for
+from cce_core.sketching.gradient import Gradient
+from cce_core.sketching.spec import Option, TableSpec
+from cce_core.storage.codec import Codec, codec
 
-_MOST_BITS = 48
+if TYPE_CHECKING:
+    from cce_core.sketching.table import Table
 
 # Root mean square norm of the first vectors. Dot products of smaller ones start near 0, and training then does not have
 # to undo them first: on MovieLens 100K, 20 epochs, the full table reaches AUC 0.843 from norm 0.2, 0.841 from 0.35,
 # 0.838 from 0.5, 0.824 from 1 and 0.807 from 1.5; the hashed methods follow the same order.
 INITIAL_NORM = 0.25
+
+
+class ArraySpec(NamedTuple):
+    """One array of a table.
+
+    Attributes:
+        dtype: its type.
+        shape: its shape.
+        unit: for a trained array, the floats of its blocks: what "row" means to sparse gradients and optimisers. 0 for an
+            array that is learned or drawn but not trained.
+    """
+
+    dtype: Any
+    shape: tuple[int, ...]
+    unit: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +50,7 @@ class Request:
     num_params: int | None
     num_bytes: int | None
     options: Mapping[str, Option]
+    codec: Codec = dataclasses.field(default_factory=lambda: codec("float32"))
 
     @property
     def inner(self) -> int:
@@ -45,9 +62,18 @@ class Request:
         """The budget in words."""
         return f"{self.num_params:,} parameters" if self.num_params is not None else f"{self.num_bytes:,} bytes"
 
+    def too_small(self, name: str, params: int, nbytes: int) -> str:
+        """What a BudgetError says, with the least that fits."""
+        vocab = "unbounded" if self.vocab is None else f"{self.vocab:,}"
+        least = f"{params:,} parameters" if self.num_params is not None else f"{nbytes:,} bytes"
+        return (
+            f"{self.budget} are too few for {name!r} with vocab {vocab}, dim {self.dim}, rank {self.rank} and "
+            f"{self.n_chunks} chunks: the least that fits is {least}"
+        )
+
 
 class Method(abc.ABC):
-    """One way to get addresses from an id.
+    """One way to get vectors from ids and few numbers.
 
     Attributes:
         name: what `make_table` calls it.
@@ -57,6 +83,9 @@ class Method(abc.ABC):
         linear: whether the table is H · M · W.
         chunked: whether `n_chunks` means something to it.
         budgeted: whether its size follows from a budget (`full` is as large as the vocabulary).
+        projects: whether a rank may be asked for.
+        codecs: whether its memory may be kept in another codec than float32.
+        default_codec: the codec where the caller names none.
         options: its own options and their defaults.
     """
 
@@ -67,6 +96,9 @@ class Method(abc.ABC):
     linear: ClassVar[bool] = True
     chunked: ClassVar[bool] = False
     budgeted: ClassVar[bool] = True
+    projects: ClassVar[bool] = True
+    codecs: ClassVar[bool] = True
+    default_codec: ClassVar[str] = "float32"
     options: ClassVar[Mapping[str, Option]] = {}
 
     def __repr__(self) -> str:
@@ -84,78 +116,29 @@ class Method(abc.ABC):
         """The sizes that make the most of the budget and stay within it; BudgetError where none do."""
 
     @abc.abstractmethod
-    def layout(self, spec: TableSpec) -> Layout:
-        """The addresses."""
+    def arrays(self, spec: TableSpec) -> dict[str, ArraySpec]:
+        """The arrays of a table, the projection aside."""
 
-    def memory(self, spec: TableSpec, layout: Layout, rng: np.random.Generator) -> NDArray[np.float32]:
-        """The first values of the memory: normal, so that vectors have norm `INITIAL_NORM` whatever the sizes are.
+    @abc.abstractmethod
+    def fresh(self, spec: TableSpec, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
+        """First values of the trained arrays (float32, whatever the codec), and the other arrays."""
 
-        A projection begins with the variance 1 / rank, so a float of the memory has the same one with it and without.
+    @abc.abstractmethod
+    def forward(self, table: Table, ids: NDArray[np.uint64], keep: bool) -> tuple[NDArray[np.float32], Any]:
+        """Vectors of flat, checked ids before any projection, float32 (n, spec.inner).
+
+        With `keep`, the second is whatever spares `backward` work; None otherwise.
         """
-        values = rng.standard_normal(layout.size, np.float32)
-        values *= np.float32(INITIAL_NORM * (spec.dim * layout.terms) ** -0.5)
-        return values
-
-
-class RowMethod(Method):
-    """A method whose whole size is one number of rows, found in closed form from the budget."""
 
     @abc.abstractmethod
-    def floats_per_row(self, request: Request) -> int:
-        """Floats of memory that one more row costs."""
+    def backward(
+        self, table: Table, ids: NDArray[np.uint64], saved: Any, grads: NDArray[np.float32], dense: bool
+    ) -> dict[str, Gradient]:
+        """The gradient of each trained array, from float32 (n, spec.inner) of the vectors.
 
-    def pointers(self, request: Request) -> int:
-        """Packed pointers an id."""
-        return 0
-
-    @abc.abstractmethod
-    def hashes(self, request: Request) -> int:
-        """Hash keys that are stored."""
-
-    def least_rows(self, request: Request) -> int:
-        """The fewest rows that make a table."""
-        return 1
-
-    def most_rows(self, request: Request) -> int:
-        """Rows past which more would be of no use."""
-        return 2**_MOST_BITS
-
-    def rows(self, request: Request) -> int:
-        """The most rows that fit the budget; below `least_rows` where it is too small."""
-        if request.num_params is not None:
-            return (request.num_params - request.rank * request.dim) // self.floats_per_row(request)
-        return max(self._rows_in(request, bits) for bits in range(_MOST_BITS + 1))
-
-    def sizes(self, request: Request) -> tuple[int, ...]:
-        """Rows: the most that fit."""
-        rows, least = self.rows(request), self.least_rows(request)
-        if rows < least:
-            if request.num_params is not None:
-                needed, kind = least * self.floats_per_row(request) + request.rank * request.dim, "parameters"
-            else:
-                needed, kind = self._bytes(request, least), "bytes"
-            vocab = "unbounded" if request.vocab is None else f"{request.vocab:,}"
-            raise BudgetError(
-                f"{request.budget} are too few for {self.name!r} with vocab {vocab}, dim {request.dim}, rank "
-                f"{request.rank} and {request.n_chunks} chunks: the least that fits is {needed:,} {kind}"
-            )
-        return (min(rows, self.most_rows(request)),)
-
-    def _fixed(self, request: Request, bits: int) -> int:
-        """Bytes that do not grow with the rows, for pointers of so many bits."""
-        vocab, pointers = request.vocab or 0, self.pointers(request)
-        packed = 8 * Packing(vocab, (bits,) * pointers).n_words
-        return 4 * request.rank * request.dim + 8 * self.hashes(request) + 8 * self.learns + packed
-
-    def _bytes(self, request: Request, rows: int) -> int:
-        return self._fixed(request, bits_for(rows)) + 4 * rows * self.floats_per_row(request)
-
-    def _rows_in(self, request: Request, bits: int) -> int:
-        """The most rows that pointers of `bits` bits can tell apart and the bytes can hold."""
-        assert request.num_bytes is not None
-        room = request.num_bytes - self._fixed(request, bits)
-        fit = room // (4 * self.floats_per_row(request))
-        return min(fit, 2**bits) if self.pointers(request) else fit
+        `saved` is what `forward` of the same ids gave, or None. Sparse gradients are wanted unless `dense`; where an array
+        is always touched as a whole a dense one (flat, float32) is right in either case.
+        """
 
 
 def checked_chunks(method: Method, n_chunks: int | None, inner: int, what: str) -> int:

@@ -8,6 +8,8 @@ from typing import Any
 
 Option = bool | int | float | str | None
 
+ROUNDINGS = ("straight-through", "stochastic")
+
 # Streams of the table's seed, one a purpose: part of the file format, since a loaded table goes on drawing from them.
 KEYS, POINTERS, VALUES, SAMPLES = 1, 2, 3, 4
 
@@ -37,6 +39,8 @@ class TableSpec:
         sizes: the method's own sizes (rows, digits' bases, or floats).
         seed: of the hashes, the first pointers and the first values.
         options: the method's own options, sorted by name.
+        codec: how the memory is kept: "float32", "bfloat16", "int8" or "int4".
+        rounding: how it is rounded into the codec while training: "straight-through" or "stochastic".
 
     Example:
         >>> import cce_core as cce
@@ -53,6 +57,8 @@ class TableSpec:
     sizes: tuple[int, ...]
     seed: int
     options: tuple[tuple[str, Option], ...] = ()
+    codec: str = "float32"
+    rounding: str = "straight-through"
 
     @property
     def inner(self) -> int:

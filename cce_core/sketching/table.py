@@ -2,35 +2,60 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
-from cce_core.hashing.mix import derive_key, mix_hash
+from cce_core.hashing.mix import derive_key
 from cce_core.sketching import blocks
-from cce_core.sketching.blocks import POINTER, SparseGradient
+from cce_core.sketching.block_method import BlockMethod
+from cce_core.sketching.blocks import Sketch
+from cce_core.sketching.gradient import Gradient
+from cce_core.sketching.layout import Layout
+from cce_core.sketching.method import ArraySpec
 from cce_core.sketching.methods import get_method
-from cce_core.sketching.spec import KEYS, POINTERS, VALUES, TableSpec
+from cce_core.sketching.spec import VALUES, TableSpec
+from cce_core.sketching.stored import StoredMemory
+from cce_core.storage.codec import codec
 from cce_core.storage.files import FileFormatError, load_arrays, save_arrays
 from cce_core.storage.ledger import Ledger
-from cce_core.storage.packed import Packing
 
 if TYPE_CHECKING:
     import scipy.sparse
 
     from cce_core.sketching.learning import ClusterReport
 
-Gradient = NDArray[np.float32] | SparseGradient
+_EMPTY = np.empty(0, np.uint64)
+
+
+class Forward(NamedTuple):
+    """A forward pass: the vectors, and what spares the backward pass of the same ids its work.
+
+    Attributes:
+        vectors: float32 (*shape of the ids, dim); the caller may overwrite them.
+        ids: the ids as flat 64-bit words.
+        inner: the vectors before the projection, where there is one.
+        saved: the method's own.
+        generation: of the table.
+    """
+
+    vectors: NDArray[np.float32]
+    ids: NDArray[np.uint64]
+    inner: NDArray[np.float32] | None
+    saved: Any
+    generation: int
 
 
 class Table:
     """A compressed embedding table; `make_table` and `load` make one.
 
-    `T = H · M · W`: the sketch H (hashes and pointers), the memory M, and, where the spec has a rank, the projection W.
+    For linear methods `T = H · M · W`: the sketch H (hashes and pointers), the memory M, and, where the spec has a rank, the
+    projection W.
 
     Args:
         spec: all sizes and seeds.
@@ -46,103 +71,122 @@ class Table:
         (2, 3, 16)
     """
 
+    sketch: Sketch
+    weigher: Sketch | None
+    stored: StoredMemory
+
     def __init__(self, spec: TableSpec, arrays: Mapping[str, NDArray[Any]] | None = None) -> None:
         self.spec = spec
         self.method = get_method(spec.method)
-        self.layout = self.method.layout(spec)
-        self.packing = Packing(spec.vocab or 0, self.layout.bits)
+        self._specs = dict(self.method.arrays(spec))
+        if spec.rank:
+            self._specs["projection"] = ArraySpec(np.float32, (spec.rank, spec.dim), spec.dim)
         arrays = self._fresh() if arrays is None else self._checked(arrays)
-        self._parameters = {name: arrays[name] for name in ("memory", "projection") if name in arrays}
-        self._buffers = {name: arrays[name] for name in ("keys", "pointers", "generation") if name in arrays}
-        empty = np.empty(0, np.uint64)
-        self._memory, self._projection = arrays["memory"], arrays.get("projection")
-        self._keys, self._pointers = self._buffers.get("keys", empty), self._buffers.get("pointers", empty)
-        self._slots: NDArray[Any] | None = None
+        self._arrays = {name: arrays[name] for name in self._specs}
+        self._projection = self._arrays.get("projection")
+        self._units = {name: array.unit for name, array in self._specs.items() if array.unit}
+        self._parameters = {name: self._arrays[name] for name in self._units}
+        self._slots: dict[str, NDArray[Any]] = {}
         self.training_bytes: dict[str, int] = {}
+        if isinstance(self.method, BlockMethod):
+            layout, weighing = self.method.layout(spec), self.method.weighing(spec)
+            keys, pointers = self._arrays.get("keys", _EMPTY), self._arrays.get("pointers", _EMPTY)
+            self.sketch = Sketch(layout, keys, pointers)
+            self.weigher = None if weighing is None else Sketch(weighing, keys, pointers)
+            scales = self._arrays.get("scales", np.empty(0, np.float32))
+            self.stored = StoredMemory(spec, layout.size, self._arrays["memory"], scales)
 
     def __repr__(self) -> str:
         spec, ratio = self.spec, self.ledger().ratio
+        kept = "" if spec.codec == "float32" else f"{spec.codec}, "
         return (
             f"<{spec.method} table: vocab {'unbounded' if spec.vocab is None else format(spec.vocab, ',')}, dim {spec.dim}, "
-            f"rank {spec.rank}, {spec.n_chunks} chunks, sizes {spec.sizes}, {self.num_params:,} parameters, "
+            f"rank {spec.rank}, {spec.n_chunks} chunks, sizes {spec.sizes}, {kept}{self.num_params:,} parameters, "
             f"{self.ledger().total:,} bytes{'' if ratio is None else f', {ratio:.1f}x smaller'}>"
         )
 
     # --- arrays -------------------------------------------------------------------------------------------------------
 
+    @property
+    def layout(self) -> Layout:
+        """The addresses, for methods that are made of blocks."""
+        return self.sketch.layout
+
     def parameters(self) -> dict[str, NDArray[np.float32]]:
-        """The trained arrays themselves, not copies: `memory` (size,) and, with a rank, `projection` (rank, dim)."""
-        return dict(self._parameters)
+        """The trained arrays themselves, not copies, by name: `memory` (size,), with a rank `projection` (rank, dim), …
+
+        With a codec, `memory` is the float32 values behind the codes; who changes them calls `settle` afterwards.
+        """
+        trained = dict(self._parameters)
+        if self.spec.codec != "float32":
+            trained["memory"] = self.stored.values()
+            self.training_bytes["values"] = self.stored.training_bytes
+        return trained
 
     def buffers(self) -> dict[str, NDArray[Any]]:
-        """The arrays that are learned or drawn but not trained: hash `keys`, packed `pointers`, the `generation`."""
-        return dict(self._buffers)
+        """The arrays that are learned or drawn but not trained: hash `keys`, packed `pointers`, the `generation`.
+
+        With a codec, `scales` too, and the codes as `memory`: together with the other parameters, all that is saved.
+        """
+        coded = self.spec.codec != "float32"
+        return {n: self._arrays[n] for n, array in self._specs.items() if not array.unit or (coded and n == "memory")}
+
+    def settle(self) -> None:
+        """Round trained values into the codes of the memory, after they were changed; optimisers do it themselves."""
+        if self.spec.codec != "float32":
+            self.stored.settle()
+            self.training_bytes["values"] = self.stored.training_bytes
 
     def units(self) -> dict[str, int]:
         """Floats of the blocks that each parameter is made of: what "row" means to sparse gradients and optimisers."""
-        return {"memory": self.layout.unit, **({"projection": self.spec.dim} if self.spec.rank else {})}
+        return dict(self._units)
+
+    @property
+    def writeable(self) -> bool:
+        """Whether the arrays may be changed: not where they are mapped from a file."""
+        return all(array.flags.writeable for array in self._arrays.values())
 
     @property
     def num_params(self) -> int:
         """Trained numbers in all."""
-        return sum(array.size for array in self._parameters.values())
+        sizes = {name: array.size for name, array in self._parameters.items()}
+        if self.spec.codec != "float32":
+            sizes["memory"] = self.layout.size
+        return sum(sizes.values())
 
     @property
     def generation(self) -> int:
         """How often `cluster()` has changed this table; optimisers drop what they know of an earlier generation."""
-        return int(self._buffers["generation"][0]) if "generation" in self._buffers else 0
+        return int(self._arrays["generation"][0]) if "generation" in self._arrays else 0
 
-    def fresh_keys(self, generation: int) -> NDArray[np.uint64]:
-        """The hash keys of one generation."""
-        keys = [derive_key(self.spec.seed, KEYS, generation, j) for j in range(self.layout.n_hashes)]
-        return np.array(keys, np.uint64)
+    @contextlib.contextmanager
+    def slots(self, name: str, layout: Layout) -> Iterator[NDArray[Any]]:
+        """Scratch for the sparse gradient of an array.
+
+        It is taken out while it is used: an interrupt loses it, and two threads never share it.
+        """
+        slots = self._slots.pop(name, None)
+        slots = blocks.new_slots(layout) if slots is None else slots
+        yield slots
+        self._slots[name] = slots
 
     def _fresh(self) -> dict[str, NDArray[Any]]:
-        spec, layout = self.spec, self.layout
+        spec = self.spec
         rng = np.random.Generator(np.random.PCG64(derive_key(spec.seed, VALUES)))
-        arrays: dict[str, NDArray[Any]] = {"memory": self.method.memory(spec, layout, rng)}
+        arrays = self.method.fresh(spec, rng)
+        if spec.codec != "float32":
+            arrays["memory"], arrays["scales"] = codec(spec.codec).encode(arrays["memory"])
         if spec.rank:
             # Variance 1 / rank: each float of a vector is as large as a float of the memory. A W three times smaller and a
             # memory as much larger give the same first vectors and train worse (AUC 0.81 against 0.84, MovieLens 100K).
             w = rng.standard_normal((spec.rank, spec.dim), np.float32)
             arrays["projection"] = w * np.float32(spec.rank**-0.5)
-        if layout.n_hashes:
-            arrays["keys"] = self.fresh_keys(0)
-        if layout.bits:
-            arrays["pointers"] = self._first_pointers()
-        if self.method.learns:
-            arrays["generation"] = np.zeros(1, np.int64)
         return arrays
 
-    def _first_pointers(self) -> NDArray[np.uint64]:
-        """Pointers before any clustering: hashed, so that the table begins as a hashed one."""
-        words, n = self.packing.empty(), self.packing.n
-        columns = [column for column in self.layout.columns if column.kind == POINTER]
-        for field, column in enumerate(columns):
-            seed = derive_key(self.spec.seed, POINTERS, field)
-            for start in range(0, n, 1 << 20):
-                ids = np.arange(start, min(start + (1 << 20), n), dtype=np.uint64)
-                self.packing.write(words, field, start, mix_hash(ids, column.rows, seed=seed))
-        return words
-
-    def _shapes(self) -> dict[str, tuple[type, tuple[int, ...]]]:
-        spec, layout = self.spec, self.layout
-        shapes: dict[str, tuple[type, tuple[int, ...]]] = {"memory": (np.float32, (layout.size,))}
-        if spec.rank:
-            shapes["projection"] = (np.float32, (spec.rank, spec.dim))
-        if layout.n_hashes:
-            shapes["keys"] = (np.uint64, (layout.n_hashes,))
-        if layout.bits:
-            shapes["pointers"] = (np.uint64, (self.packing.n_words,))
-        if self.method.learns:
-            shapes["generation"] = (np.int64, (1,))
-        return shapes
-
     def _checked(self, arrays: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-        expected = self._shapes()
-        if set(arrays) != set(expected):
-            raise ValueError(f"a {self.spec.method!r} table has the arrays {sorted(expected)}, got {sorted(arrays)}")
-        for name, (dtype, shape) in expected.items():
+        if set(arrays) != set(self._specs):
+            raise ValueError(f"a {self.spec.method!r} table has the arrays {sorted(self._specs)}, got {sorted(arrays)}")
+        for name, (dtype, shape, _) in self._specs.items():
             array = arrays[name]
             if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
                 raise ValueError(
@@ -181,14 +225,38 @@ class Table:
             (8,)
         """
         words = self._words(ids)
-        vectors = self._inner(words.reshape(-1))
+        vectors, _ = self.method.forward(self, words.reshape(-1), keep=False)
         if self._projection is not None:
             vectors = vectors @ self._projection
         return vectors.reshape(*words.shape, self.spec.dim)
 
-    def _inner(self, flat: NDArray[np.uint64]) -> NDArray[np.float32]:
-        """Vectors before the projection."""
-        return blocks.lookup(self.layout, self._memory, self._keys, self._pointers, flat)
+    def forward(self, ids: Any) -> Forward:
+        """`lookup`, with what `backward` of the same ids would otherwise have to work out again.
+
+        Args:
+            ids: integers of any type and shape.
+
+        Returns:
+            A `Forward`: its `vectors` are those of `lookup`; hand it to `backward` in place of the ids.
+
+        Raises:
+            IndexError, TypeError: as for `lookup`.
+
+        Example:
+            >>> import numpy as np, cce_core as cce
+            >>> table = cce.make_table("cce", vocab=100, dim=8, num_params=256, seed=0)
+            >>> seen = table.forward([7, 8])
+            >>> bool(np.array_equal(seen.vectors, table.lookup([7, 8])))
+            True
+            >>> gradients = table.backward(seen, np.ones((2, 8)))
+        """
+        words = self._words(ids)
+        flat = words.reshape(-1)
+        vectors, saved = self.method.forward(self, flat, keep=True)
+        inner = None
+        if self._projection is not None:
+            inner, vectors = vectors, vectors @ self._projection
+        return Forward(vectors.reshape(*words.shape, self.spec.dim), flat, inner, saved, self.generation)
 
     def backward(self, ids: Any, grads: Any, *, dense: bool = False) -> dict[str, Gradient]:
         """The gradients of the parameters, given those of the vectors: the adjoint of `lookup`.
@@ -196,17 +264,19 @@ class Table:
             ∂M = Hᵀ · G · Wᵀ            ∂W = (H · M)ᵀ · G
 
         Args:
-            ids: the ids that were looked up; an id that comes twice counts twice.
+            ids: the ids that were looked up, or the `Forward` of them; an id that comes twice counts twice.
             grads: real numbers (*ids.shape, dim), finite.
             dense: give the whole gradient of the memory, float32 (size,), instead of the touched units alone. It is the
                 quicker one where a batch touches most of the memory.
 
         Returns:
-            For `memory` a `SparseGradient` (or the dense array), and for `projection`, if any, float32 (rank, dim).
+            For `memory` a `SparseGradient` (or the dense array), for `projection`, if any, float32 (rank, dim), and likewise
+            for whatever else `parameters()` names.
 
         Raises:
             IndexError, TypeError: as for `lookup`.
-            ValueError: the gradients have another shape, or hold NaN or infinity; nothing is changed.
+            ValueError: the gradients have another shape, or hold NaN or infinity, or the table was clustered since the
+                `Forward`; nothing is changed.
 
         Example:
             >>> import numpy as np, cce_core as cce
@@ -215,24 +285,24 @@ class Table:
             >>> gradient.index, gradient.values
             (array([3]), array([[2., 2.]], dtype=float32))
         """
-        words = self._words(ids)
-        vectors = _check.as_float32("gradients", grads, (*words.shape, self.spec.dim)).reshape(-1, self.spec.dim)
-        flat = words.reshape(-1)
-        out: dict[str, Gradient] = {}
-        inner = vectors
-        if self._projection is not None:
-            inner = vectors @ self._projection.T
-            out["projection"] = self._inner(flat).T @ vectors
-        if dense:
-            whole = blocks.scatter(self.layout, self._keys, self._pointers, flat, inner)
-            self.training_bytes["gradient"], out["memory"] = whole.nbytes, whole
+        dim = self.spec.dim
+        if isinstance(ids, Forward):
+            if ids.generation != self.generation:
+                raise ValueError("the table was clustered since this forward pass: look the ids up again")
+            flat, inner, saved, shape = ids.ids, ids.inner, ids.saved, ids.vectors.shape
         else:
-            # The scratch is taken out while it is used: an interrupt loses it, and two threads never share it.
-            slots, self._slots = self._slots, None
-            slots = blocks.new_slots(self.layout) if slots is None else slots
-            sparse = blocks.scatter_sparse(self.layout, self._keys, self._pointers, flat, inner, slots)
-            self._slots, out["memory"] = slots, sparse
-            self.training_bytes["gradient"] = sparse.index.nbytes + sparse.values.nbytes + slots.nbytes
+            words = self._words(ids)
+            flat, inner, saved, shape = words.reshape(-1), None, None, (*words.shape, dim)
+        vectors = _check.as_float32("gradients", grads, shape).reshape(-1, dim)
+        if self._projection is None:
+            out = self.method.backward(self, flat, saved, vectors, dense)
+        else:
+            inner = self.method.forward(self, flat, keep=False)[0] if inner is None else inner
+            out = self.method.backward(self, flat, saved, vectors @ self._projection.T, dense)
+            out["projection"] = inner.T @ vectors
+        self.training_bytes["gradient"] = sum(g.nbytes for g in out.values()) + sum(
+            s.nbytes for s in self._slots.values()
+        )
         return out
 
     # --- learning the sketch ------------------------------------------------------------------------------------------
@@ -268,7 +338,7 @@ class Table:
             >>> table.ledger().stored["pointers"], table.ledger().stored["memory"]
             (5000000, 262144)
         """
-        stored = {name: array.nbytes for name, array in (*self._parameters.items(), *self._buffers.items())}
+        stored = {name: array.nbytes for name, array in self._arrays.items()}
         full = None if self.spec.vocab is None else 4 * self.spec.vocab * self.spec.dim
         return Ledger(stored, dict(self.training_bytes), full)
 
@@ -314,7 +384,7 @@ class Table:
             >>> bool(np.array_equal(again.lookup([1, 2]), table.lookup([1, 2])))
             True
         """
-        save_arrays(path, {**self._parameters, **self._buffers}, self.spec.as_json())
+        save_arrays(path, self._arrays, self.spec.as_json())
 
 
 def load(path: str | os.PathLike[str], *, mmap: bool = False) -> Table:

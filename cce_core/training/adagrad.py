@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from cce_core import _check
 from cce_core._jit import jit
 from cce_core._threads import sliced
-from cce_core.sketching.blocks import SparseGradient
+from cce_core.sketching.gradient import SparseGradient
 from cce_core.training.optimizer import FLOATS_A_THREAD, Optimizer, State
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from cce_core import _check
 from cce_core._jit import jit
 from cce_core._threads import sliced
-from cce_core.sketching.blocks import SparseGradient
+from cce_core.sketching.gradient import SparseGradient
 from cce_core.training.optimizer import FLOATS_A_THREAD, Optimizer, State
 
 _1 = np.float32(1.0)
@@ -103,6 +103,9 @@ class AdamW(Optimizer):
         else:
             n, grain = len(gradient.index), FLOATS_A_THREAD // unit
             sliced(_touched, n, grain, p, gradient.index, gradient.values, *self._numbers(p, state))
+
+    def _moves_all(self) -> bool:
+        return not self.lazy
 
     def _numbers(self, p: NDArray[Any], state: State) -> tuple[Any, ...]:
         """The moments, and the step's constants in float32."""

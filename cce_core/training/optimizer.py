@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
-from cce_core.sketching.blocks import SparseGradient
-from cce_core.sketching.table import Gradient, Table
+from cce_core.sketching.gradient import Gradient, SparseGradient
+from cce_core.sketching.table import Table
 
 FLOATS_A_THREAD = 1 << 15
 
@@ -35,7 +35,7 @@ class Optimizer(abc.ABC):
     """Updates the parameters of tables in place from their gradients.
 
     One optimiser serves any number of tables; its state goes when the table goes. `cluster()` changes what the rows of a
-    memory mean, so the state of the memory is dropped then (moments and step count, as for a new parameter); the state of
+    memory (and its weights) mean, so their state is dropped then (moments and step count, as for a new parameter); the state of
     a projection, whose meaning stays, is kept.
     """
 
@@ -58,28 +58,58 @@ class Optimizer(abc.ABC):
         for name, gradient in grads.items():
             if name not in parameters:
                 raise ValueError(f"the table has no parameter {name!r}; it has {', '.join(parameters)}")
-            parameter = parameters[name]
-            if not parameter.flags.writeable:
-                raise ValueError("the table is mapped read-only; load it with mmap=False to train it")
+            size = parameters[name].size
             if isinstance(gradient, SparseGradient):
                 _check.as_float32(f"gradient of {name}", gradient.values, (len(gradient.index), units[name]))
-                if gradient.size != parameter.size:
-                    raise ValueError(f"gradient of {name} must have {parameter.size:,} floats, got {gradient.size:,}")
+                if gradient.size != size:
+                    raise ValueError(f"gradient of {name} must have {size:,} floats, got {gradient.size:,}")
             else:
-                _check.as_float32(f"gradient of {name}", gradient, parameter.shape)
+                grads = {**grads, name: _check.as_float32(f"gradient of {name}", gradient, parameters[name].shape)}
+        self._step(table, parameters, units, grads)
+
+    def _step(self, table: Table, parameters: Any, units: Any, grads: dict[str, Gradient]) -> None:
+        """`step` with gradients that are known to fit."""
+        if not table.writeable:
+            raise ValueError("the table is mapped read-only; load it with mmap=False to train it")
         states = self._of(table)
         known = len(states)
         for name, gradient in grads.items():
-            state = states.setdefault(name, State())
+            state = states.get(name)
+            if state is None:
+                state = states[name] = State()
             state.step += 1
             flat = parameters[name].reshape(-1)
             if isinstance(gradient, SparseGradient):
                 self._update_touched(flat, gradient, units[name], state)
             else:
-                dense = np.ascontiguousarray(gradient, np.float32).reshape(-1)
-                self._update(flat, dense, units[name], state)
+                self._update(flat, gradient.reshape(-1), units[name], state)
+        table.settle()
         if len(states) > known:
             table.training_bytes["optimiser"] = self.state_bytes(table)
+
+    def update(self, table: Table, ids: Any, grads: Any) -> None:
+        """Backward pass and step in one: `step(table, table.backward(ids, grads))`, with the kind of gradient that suits.
+
+        Args:
+            table: whose parameters are updated.
+            ids: what was looked up, or the `Forward` of it.
+            grads: of the vectors, real numbers (*ids.shape, dim), finite.
+
+        Raises:
+            IndexError, TypeError, ValueError: as for `backward` and `step`. No parameter is changed.
+
+        Example:
+            >>> import numpy as np, cce_core as cce
+            >>> table = cce.make_table("cce", vocab=1000, dim=16, num_params=2048, seed=0)
+            >>> seen = table.forward([1, 2])
+            >>> cce.Adam(lr=1e-3).update(table, seen, 2 * seen.vectors)
+        """
+        out = table.backward(ids, grads, dense=self._moves_all())
+        self._step(table, table.parameters(), table.units(), out)
+
+    def _moves_all(self) -> bool:
+        """Whether a step moves what a batch did not touch, so that a dense gradient suits it better."""
+        return False
 
     def state_bytes(self, table: Table) -> int:
         """Bytes of state that are held for a table."""
@@ -91,7 +121,8 @@ class Optimizer(abc.ABC):
         now = table.generation
         generation, states = self._states.get(table, (-1, {}))
         if generation != now:
-            states.pop("memory", None)
+            for name in [name for name in states if name != "projection"]:
+                del states[name]
             self._states[table] = (now, states)
         return states
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from cce_core import _check
 from cce_core._jit import jit
 from cce_core._threads import sliced
-from cce_core.sketching.blocks import SparseGradient
+from cce_core.sketching.gradient import SparseGradient
 from cce_core.training.optimizer import FLOATS_A_THREAD, Optimizer, State
 
 
@@ -59,6 +59,9 @@ class SGD(Optimizer):
         super().__init__(lr)
         self.momentum = _check.number("momentum", momentum, 0.0, 1.0)
         self.weight_decay = _check.number("weight_decay", weight_decay, 0.0)
+
+    def _moves_all(self) -> bool:
+        return bool(self.momentum or self.weight_decay)
 
     def _update(self, p: NDArray[Any], g: NDArray[Any], unit: int, state: State) -> None:
         lr, decay = np.float32(self.lr), np.float32(self.weight_decay)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from cce_core.sketching.blocks import HASH, POINTER, Column, Layout
-from cce_core.sketching.method import Request, RowMethod
+from cce_core.sketching.layout import HASH, POINTER, Column, Layout
+from cce_core.sketching.method import Request
+from cce_core.sketching.rows import RowMethod
 from cce_core.sketching.spec import TableSpec
 from cce_core.storage.packed import bits_for
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from cce_core.sketching.blocks import IDENTITY, Column, Layout
-from cce_core.sketching.method import Method, Request
+from cce_core.sketching.block_method import BlockMethod
+from cce_core.sketching.layout import IDENTITY, Column, Layout
+from cce_core.sketching.method import Request
 from cce_core.sketching.spec import BudgetError, TableSpec
 
 
-class Full(Method):
+class Full(BlockMethod):
     """T = M: row i of the memory is the vector of id i. With a rank, T = M · W is the narrow table (`ldim`)."""
 
     name = "full"
@@ -26,8 +27,9 @@ class Full(Method):
         params = request.vocab * request.inner + request.rank * request.dim
         if request.num_params is not None and params > request.num_params:
             raise BudgetError(f"{request.budget} are too few for 'full': it takes {params:,} parameters")
-        if request.num_bytes is not None and 4 * params > request.num_bytes:
-            raise BudgetError(f"{request.budget} are too few for 'full': it takes {4 * params:,} bytes")
+        nbytes = request.codec.nbytes(request.vocab * request.inner) + 4 * request.rank * request.dim
+        if request.num_bytes is not None and nbytes > request.num_bytes:
+            raise BudgetError(f"{request.budget} are too few for 'full': it takes {nbytes:,} bytes")
         return ()
 
     def layout(self, spec: TableSpec) -> Layout:

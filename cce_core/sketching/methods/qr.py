@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from cce_core.hashing.digits import balanced_bases
-from cce_core.sketching.blocks import DIGIT, Column, Layout
-from cce_core.sketching.method import Request, RowMethod
+from cce_core.sketching.layout import DIGIT, Column, Layout
+from cce_core.sketching.method import Request
+from cce_core.sketching.rows import RowMethod
 from cce_core.sketching.spec import TableSpec
 
 

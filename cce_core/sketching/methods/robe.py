@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from cce_core.sketching.blocks import HASH, Column, Layout
-from cce_core.sketching.method import Request, RowMethod
+from cce_core.sketching.layout import HASH, Column, Layout
+from cce_core.sketching.method import Request
+from cce_core.sketching.rows import RowMethod
 from cce_core.sketching.spec import TableSpec
 
 

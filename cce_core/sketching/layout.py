@@ -1,0 +1,103 @@
+"""Where the blocks of an id lie: columns of addresses, chunk by chunk, into one flat memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+IDENTITY, HASH, POINTER, DIGIT = 0, 1, 2, 3
+KIND, BASE, STRIDE, ROWS, A, B, REGION = range(7)
+
+
+class Column(NamedTuple):
+    """Where one address of an id comes from: `base + stride · index`, with the index in [0, rows).
+
+    A block that passes the end of its region, `base + region`, goes on at the region's start.
+
+    Attributes:
+        kind: IDENTITY (the id), HASH (of the id, under this column's key), POINTER (packed), DIGIT ((id // a) mod rows).
+        base: the first float of the region that the column addresses.
+        stride: floats from one index to the next.
+        rows: how many indices there are.
+        a: for HASH, 1 where a sign is drawn as well; for POINTER, the bit offset within an id; for DIGIT, the divisor.
+        b: for HASH, which key is its own; for POINTER, its bits.
+        region: floats of the region; 0 says rows · stride.
+    """
+
+    kind: int
+    base: int
+    stride: int
+    rows: int
+    a: int = 0
+    b: int = 0
+    region: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """All addresses of a table: `columns` chunk by chunk, `terms` of them a chunk, into a memory of `size` floats.
+
+    Attributes:
+        columns: chunk-major; `len(columns) // terms` chunks.
+        terms: blocks summed in each chunk.
+        width: floats a block.
+        size: floats of the memory.
+        unit: the largest block that divides every address and the width: the grain of a sparse gradient.
+        bits_per_id: bits of all packed pointers of an id, those of other layouts of the table included.
+    """
+
+    columns: tuple[Column, ...]
+    terms: int
+    width: int
+    size: int
+    unit: int
+    bits_per_id: int = 0
+
+    @functools.cached_property
+    def n_chunks(self) -> int:
+        """Chunks of a vector."""
+        return len(self.columns) // self.terms
+
+    @functools.cached_property
+    def dim(self) -> int:
+        """Floats of a vector that the memory gives (before any projection)."""
+        return self.n_chunks * self.width
+
+    @functools.cached_property
+    def n_units(self) -> int:
+        """Units in the memory."""
+        return self.size // self.unit
+
+    @functools.cached_property
+    def bits(self) -> tuple[int, ...]:
+        """Bits of every packed pointer of an id, in order."""
+        return tuple(c.b for c in self.columns if c.kind == POINTER)
+
+    @functools.cached_property
+    def n_hashes(self) -> int:
+        """Keys that the hash columns need."""
+        return 1 + max((c.b for c in self.columns if c.kind == HASH), default=-1)
+
+    @functools.cached_property
+    def signed(self) -> bool:
+        """Whether any column draws signs."""
+        return any(c.kind == HASH and c.a for c in self.columns)
+
+    @functools.cached_property
+    def array(self) -> NDArray[np.int64]:
+        """The columns as the compiled loops read them."""
+        rows = [c if c.region else c._replace(region=c.rows * c.stride) for c in self.columns]
+        return np.array(rows, np.int64).reshape(len(self.columns), len(Column._fields))
+
+    @functools.cached_property
+    def per_id(self) -> np.uint64:
+        """`bits_per_id` as the compiled loops read it."""
+        return np.uint64(self.bits_per_id)
+
+    def part(self, columns: tuple[Column, ...], terms: int = 1) -> Layout:
+        """The same memory and pointers through some of the columns alone."""
+        return dataclasses.replace(self, columns=columns, terms=terms)

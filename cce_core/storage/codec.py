@@ -1,0 +1,185 @@
+"""Memory codecs: how a float of the memory is kept. float32, bfloat16, or int8 and int4 with a scale a block.
+
+    bfloat16   the upper half of the float32, rounded to nearest even                            2 bytes
+    int8       q in [−127, 127] and a float32 scale for each 64 floats in a row: x = q · scale   1 + 4/64 bytes
+    int4       the same with q in [−7, 7], two to a byte, the earlier float in the lower half    1/2 + 4/64 bytes
+
+The scale of a block is its largest magnitude over the largest q. Where a `key` is given, rounding is stochastic: up or
+down with the probability that makes the mean right, drawn by a hash of the place under that key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cce_core import _check
+from cce_core._jit import jit
+from cce_core._threads import sliced
+from cce_core.hashing.mix import keyed, premix
+
+FLOAT32, BFLOAT16, INT8, INT4 = 0, 1, 2, 3
+BLOCK = 64  # floats that share a scale
+_SHIFT, _ONE, _HALF = np.uint64(6), np.uint64(1), np.float32(0.5)
+_GRAIN = 1 << 9  # blocks
+_LOW = np.uint32(0xFFFF)
+
+
+@jit
+def fetch(codec: int, codes: Any, scales: Any, i: np.uint64) -> np.float32:
+    """The float at place i. `codec` is a constant of the calling loop, so that one line of this is left of it."""
+    if codec == BFLOAT16:
+        return np.uint32(np.uint32(codes[i]) << np.uint32(16)).view(np.float32)
+    if codec == INT8:
+        return np.float32(codes[i]) * scales[i >> _SHIFT]
+    if codec == INT4:
+        nibble = (np.uint32(codes[i >> _ONE]) >> np.uint32((i & _ONE) << np.uint64(2))) & np.uint32(15)
+        return (np.float32(nibble) - np.float32(8.0)) * scales[i >> _SHIFT]
+    return np.float32(codes[i])
+
+
+@jit
+def _chance(i: int, key: np.uint64) -> np.float32:
+    """A number in [0, 1), a pure function of place and key."""
+    return np.float32(keyed(premix(np.uint64(i)), key) >> np.uint64(40)) * np.float32(2.0**-24)
+
+
+@jit
+def _encode_bfloat16(start: int, stop: int, values: Any, stochastic: bool, key: np.uint64, codes: Any) -> None:
+    for i in range(start * BLOCK, min(stop * BLOCK, values.shape[0])):
+        bits = values[i].view(np.uint32)
+        if stochastic:
+            more = np.uint32(keyed(premix(np.uint64(i)), key) >> np.uint64(48))
+        else:
+            more = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+        up = np.uint32((bits + more) >> np.uint32(16))
+        if (up & np.uint32(0x7F80)) == np.uint32(0x7F80):  # rounding must not make infinity of a finite number
+            up = np.uint32(bits >> np.uint32(16))
+        codes[i] = up
+
+
+@jit
+def _encode_scaled(
+    start: int, stop: int, values: Any, most: np.float32, four: bool, stochastic: bool, key: np.uint64,
+    codes: Any, scales: Any,
+) -> None:  # fmt: skip
+    for block in range(start, stop):
+        low, high = block * BLOCK, min((block + 1) * BLOCK, values.shape[0])
+        largest = np.float32(0.0)
+        for i in range(low, high):
+            largest = max(largest, abs(values[i]))
+        scales[block] = largest / most
+        for i in range(low, high):
+            exact = values[i] / largest * most if largest > np.float32(0.0) else np.float32(0.0)
+            q = np.floor(exact + (_chance(i, key) if stochastic else _HALF))
+            q = min(max(q, -most), most)
+            if four:
+                nibble = np.uint8(q + np.float32(8.0))
+                if i & 1:
+                    codes[i >> 1] = np.uint8(codes[i >> 1] | np.uint8(nibble << np.uint8(4)))
+                else:
+                    codes[i >> 1] = nibble
+            else:
+                codes[i] = np.int8(q)
+
+
+@jit
+def _decode(start: int, stop: int, codec: int, codes: Any, scales: Any, out: Any) -> None:
+    for i in range(start * BLOCK, min(stop * BLOCK, out.shape[0])):
+        out[i] = fetch(codec, codes, scales, np.uint64(i))
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec:
+    """One way of keeping floats.
+
+    Attributes:
+        name: "float32", "bfloat16", "int8" or "int4".
+        number: how compiled loops know it.
+        dtype: of the codes.
+        bits: of a code.
+        most: the largest whole number of a scaled codec; 0 for one without scales.
+
+    Example:
+        >>> import numpy as np
+        >>> int8 = codec("int8")
+        >>> codes, scales = int8.encode(np.array([0.5, -1.0, 0.25], np.float32))
+        >>> codes, int8.decode(codes, scales, 3).round(2)
+        (array([  64, -127,   32], dtype=int8), array([ 0.5 , -1.  ,  0.25], dtype=float32))
+        >>> int8.nbytes(640), int8.floats_within(680)
+        (680, 640)
+    """
+
+    name: str
+    number: int
+    dtype: Any
+    bits: int
+    most: int = 0
+
+    def n_codes(self, size: int) -> int:
+        """Elements of the array of codes of `size` floats."""
+        return -(-size * self.bits // (8 * np.dtype(self.dtype).itemsize))
+
+    def n_scales(self, size: int) -> int:
+        """Scales of `size` floats."""
+        return -(-size // BLOCK) if self.most else 0
+
+    def nbytes(self, size: int) -> int:
+        """Bytes that `size` floats take."""
+        return self.n_codes(size) * np.dtype(self.dtype).itemsize + 4 * self.n_scales(size)
+
+    def floats_within(self, nbytes: int) -> int:
+        """The most floats that take no more than `nbytes`."""
+        if not self.most:
+            return max(0, 8 * nbytes // self.bits)
+        whole, rest = divmod(max(0, nbytes), self.nbytes(BLOCK))
+        return whole * BLOCK + max(0, (rest - 4) * 8 // self.bits)
+
+    def encode(self, values: NDArray[np.float32], key: int | None = None) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        """Codes and scales of flat float32 values; rounded at random under `key`, to the nearest without one."""
+        codes = np.empty(self.n_codes(values.size), self.dtype)
+        scales = np.empty(self.n_scales(values.size), np.float32)
+        self.encode_into(values, codes, scales, key)
+        return codes, scales
+
+    def encode_into(self, values: NDArray[np.float32], codes: Any, scales: Any, key: int | None = None) -> None:
+        """The same into arrays that the caller owns."""
+        draw, word = key is not None, np.uint64(key or 0)
+        blocks = -(-values.size // BLOCK)
+        if self.number == FLOAT32:
+            codes[:] = values
+        elif self.number == BFLOAT16:
+            sliced(_encode_bfloat16, blocks, _GRAIN, values, draw, word, codes)
+        else:
+            most, four = np.float32(self.most), self.number == INT4
+            sliced(_encode_scaled, blocks, _GRAIN, values, most, four, draw, word, codes, scales)
+
+    def decode(self, codes: Any, scales: Any, size: int) -> NDArray[np.float32]:
+        """The `size` floats that codes and scales stand for."""
+        out = np.empty(size, np.float32)
+        sliced(_decode, -(-size // BLOCK), _GRAIN, self.number, codes, scales, out)
+        return out
+
+
+_CODECS = {
+    c.name: c
+    for c in (
+        Codec("float32", FLOAT32, np.float32, 32),
+        Codec("bfloat16", BFLOAT16, np.uint16, 16),
+        Codec("int8", INT8, np.int8, 8, 127),
+        Codec("int4", INT4, np.uint8, 4, 7),
+    )
+}
+CODECS = tuple(_CODECS)
+
+
+def codec(name: str) -> Codec:
+    """The codec of that name.
+
+    Raises:
+        ValueError: there is none; the message lists those that exist.
+    """
+    return _CODECS[_check.choice("codec", name, CODECS)]
