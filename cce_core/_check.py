@@ -73,17 +73,17 @@ def _first_outside(ids: NDArray[np.uint64], end: np.uint64) -> int:
     return -1
 
 
-def ids_within(ids: NDArray[np.uint64], vocab: int) -> None:
+def ids_within(ids: NDArray[np.uint64], vocab: int | np.uint64) -> None:
     """IndexError that names the first id outside [0, vocab) and its position."""
-    flat = ids.reshape(-1)
-    where = _first_outside(flat, np.uint64(vocab))
+    flat = ids if ids.ndim == 1 else ids.reshape(-1)
+    where = _first_outside(flat, vocab if isinstance(vocab, np.uint64) else np.uint64(vocab))
     if where >= 0:
         word = int(flat[where])
         shown = word - 2**64 if word >= 2**63 else word
         at = np.unravel_index(where, ids.shape) if ids.ndim > 1 else where
         place = tuple(int(i) for i in at) if isinstance(at, tuple) else int(at)
         raise IndexError(
-            f"id {shown} at position {place} is outside this table's vocabulary: ids go from 0 to {vocab - 1}"
+            f"id {shown} at position {place} is outside this table's vocabulary: ids go from 0 to {int(vocab) - 1}"
         )
 
 

@@ -118,13 +118,14 @@ def sliced(kernel: Callable[..., Any], n: int, grain: int, *args: Any, align: in
         args: passed through.
         align: every slice but the last starts and ends at a multiple of this.
     """
-    if n <= 0:
+    if n < 2 * grain:  # small work first: it is there that every microsecond shows
+        if n > 0:
+            kernel(0, n, *args)
         return
-    parts = n // max(1, grain)
-    if parts > 1:
-        parts = min(parts, get_num_threads())
+    parts = min(n // max(1, grain), get_num_threads())
     if parts <= 1:
-        kernel(0, n, *args)
+        if n > 0:
+            kernel(0, n, *args)
         return
     step = -(-n // (parts * align)) * align
     starts = range(0, n, step)

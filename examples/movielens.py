@@ -67,7 +67,7 @@ class GMF:
 
 def logloss(score: NDArray[np.float32], labels: NDArray[np.float32]) -> float:
     """Mean cross-entropy in nats of logits."""
-    return float(np.mean(np.logaddexp(0.0, score.astype(np.float64)) - labels * score))
+    return float(np.mean(np.maximum(score, 0) - labels * score + np.log1p(np.exp(-np.abs(score))), dtype=np.float64))
 
 
 def auc(score: NDArray[np.float32], labels: NDArray[np.float32]) -> float:

@@ -19,7 +19,7 @@ from cce_core._jit import jit
 from cce_core._threads import sliced
 from cce_core.hashing.mix import keyed, multiply_high, multiply_high_32, premix
 from cce_core.sketching.gradient import SparseGradient
-from cce_core.sketching.layout import BASE, HASH, IDENTITY, KIND, POINTER, REGION, ROWS, STRIDE, A, B, Layout
+from cce_core.sketching.layout import BASE, HASH, IDENTITY, KIND, PER_ID, POINTER, REGION, ROWS, STRIDE, A, B, Layout
 from cce_core.sketching.moves import add_block, copy_block
 from cce_core.storage.codec import FLOAT32, fetch
 from cce_core.storage.packed import read_bits
@@ -53,7 +53,7 @@ class Sketch(NamedTuple):
 
 
 @jit
-def _find(start: int, stop: int, ids: Any, column: Any, keys: Any, pointers: Any, per_id: Any, at: Any) -> None:
+def _find(start: int, stop: int, ids: Any, column: Any, keys: Any, pointers: Any, at: Any) -> None:
     """Addresses of the ids [start, stop) in one column: at[0 : stop − start]."""
     kind, base, stride = column[KIND], np.uint64(column[BASE]), np.uint64(column[STRIDE])
     count, a, b = np.uint64(column[ROWS]), np.uint64(column[A]), np.uint64(column[B])
@@ -67,6 +67,7 @@ def _find(start: int, stop: int, ids: Any, column: Any, keys: Any, pointers: Any
             for n in range(n_ids):
                 at[n] = base + stride * multiply_high(keyed(premix(ids[first + n]), key), count)
     elif kind == POINTER:
+        per_id = np.uint64(column[PER_ID])
         for n in range(n_ids):
             at[n] = base + stride * read_bits(pointers, ids[first + n] * per_id + a, b)
     elif kind == IDENTITY:
@@ -100,7 +101,7 @@ def _make_gather(fixed: int, codec: int) -> Callable[..., None]:
 
     @jit
     def gather(
-        start: int, stop: int, ids: Any, columns: Any, keys: Any, pointers: Any, per_id: Any, memory: Any, scales: Any,
+        start: int, stop: int, ids: Any, columns: Any, keys: Any, pointers: Any, memory: Any, scales: Any,
         weights: Any, kept: Any, terms: int, width: int, out: Any,
     ) -> None:  # fmt: skip
         w = np.uint64(fixed if fixed > 0 else width)
@@ -113,7 +114,7 @@ def _make_gather(fixed: int, codec: int) -> Callable[..., None]:
                     at = scratch
                 else:
                     at = kept[j][low:high]
-                _find(low, high, ids, columns[j], keys, pointers, per_id, at)
+                _find(low, high, ids, columns[j], keys, pointers, at)
                 region = np.uint64(columns[j, REGION])
                 past, left = np.uint64(columns[j, BASE]) + region, np.uint64(j // terms) * w
                 first = j % terms == 0
@@ -142,7 +143,7 @@ def _make_scatter(fixed: int) -> Callable[..., None]:
 
     @jit
     def scatter(
-        low: int, high: int, ids: Any, columns: Any, keys: Any, pointers: Any, per_id: Any,
+        low: int, high: int, ids: Any, columns: Any, keys: Any, pointers: Any,
         weights: Any, kept: Any, terms: int, width: int, unit: int, slots: Any, vectors: Any, out: Any,
     ) -> None:  # fmt: skip
         w, u = np.uint64(fixed if fixed > 0 else width), np.uint64(unit)
@@ -154,7 +155,7 @@ def _make_scatter(fixed: int) -> Callable[..., None]:
             for j in range(columns.shape[0]):
                 if kept is None:
                     at = scratch
-                    _find(start, stop, ids, columns[j], keys, pointers, per_id, at)
+                    _find(start, stop, ids, columns[j], keys, pointers, at)
                 else:
                     at = kept[j][start:stop]
                 region = np.uint64(columns[j, REGION])
@@ -194,7 +195,7 @@ def _make_dot(codec: int) -> Callable[..., None]:
 
     @jit
     def dot(
-        start: int, stop: int, ids: Any, columns: Any, keys: Any, pointers: Any, per_id: Any, memory: Any, scales: Any,
+        start: int, stop: int, ids: Any, columns: Any, keys: Any, pointers: Any, memory: Any, scales: Any,
         kept: Any, terms: int, width: int, vectors: Any, out: Any,
     ) -> None:  # fmt: skip
         w = np.uint64(width)
@@ -205,7 +206,7 @@ def _make_dot(codec: int) -> Callable[..., None]:
             for j in range(columns.shape[0]):
                 if kept is None:
                     at = scratch
-                    _find(low, high, ids, columns[j], keys, pointers, per_id, at)
+                    _find(low, high, ids, columns[j], keys, pointers, at)
                 else:
                     at = kept[j][low:high]
                 region = np.uint64(columns[j, REGION])
@@ -228,7 +229,6 @@ def _touch(
     columns: Any,
     keys: Any,
     pointers: Any,
-    per_id: Any,
     kept: Any,
     width: int,
     unit: int,
@@ -243,7 +243,7 @@ def _touch(
         for j in range(columns.shape[0]):
             if kept is None:
                 at = scratch
-                _find(start, stop, ids, columns[j], keys, pointers, per_id, at)
+                _find(start, stop, ids, columns[j], keys, pointers, at)
             else:
                 at = kept[j][start:stop]
             region = np.uint64(columns[j, REGION])
@@ -268,12 +268,12 @@ def _untouch(slots: Any, touched: Any) -> None:
 
 
 @jit
-def _addresses(start: int, stop: int, ids: Any, columns: Any, keys: Any, pointers: Any, per_id: Any, out: Any) -> None:
+def _addresses(start: int, stop: int, ids: Any, columns: Any, keys: Any, pointers: Any, out: Any) -> None:
     at = np.empty(_TILE, np.uint64)
     for low in range(start, stop, _TILE):
         high = min(low + _TILE, stop)
         for j in range(columns.shape[0]):
-            _find(low, high, ids, columns[j], keys, pointers, per_id, at)
+            _find(low, high, ids, columns[j], keys, pointers, at)
             for n in range(low, high):
                 out[n, j] = at[n - low]
 
@@ -309,7 +309,7 @@ def lookup(
     out = np.empty((ids.shape[0], layout.dim), np.float32)
     sliced(
         _gather(layout.width, memory.codec), ids.shape[0], _IDS_A_THREAD, ids, layout.array, keys, pointers,
-        layout.per_id, memory.codes, memory.scales, weights, kept, layout.terms, layout.width, out.reshape(-1),
+        memory.codes, memory.scales, weights, kept, layout.terms, layout.width, out.reshape(-1),
     )  # fmt: skip
     return out
 
@@ -335,7 +335,7 @@ def scatter_sparse(
     layout, keys, pointers = sketch
     per_id = len(layout.columns) * (layout.width // layout.unit)
     touched = np.empty(min(layout.n_units, ids.shape[0] * per_id), np.int64)
-    count = _touch(ids, layout.array, keys, pointers, layout.per_id, kept, layout.width, layout.unit, slots, touched)
+    count = _touch(ids, layout.array, keys, pointers, kept, layout.width, layout.unit, slots, touched)
     index = touched[:count]
     values = np.zeros((count, layout.unit), np.float32)
     _scatter_into(sketch, ids, vectors, weights, kept, slots, values.reshape(-1))
@@ -348,7 +348,7 @@ def _scatter_into(sketch: Sketch, ids: Any, vectors: Any, weights: Any, kept: An
     # Each thread reads all ids, so a second one pays only where there is more to add than to address.
     grain = layout.size if ids.shape[0] < _IDS_A_THREAD else min(_FLOATS_A_THREAD, -(-layout.size // 2))
     sliced(
-        _scatter(layout.width), layout.size, grain, ids, layout.array, keys, pointers, layout.per_id, weights, kept,
+        _scatter(layout.width), layout.size, grain, ids, layout.array, keys, pointers, weights, kept,
         layout.terms, layout.width, layout.unit, slots, vectors.reshape(-1), out, align=layout.unit,
     )  # fmt: skip
 
@@ -360,7 +360,7 @@ def dot(
     layout, keys, pointers = sketch
     out = np.empty((ids.shape[0], len(layout.columns)), np.float32)
     sliced(
-        _dot(memory.codec), ids.shape[0], _IDS_A_THREAD, ids, layout.array, keys, pointers, layout.per_id, memory.codes,
+        _dot(memory.codec), ids.shape[0], _IDS_A_THREAD, ids, layout.array, keys, pointers, memory.codes,
         memory.scales, kept, layout.terms, layout.width, vectors.reshape(-1), out,
     )  # fmt: skip
     return out
@@ -370,7 +370,7 @@ def addresses(sketch: Sketch, ids: NDArray[np.uint64]) -> NDArray[np.int64]:
     """The address of every column: int64 (n, columns)."""
     layout, keys, pointers = sketch
     out = np.empty((ids.shape[0], len(layout.columns)), np.int64)
-    sliced(_addresses, len(ids), _IDS_A_THREAD, ids, layout.array, keys, pointers, layout.per_id, out)
+    sliced(_addresses, len(ids), _IDS_A_THREAD, ids, layout.array, keys, pointers, out)
     return out
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 IDENTITY, HASH, POINTER, DIGIT = 0, 1, 2, 3
-KIND, BASE, STRIDE, ROWS, A, B, REGION = range(7)
+KIND, BASE, STRIDE, ROWS, A, B, REGION, PER_ID = range(8)  # of the compiled loops' array: PER_ID is the layout's
 
 
 class Column(NamedTuple):
@@ -90,13 +90,8 @@ class Layout:
     @functools.cached_property
     def array(self) -> NDArray[np.int64]:
         """The columns as the compiled loops read them."""
-        rows = [c if c.region else c._replace(region=c.rows * c.stride) for c in self.columns]
-        return np.array(rows, np.int64).reshape(len(self.columns), len(Column._fields))
-
-    @functools.cached_property
-    def per_id(self) -> np.uint64:
-        """`bits_per_id` as the compiled loops read it."""
-        return np.uint64(self.bits_per_id)
+        rows = [(*c[:REGION], c.region or c.rows * c.stride, self.bits_per_id) for c in self.columns]
+        return np.array(rows, np.int64).reshape(len(self.columns), 1 + PER_ID)
 
     def part(self, columns: tuple[Column, ...], terms: int = 1) -> Layout:
         """The same memory and pointers through some of the columns alone."""

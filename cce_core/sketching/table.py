@@ -86,6 +86,7 @@ class Table:
         self._projection = self._arrays.get("projection")
         self._units = {name: array.unit for name, array in self._specs.items() if array.unit}
         self._parameters = {name: self._arrays[name] for name in self._units}
+        self._end = None if spec.vocab is None else np.uint64(spec.vocab)
         self._slots: dict[str, NDArray[Any]] = {}
         self.training_bytes: dict[str, int] = {}
         if isinstance(self.method, BlockMethod):
@@ -198,8 +199,8 @@ class Table:
 
     def _words(self, ids: Any) -> NDArray[np.uint64]:
         words = _check.as_ids(ids)
-        if self.spec.vocab is not None:
-            _check.ids_within(words, self.spec.vocab)
+        if self._end is not None:
+            _check.ids_within(words, self._end)
         return words
 
     def lookup(self, ids: Any) -> NDArray[np.float32]:

@@ -18,37 +18,29 @@ _1 = np.float32(1.0)
 
 @jit
 def _dense(
-    start: int,
-    stop: int,
-    p: Any,
-    g: Any,
-    m: Any,
-    v: Any,
-    b1: Any,
-    b2: Any,
-    keep: Any,
-    rate: Any,
-    correct: Any,
-    eps: Any,
-) -> None:
-    a1, a2 = _1 - b1, _1 - b2
+    start: int, stop: int, p: Any, g: Any, m: Any, v: Any,
+    beta1: float, beta2: float, keep: float, rate: float, correct: float, eps: float,
+) -> None:  # fmt: skip
+    b1, b2, k, r = np.float32(beta1), np.float32(beta2), np.float32(keep), np.float32(rate)
+    c, e, a1, a2 = np.float32(correct), np.float32(eps), _1 - b1, _1 - b2
     for i in range(np.uint64(start), np.uint64(stop)):  # unsigned, so that the loop becomes vector instructions
         mean = b1 * m[i] + a1 * g[i]
         square = b2 * v[i] + a2 * g[i] * g[i]
         m[i] = mean
         v[i] = square
-        p[i] = keep * p[i] - rate * mean / (np.sqrt(square) * correct + eps)
+        p[i] = k * p[i] - r * mean / (np.sqrt(square) * c + e)
 
 
 @jit
 def _touched(
     start: int, stop: int, p: Any, index: Any, g: Any, m: Any, v: Any,
-    b1: Any, b2: Any, keep: Any, rate: Any, correct: Any, eps: Any,
+    beta1: float, beta2: float, keep: float, rate: float, correct: float, eps: float,
 ) -> None:  # fmt: skip
     unit = g.shape[1]
     for n in range(start, stop):
         at = index[n] * unit
-        _dense(0, unit, p[at : at + unit], g[n], m[at : at + unit], v[at : at + unit], b1, b2, keep, rate, correct, eps)
+        own = slice(at, at + unit)
+        _dense(0, unit, p[own], g[n], m[own], v[own], beta1, beta2, keep, rate, correct, eps)
 
 
 class AdamW(Optimizer):
@@ -108,12 +100,11 @@ class AdamW(Optimizer):
         return not self.lazy
 
     def _numbers(self, p: NDArray[Any], state: State) -> tuple[Any, ...]:
-        """The moments, and the step's constants in float32."""
+        """The moments, and the step's constants."""
         b1, b2 = self.betas
-        rate = self.lr / (1.0 - b1**state.step)
-        correct = (1.0 - b2**state.step) ** -0.5
-        constants = (b1, b2, 1.0 - self.lr * self.weight_decay, rate, correct, self.eps)
-        return state.array("m", p.size), state.array("v", p.size), *(np.float32(x) for x in constants)
+        rate, correct = self.lr / (1.0 - b1**state.step), (1.0 - b2**state.step) ** -0.5
+        keep = 1.0 - self.lr * self.weight_decay
+        return state.array("m", p.size), state.array("v", p.size), b1, b2, keep, rate, correct, self.eps
 
 
 class Adam(AdamW):

@@ -11,36 +11,45 @@ from cce_core import _check
 from cce_core._jit import jit
 from cce_core._threads import sliced
 
-_LANES = 16  # sums side by side: each need not wait for the one before
 _GRAIN = 1 << 15
 _0, _1 = np.float32(0.0), np.float32(1.0)
+_one, _four, _lanes = np.uint64(1), np.uint64(4), np.uint64(8)
 
 
 @jit
-def _logistic(start: int, stop: int, u: Any, v: Any, labels: Any, share: np.float32, scores: Any) -> None:
-    d, lanes = np.uint64(u.shape[1]), np.empty(_LANES, np.float32)
-    whole = d - d % np.uint64(_LANES)
-    for n in range(start, stop):
-        a, b = u[n], v[n]
-        for i in range(np.uint64(_LANES)):
-            lanes[i] = _0
-        for j in range(np.uint64(0), whole, np.uint64(_LANES)):
-            for i in range(np.uint64(_LANES)):
-                lanes[i] += a[j + i] * b[j + i]
-        for j in range(whole, d):
-            lanes[j - whole] += a[j] * b[j]
-        score = _0
-        for i in range(np.uint64(_LANES)):
-            score += lanes[i]
-        # σ(s) from the exponential that cannot overflow.
-        small = np.exp(-abs(score))
+def _dot(a: Any, b: Any, low: np.uint64, high: np.uint64) -> np.float32:
+    """Σ a[i]·b[i] over [low, high), in eight sums side by side: each need not wait for the one before."""
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = _0
+    whole = high - (high - low) % _lanes
+    for i in range(low, whole, _lanes):
+        j, k, m = i + _one, i + _four, i + _four + _one
+        s0 += a[i] * b[i]
+        s1 += a[j] * b[j]
+        s2 += a[j + _one] * b[j + _one]
+        s3 += a[j + _one + _one] * b[j + _one + _one]
+        s4 += a[k] * b[k]
+        s5 += a[m] * b[m]
+        s6 += a[m + _one] * b[m + _one]
+        s7 += a[m + _one + _one] * b[m + _one + _one]
+    for i in range(whole, high):
+        s0 += a[i] * b[i]
+    return ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
+
+
+@jit
+def _logistic(start: int, stop: int, u: Any, v: Any, d: int, labels: Any, share: np.float32, scores: Any) -> None:
+    dim = np.uint64(d)
+    for n in range(np.uint64(start), np.uint64(stop)):
+        low, high = n * dim, (n + _one) * dim
+        score = _dot(u, v, low, high)
+        small = np.exp(-abs(score))  # never overflows
         chance = (_1 if score >= _0 else small) / (_1 + small)
         slope = (chance - labels[n]) * share
         scores[n] = score
-        for j in range(d):
-            here = a[j]
-            a[j] = slope * b[j]
-            b[j] = slope * here
+        for i in range(low, high):
+            here = u[i]
+            u[i] = slope * v[i]
+            v[i] = slope * here
 
 
 def logistic_dot(u: Any, v: Any, labels: Any) -> NDArray[np.float32]:
@@ -73,7 +82,8 @@ def logistic_dot(u: Any, v: Any, labels: Any) -> NDArray[np.float32]:
     for name, array in (("u", u), ("v", v)):
         if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.ndim != 2:
             raise TypeError(f"{name} must be a float32 array (pairs, dim), got {getattr(array, 'dtype', type(array))}")
-        if not (array.flags.c_contiguous and array.flags.writeable):
+        flags = array.flags
+        if not (flags.c_contiguous and flags.writeable):
             raise ValueError(f"{name} must be contiguous and writeable: it is overwritten by its gradient; pass a copy")
     if u.shape != v.shape:
         raise ValueError(f"u and v must have the same shape, got {u.shape} and {v.shape}")
@@ -82,5 +92,6 @@ def logistic_dot(u: Any, v: Any, labels: Any) -> NDArray[np.float32]:
     y = _check.as_float32("labels", labels, (len(u),))
     scores = np.empty(len(u), np.float32)
     if len(u):
-        sliced(_logistic, len(u), _GRAIN // u.shape[1], u, v, y, np.float32(1.0 / len(u)), scores)
+        share, d = np.float32(1.0 / len(u)), u.shape[1]
+        sliced(_logistic, len(u), _GRAIN // max(1, d), u.reshape(-1), v.reshape(-1), d, y, share, scores)
     return scores
