@@ -49,7 +49,7 @@ def eager_embedding(table: cce.Table) -> Any:
             where = index[x]
             vectors = self.learned[self.chunks, where[..., 0]] + self.hashed[self.chunks, where[..., 1]]
             vectors = vectors.flatten(1)
-            return vectors if self.projection is None else vectors @ self.projection
+            return vectors if self.projection is None else vectors @ self.projection[:-1] + self.projection[-1]
 
     return Eager()
 

@@ -57,7 +57,7 @@ def test_every_method_runs(method):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--method", "nope"], "the methods are full, hash"),
+        (["--method", "nope"], "the methods are full, ldim"),
         (["--dataset", "nope"], "ml-100k"),
         (["--ppd", "1"], "the least that fits is"),
         (["--dim", "30"], "not divisible by n_chunks 4"),

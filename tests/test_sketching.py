@@ -12,28 +12,46 @@ from reference import tables as naive
 import cce_core as cce
 from cce_core._jit import COMPILED
 from cce_core.sketching import blocks
+from cce_core.sketching.block_method import BlockMethod
 from cce_core.sketching.layout import HASH
+from cce_core.storage.codec import CODECS
 
-METHODS = [m.name for m in cce.methods()]
-HASHED = ["hash", "ce", "robe"]
+METHODS = [m.name for m in cce.methods() if isinstance(m, BlockMethod)]
+BUDGETED = [m.name for m in cce.methods() if isinstance(m, BlockMethod) and m.budgeted]
+HASHED = ["hash", "bloom", "hemb", "rhemb", "ce", "robe", "hnet"]
+OPTIONS = {
+    "hash": {"signed": [False, True]},
+    "bloom": {"signed": [False, True], "n_hashes": [1, 2, 3]},
+    "hnet": {"signed": [False, True]},
+    "hemb": {"n_hashes": [1, 2, 3], "weights": ["shared", "independent", "flat", "concat"]},
+    "rhemb": {"n_hashes": [1, 2]},
+    "robe": {"signed": [False, True], "chunk_size": [None, 1]},
+    "ce": {"combine": ["concat", "add", "mul"]},
+    "qr": {"combine": ["concat", "add", "mul"]},
+}
 
 
 @st.composite
-def tables(draw, methods=METHODS):
+def tables(draw, methods=METHODS, linear=False, **fixed):
     method = draw(st.sampled_from(methods))
     chunks = draw(st.sampled_from([1, 2, 3, 4]))
     width = draw(st.integers(1, 5))
     rank = draw(st.sampled_from([0, chunks]))
     dim = chunks * width
     vocab = draw(st.integers(1, 60))
-    options = {"signed": draw(st.booleans())} if method == "hash" else {}
+    options = {name: draw(st.sampled_from(values)) for name, values in OPTIONS.get(method, {}).items()}
+    if options.get("combine") == "mul" and (chunks == 1 or linear):
+        options["combine"] = "add"
+    if options.get("weights") == "concat" and options["n_hashes"] >= (rank or dim):
+        options["weights"] = "shared"
     budget = {}
-    if method != "full":
-        least = dim * (2 * vocab + 2) + rank * dim
-        budget = {"num_params": draw(st.integers(least, 6 * least))}
+    if method in BUDGETED:
+        least = 4 * dim * (2 * vocab + 4) + (rank + 1) * dim
+        budget = {"num_params": draw(st.integers(least, 3 * least))}
     return cce.make_table(
-        method, vocab, dim, n_chunks=chunks, rank=rank, seed=draw(strategies.seeds), **budget, **options
-    )
+        method, vocab, dim, n_chunks=chunks, rank=None if method == "ldim" else rank, seed=draw(strategies.seeds),
+        **budget, **options, **fixed,
+    )  # fmt: skip
 
 
 def spec_of(table):
@@ -45,53 +63,81 @@ def spec_of(table):
 
 
 def arrays_of(table):
-    return table.parameters()["memory"], table.parameters().get("projection")
+    """The trained arrays as lookups read them: decoded, where there is a codec."""
+    return {**table.parameters(), "memory": table.stored.decoded()}
+
+
+def naive_lookup(table, ids):
+    return naive.lookup(table.spec.method, np.asarray(ids).reshape(-1), arrays_of(table), **spec_of(table))
 
 
 @given(st.data())
 def test_lookup_equals_its_definition(data):
-    table = data.draw(tables())
+    table = data.draw(tables(codec=data.draw(st.sampled_from(CODECS))))
     ids = data.draw(strategies.ids(vocab=table.spec.vocab))
-    expected = naive.lookup(table.spec.method, ids.reshape(-1), *arrays_of(table), **spec_of(table))
+    expected = naive_lookup(table, ids)
     got = table.lookup(ids)
     assert got.dtype == np.float32
     assert got.shape == (*ids.shape, table.spec.dim)
     np.testing.assert_allclose(got.reshape(-1, table.spec.dim), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(table.forward(ids).vectors, got)
 
 
-@given(tables())
-def test_lookup_equals_the_matrices(table):
+@given(st.data())
+def test_lookup_equals_the_matrices(data):
+    table = data.draw(tables(linear=True, codec=data.draw(st.sampled_from(CODECS))))
     h, m, w = table.factors()
     ids = np.arange(table.spec.vocab)
     np.testing.assert_allclose(table.lookup(ids), (h @ m @ w)[ids], rtol=1e-5, atol=1e-6)
     assert (table.sketch_matrix() != h).nnz == 0
-    assert abs(h).sum() == table.spec.vocab * len(table.layout.columns)
+    if table.weigher is None:
+        assert abs(h).sum() == table.spec.vocab * (len(table.layout.columns) + bool(table.spec.rank))
+
+
+def test_a_product_has_no_matrix():
+    table = cce.make_table("ce", 10, 8, num_params=400, combine="mul")
+    with pytest.raises(ValueError, match="'ce' is not linear"):
+        table.sketch_matrix()
 
 
 @given(st.data())
 def test_backward_equals_its_definition_and_is_the_adjoint(data):
-    table = data.draw(tables())
+    table = data.draw(tables(codec=data.draw(st.sampled_from(CODECS))))
     ids = data.draw(strategies.ids(vocab=table.spec.vocab, shape=st.integers(0, 12)))
     grads = data.draw(strategies.float32_arrays((*ids.shape, table.spec.dim), -8, 8))
-    memory, by_projection = naive.backward(table.spec.method, ids, grads, *arrays_of(table), **spec_of(table))
+    expected = naive.backward(table.spec.method, ids, grads, arrays_of(table), **spec_of(table))
     sparse, dense = table.backward(ids, grads), table.backward(ids, grads, dense=True)
-    assert len(set(sparse["memory"].index.tolist())) == len(sparse["memory"].index)
-    np.testing.assert_array_equal(sparse["memory"].dense(), dense["memory"])
-    np.testing.assert_allclose(dense["memory"], memory, rtol=1e-4, atol=1e-4)
-    if by_projection is not None:
-        np.testing.assert_allclose(dense["projection"], by_projection, rtol=1e-4, atol=1e-3)
-    # <lookup(M), G> = <M, backward(G)>
-    left = float((table.lookup(ids).astype(np.float64) * grads).sum())
-    right = float((memory * table.parameters()["memory"]).sum())
-    assert left == pytest.approx(right, rel=1e-3, abs=1e-3)
+    seen = table.backward(table.forward(ids), grads, dense=True)
+    assert set(dense) == set(expected) == set(table.parameters())
+    for name in dense:
+        np.testing.assert_allclose(dense[name], expected[name], rtol=1e-4, atol=1e-3)
+        np.testing.assert_array_equal(dense[name], seen[name])
+        if isinstance(sparse[name], cce.SparseGradient):
+            assert len(set(sparse[name].index.tolist())) == len(sparse[name].index)
+            np.testing.assert_allclose(sparse[name].dense(), dense[name], rtol=1e-5, atol=1e-5)
+    if table.method.is_linear(table.spec) and table.weigher is None and not table.spec.rank:
+        # <lookup(M), G> = <M, backward(G)>
+        left = float((table.lookup(ids).astype(np.float64) * grads).sum())
+        right = float((expected["memory"] * table.stored.decoded()).sum())
+        assert left == pytest.approx(right, rel=1e-3, abs=1e-3)
+
+
+def test_a_forward_pass_is_not_taken_across_a_clustering():
+    table = cce.make_table("cce", 60, 8, num_params=256, seed=1)
+    seen = table.forward([1, 2])
+    table.cluster()
+    with pytest.raises(ValueError, match="clustered since"):
+        table.backward(seen, np.ones((2, 8)))
 
 
 @given(tables(), st.data())
 def test_only_what_is_looked_up_is_touched(table, data):
     ids = data.draw(strategies.ids(vocab=table.spec.vocab, shape=st.integers(1, 3)))
+    if table.weigher is not None:
+        return  # weights in the memory are touched too
     gradient = table.backward(ids, np.ones((*ids.shape, table.spec.dim)))["memory"]
     at = blocks.addresses(table.sketch, np.asarray(ids).astype(np.uint64).reshape(-1))
-    span = (at[..., None] + np.arange(table.layout.width)) % table.layout.size
+    span = (at[..., None] + np.arange(table.layout.width)) % table.layout.size  # only a whole memory wraps here
     assert set(gradient.index.tolist()) == set((span // table.layout.unit).ravel().tolist())
     again = table.backward(ids, np.ones((*ids.shape, table.spec.dim)))["memory"]  # the scratch is as it was
     np.testing.assert_array_equal(gradient.index, again.index)
@@ -102,8 +148,8 @@ def test_only_what_is_looked_up_is_touched(table, data):
 @pytest.mark.parametrize("width", [1, 2, 3, 8])
 def test_results_do_not_depend_on_the_number_of_threads(method, width):
     n = 20_000 if COMPILED else 300
-    budget = {} if method == "full" else {"num_params": 40_000}
-    table = cce.make_table(method, 1000, 4 * width, n_chunks=4, rank=0, seed=3, **budget)
+    budget = {"num_params": 40_000} if method in BUDGETED else {}
+    table = cce.make_table(method, 1000, 4 * width, n_chunks=4, rank=2 if method == "ldim" else 0, seed=3, **budget)
     rng = np.random.default_rng(0)
     ids, grads = rng.integers(0, 1000, n), rng.standard_normal((n, 4 * width), np.float32)
     seen = []
@@ -116,7 +162,7 @@ def test_results_do_not_depend_on_the_number_of_threads(method, width):
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "full"])
+@pytest.mark.parametrize("method", BUDGETED)
 @pytest.mark.parametrize("kind", ["num_params", "num_bytes"])
 @given(data=st.data())
 def test_a_budget_is_kept_and_used(method, kind, data):
@@ -125,7 +171,9 @@ def test_a_budget_is_kept_and_used(method, kind, data):
     vocab = data.draw(st.integers(1, 3000))
     rank = data.draw(st.sampled_from([0, chunks]))
     budget = data.draw(st.integers(1, 60_000))
-    make = {"vocab": vocab, "dim": dim, "n_chunks": chunks, "rank": rank}
+    make = {"vocab": vocab, "dim": dim, "n_chunks": chunks, "rank": None if method == "ldim" else rank}
+    if data.draw(st.booleans()):
+        make["codec"] = data.draw(st.sampled_from(CODECS))
     try:
         table = cce.make_table(method, **make, **{kind: budget})
     except cce.BudgetError as error:
@@ -137,13 +185,21 @@ def test_a_budget_is_kept_and_used(method, kind, data):
     used = table.num_params if kind == "num_params" else table.ledger().total
     assert used <= budget
     grain = 2 * dim * 4 + (vocab * chunks // 8 + 8)  # a row more in float32, or a bit more a pointer
-    if method != "qr" or table.spec.sizes[0] < vocab:
+    if method == "ldim":
+        grain = 4 * (vocab + dim) + 64  # the rank is a whole number
+    full = table.spec.rank == dim if method == "ldim" else method == "qr" and table.spec.sizes[0] == vocab
+    if not full:
         assert used >= min(0.9 * budget, budget - grain)
 
 
 @given(tables())
 def test_the_ledger_is_the_arrays(table):
-    arrays = [*table.parameters().values(), *table.buffers().values()]
+    if table.spec.codec == "float32":
+        arrays = [*table.parameters().values(), *table.buffers().values()]
+    else:  # the trained values stand beside the codes, which are among the buffers
+        trained = [array for name, array in table.parameters().items() if name != "memory"]
+        arrays = [*trained, *table.buffers().values()]
+        assert table.ledger().training["values"] == table.parameters()["memory"].nbytes
     assert table.ledger().total == sum(a.nbytes for a in arrays)
     assert table.ledger().full == 4 * table.spec.vocab * table.spec.dim
     assert "table" in repr(table)
@@ -162,8 +218,10 @@ def test_a_million_ids_cost_four_bytes_of_pointers_each():
 def test_first_vectors_have_the_same_norm_at_every_size(method, dim, rank, rows):
     norms = []
     for seed in range(10):
-        budget = {} if method == "full" else {"num_params": 2 * rows * (rank or dim) + rank * dim}
-        table = cce.make_table(method, 500, dim, rank=rank, seed=seed, **budget)
+        budget = {"num_params": 2 * rows * (rank or dim) + (rank and (rank + 1) * dim)} if method in BUDGETED else {}
+        if method == "ldim":
+            budget = {"num_params": rows * (500 + dim)}
+        table = cce.make_table(method, 500, dim, rank=None if method == "ldim" else rank, seed=seed, **budget)
         norms.append(np.square(table.lookup(np.arange(500))).sum(1).mean() ** 0.5)
     assert 0.18 < np.mean(norms) < 0.33
 
@@ -190,7 +248,7 @@ def test_addresses_are_frozen():
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("wrong", [-1, 10, 2**40, 2**63 - 1, -(2**63)])
 def test_an_id_outside_is_named_with_its_position(method, wrong):
-    table = cce.make_table(method, 10, 8, **({} if method == "full" else {"num_params": 400}), rank=0)
+    table = cce.make_table(method, 10, 8, **({"num_params": 400} if method in BUDGETED else {}))
     ids = np.zeros((3, 4), np.int64)
     ids[1, 2] = wrong
     for call in (table.lookup, lambda x: table.backward(x, np.zeros((3, 4, 8)))):
@@ -238,7 +296,7 @@ def test_gradients_must_have_the_vectors_shape():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"method": "nope"}, ValueError, "the methods are full, hash"),
+        ({"method": "nope"}, ValueError, "the methods are full, ldim"),
         ({"dim": 30}, ValueError, "dim 30 is not divisible by n_chunks 4"),
         ({"rank": 6}, ValueError, "rank 6 is not divisible by n_chunks 4"),
         ({"rank": 64}, ValueError, "rank must be between 0 and 32"),
@@ -253,6 +311,16 @@ def test_gradients_must_have_the_vectors_shape():
         ({"num_params": 10}, ValueError, "the least that fits is"),
         ({"num_bytes": 10}, ValueError, "not both"),
         ({"colour": "red"}, ValueError, "unknown option 'colour'"),
+        ({"codec": "int2"}, ValueError, "codec must be one of float32, bfloat16, int8, int4"),
+        ({"rounding": "up"}, ValueError, "rounding must be one of straight-through, stochastic"),
+        ({"method": "ce", "combine": "mean"}, ValueError, "combine must be one of concat, add, mul"),
+        ({"method": "ce", "combine": "mul", "n_chunks": 1}, ValueError, "n_chunks of at least 2"),
+        ({"method": "bloom", "n_hashes": 0}, ValueError, "n_hashes must be between 1 and 64"),
+        ({"method": "robe", "chunk_size": 5}, ValueError, "chunk_size 5 must divide"),
+        ({"method": "robe", "chunk_size": 0}, ValueError, "chunk_size must be at least 1"),
+        ({"method": "hemb", "weights": "none"}, ValueError, "weights must be one of"),
+        ({"method": "hemb", "weights": "concat", "n_hashes": 32}, ValueError, "n_hashes below 32"),
+        ({"method": "ldim", "num_params": 100}, ValueError, "the least that fits is 164 parameters"),
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments, error, message):

@@ -125,7 +125,7 @@ class BlockMethod(Method):
         kept = None
         if keep and ids.shape[0] <= _KEPT_IDS:
             kept = np.empty((len(table.sketch.layout.columns), ids.shape[0]), np.uint64)
-        weights, found = self._weights(table, ids)
+        weights, found = self.weights_of(table, ids)
         vectors = blocks.lookup(table.sketch, table.stored.view, ids, weights, kept)
         if found is not None and self.appends_weights(table.spec):
             vectors = np.concatenate([vectors, found], axis=1)
@@ -136,7 +136,7 @@ class BlockMethod(Method):
     ) -> dict[str, Gradient]:
         """The adjoint of the sum, for the memory and for the weights."""
         sketch, weigher = table.sketch, table.weigher
-        kept, weights = saved if saved is not None else (None, self._weights(table, ids)[0])
+        kept, weights = saved if saved is not None else (None, self.weights_of(table, ids)[0])
         direct = grads
         if self.appends_weights(table.spec):
             direct = np.ascontiguousarray(grads[:, : sketch.layout.dim])
@@ -152,7 +152,7 @@ class BlockMethod(Method):
             out[name] = out[name] + more if name in out else more  # type: ignore[operator]
         return out
 
-    def _weights(self, table: Table, ids: NDArray[np.uint64]) -> tuple[Any, Any]:
+    def weights_of(self, table: Table, ids: NDArray[np.uint64]) -> tuple[Any, Any]:
         """The factor of every column, float32 (n, columns) or None where all are 1; and that without the drawn signs."""
         drawn = blocks.signs(table.sketch, ids) if table.sketch.layout.signed else None
         if table.weigher is None:

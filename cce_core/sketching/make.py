@@ -7,7 +7,7 @@ from typing import Any
 
 from cce_core import _check
 from cce_core.sketching.method import Method, Request, checked_chunks
-from cce_core.sketching.methods import get_method
+from cce_core.sketching.methods import get_method, resolved
 from cce_core.sketching.spec import ROUNDINGS, TableSpec
 from cce_core.sketching.table import Table
 from cce_core.storage.codec import codec as get_codec
@@ -30,14 +30,14 @@ def make_table(
     """Make a compressed embedding table within a budget; every size follows from the budget in closed form.
 
     Args:
-        method: a name among `methods()`.
+        method: a name among `methods()`, or one that users of the paper's own code know, such as "simple" or "hemb_flat".
         vocab: ids go from 0 to vocab − 1; None, for methods that only hash, takes every 64-bit id.
         dim: floats of a vector.
         num_params: the most trained numbers (the field's habit), or
         num_bytes: the most stored bytes: memory, projection, pointers and hash keys (the truth). `full` needs neither.
         n_chunks: chunks of a vector, 4 if None; methods without chunks ignore it.
-        rank: floats of the vectors in the memory, with a trained rank × dim projection behind them; 0 for none, "auto"
-            for the method's own choice, None for the method's default (0, but "auto" for `cce`).
+        rank: floats of the vectors in the memory, with a trained projection (rank × dim, and a bias) behind them; 0 for
+            none, "auto" for the method's own choice, None for the method's default (0, but "auto" for `cce`).
         codec: how the memory is kept: "float32", "bfloat16" (2 bytes a float), "int8" or "int4" (1 or 1/2, and a float32
             scale for each 64); None for the method's own, which is float32 for all but `int8` and `int4`.
         rounding: how training rounds into a codec: "straight-through" keeps float32 values beside it while training,
@@ -64,6 +64,8 @@ def make_table(
         cce_core.sketching.spec.BudgetError: 100 bytes are too few for 'cce' with vocab 1,000,000, dim 32, rank 0 \
 and 4 chunks: the least that fits is 296 bytes
     """
+    method, implied = resolved(method)
+    options = {**implied, **options}
     rule = get_method(method)
     kept = get_codec(rule.default_codec if codec is None else codec)
     if kept.name != "float32" and not rule.codecs:
@@ -80,17 +82,17 @@ and 4 chunks: the least that fits is 296 bytes
     if unknown:
         known = ", ".join(rule.options) or "none"
         raise ValueError(f"unknown option {unknown[0]!r} for method {method!r}; its own options are: {known}")
+    chosen = {**rule.options, **options}
     request = Request(
         vocab=vocab,
         dim=dim,
         rank=0,
-        n_chunks=checked_chunks(rule, n_chunks, dim, "dim"),
+        n_chunks=checked_chunks(rule, chosen, n_chunks, dim, "dim"),
         num_params=None if num_params is None else _check.integer("num_params", num_params, 1),
         num_bytes=None if num_bytes is None else _check.integer("num_bytes", num_bytes, 1),
-        options={**rule.options, **options},
+        options=chosen,
         codec=kept,
     )
-    rule.check(request)
     request = _with_rank(rule, request, rank)
     spec = TableSpec(
         method=rule.name,
@@ -109,6 +111,7 @@ and 4 chunks: the least that fits is 296 bytes
 
 def _with_rank(rule: Method, request: Request, rank: int | str | None) -> Request:
     """The request with its rank: as given, or the method's own choice."""
+    rule.check(request)
     if rank is None or rank == "auto":
         rank = rule.rank(request)
     elif isinstance(rank, str):
@@ -116,5 +119,7 @@ def _with_rank(rule: Method, request: Request, rank: int | str | None) -> Reques
     rank = _check.integer("rank", rank, 0, request.dim)
     if rank and not rule.projects:
         raise ValueError(f"method {rule.name!r} takes no rank: its vectors are not read from a memory; leave rank out")
-    checked_chunks(rule, request.n_chunks, rank or request.dim, "rank" if rank else "dim")
-    return dataclasses.replace(request, rank=rank)
+    checked_chunks(rule, request.options, request.n_chunks, rank or request.dim, "rank" if rank else "dim")
+    request = dataclasses.replace(request, rank=rank)
+    rule.check(request)
+    return request

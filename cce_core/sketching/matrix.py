@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core.sketching import blocks
+from cce_core.sketching.block_method import BlockMethod
 from cce_core.sketching.layout import Column, Layout
 
 if TYPE_CHECKING:
@@ -21,22 +22,36 @@ def factors(table: Table) -> tuple[scipy.sparse.csr_array, scipy.sparse.csr_arra
     import scipy.sparse
 
     spec = table.spec
-    if not table.method.linear:
+    if not table.method.is_linear(spec):
         raise ValueError(f"method {spec.method!r} is not linear: it has no sketch matrix")
-    layout = table.layout
     if spec.vocab is None:
         raise ValueError("an unbounded table has no sketch matrix: make it with a vocab")
+    assert isinstance(table.method, BlockMethod)
+    layout = table.layout
     rows_of, n_blocks = _block_rows(layout)
     ids = np.arange(spec.vocab, dtype=np.uint64)
-    at, weights = blocks.addresses(table.sketch, ids), blocks.signs(table.sketch, ids)
+    at = blocks.addresses(table.sketch, ids)
+    weights, found = table.method.weights_of(table, ids)
     column = np.empty(at.shape, np.int64)
     for j, place in enumerate(layout.columns):
         column[:, j] = rows_of[j] + (at[:, j] - place.base) // place.stride
-    ends = np.arange(spec.vocab + 1) * len(layout.columns)
-    h = scipy.sparse.csr_array((weights.reshape(-1), column.reshape(-1), ends), shape=(spec.vocab, n_blocks))
-    h.sum_duplicates()
+    values = np.ones(at.shape, np.float32) if weights is None else weights
+    m = _memory(table, rows_of, n_blocks)
+    if found is not None and table.method.appends_weights(spec):  # each weight is a coordinate: a row of its own in M
+        column = np.hstack([column, np.broadcast_to(n_blocks + np.arange(found.shape[1]), found.shape)])
+        values = np.hstack([values, found])
+        m = scipy.sparse.csr_array(scipy.sparse.block_diag([m, np.eye(found.shape[1], dtype=np.float32)]))
+        n_blocks += found.shape[1]
     w = table.parameters().get("projection")
-    return h, _memory(table, rows_of, n_blocks), np.eye(spec.dim, dtype=np.float32) if w is None else w
+    if w is not None:  # the bias is a block that all ids share: the constant 1, a coordinate of its own
+        column = np.hstack([column, np.full((len(ids), 1), n_blocks)])
+        values = np.hstack([values, np.ones((len(ids), 1), np.float32)])
+        m = scipy.sparse.csr_array(scipy.sparse.block_diag([m, np.ones((1, 1), np.float32)]))
+        n_blocks += 1
+    ends = np.arange(spec.vocab + 1) * (column.size // spec.vocab)
+    h = scipy.sparse.csr_array((values.reshape(-1), column.reshape(-1), ends), shape=(spec.vocab, n_blocks))
+    h.sum_duplicates()
+    return h, m, np.eye(spec.dim, dtype=np.float32) if w is None else w
 
 
 def _region(layout: Layout, j: int) -> tuple[int, Column]:
@@ -65,8 +80,9 @@ def _memory(table: Table, rows_of: list[int], n_blocks: int) -> scipy.sparse.csr
     inside = np.arange(layout.width)
     for j, place in enumerate(layout.columns):
         rows = slice(rows_of[j], rows_of[j] + place.rows)
-        starts = place.base + place.stride * np.arange(place.rows)
-        values[rows] = memory[(starts[:, None] + inside) % layout.size]
+        starts = place.stride * np.arange(place.rows)
+        region = place.region or place.rows * place.stride
+        values[rows] = memory[place.base + (starts[:, None] + inside) % region]
         left[rows] = (j // layout.terms) * layout.width
     ends = np.arange(n_blocks + 1) * layout.width
     columns = (left[:, None] + inside).reshape(-1)

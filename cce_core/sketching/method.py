@@ -58,6 +58,11 @@ class Request:
         return self.rank or self.dim
 
     @property
+    def projection(self) -> int:
+        """Floats of the projection: a row for each float of the memory's vectors, and the bias."""
+        return (self.rank + 1) * self.dim if self.rank else 0
+
+    @property
     def budget(self) -> str:
         """The budget in words."""
         return f"{self.num_params:,} parameters" if self.num_params is not None else f"{self.num_bytes:,} bytes"
@@ -111,6 +116,14 @@ class Method(abc.ABC):
         """The rank that the method takes where the caller names none."""
         return 0
 
+    def splits(self, options: Mapping[str, Option]) -> bool:
+        """Whether `n_chunks` divides the vector, and so must divide its width."""
+        return True
+
+    def is_linear(self, spec: TableSpec) -> bool:
+        """Whether a table of this spec is H · M · W."""
+        return self.linear
+
     @abc.abstractmethod
     def sizes(self, request: Request) -> tuple[int, ...]:
         """The sizes that make the most of the budget and stay within it; BudgetError where none do."""
@@ -141,12 +154,12 @@ class Method(abc.ABC):
         """
 
 
-def checked_chunks(method: Method, n_chunks: int | None, inner: int, what: str) -> int:
-    """The number of chunks, which must divide the width of a vector; 1 for a method without chunks."""
+def checked_chunks(method: Method, options: Mapping[str, Option], n_chunks: int | None, inner: int, what: str) -> int:
+    """The number of chunks, which must divide the width of a vector where it splits it; 1 for a method without chunks."""
     if not method.chunked:
         return 1
     chunks = _check.integer("n_chunks", 4 if n_chunks is None else n_chunks, 1)
-    if inner % chunks:
+    if inner % chunks and method.splits(options):
         near = [c for c in range(1, inner + 1) if inner % c == 0]
         raise ValueError(
             f"{what} {inner} is not divisible by n_chunks {chunks}; choose n_chunks among {', '.join(map(str, near))}"

@@ -50,7 +50,7 @@ class RowMethod(BlockMethod):
     def rows(self, request: Request) -> int:
         """The most rows that fit the budget; below `least_rows` where it is too small."""
         if request.num_params is not None:
-            room = request.num_params - request.rank * request.dim - self.fixed_weights(request)
+            room = request.num_params - request.projection - self.fixed_weights(request)
             return room // (self.floats_per_row(request) + self.weights_per_row(request))
         return max(self._rows_in(request, bits) for bits in range(_MOST_BITS + 1))
 
@@ -65,12 +65,12 @@ class RowMethod(BlockMethod):
 
     def _params(self, request: Request, rows: int) -> int:
         per_row = self.floats_per_row(request) + self.weights_per_row(request)
-        return rows * per_row + self.fixed_weights(request) + request.rank * request.dim
+        return rows * per_row + self.fixed_weights(request) + request.projection
 
     def _bytes(self, request: Request, bits: int, rows: int) -> int:
         fields = (bits,) * self.pointers(request) + self.fixed_bits(request)
         packed = 8 * Packing(request.vocab or 0, fields).n_words
-        floats = request.rank * request.dim + self.fixed_weights(request) + rows * self.weights_per_row(request)
+        floats = request.projection + self.fixed_weights(request) + rows * self.weights_per_row(request)
         memory = request.codec.nbytes(rows * self.floats_per_row(request))
         return 4 * floats + 8 * self.hashes(request) + 8 * self.learns + packed + memory
 

@@ -34,7 +34,7 @@ class TableSpec:
         method: the method's name.
         vocab: ids go from 0 to vocab − 1; None for a table that takes every 64-bit id.
         dim: floats of a vector.
-        rank: floats of the vectors in the memory where a rank × dim projection stands behind it; 0 for no projection.
+        rank: floats of the vectors in the memory where a projection stands behind it, rank × dim and a bias; 0 for none.
         n_chunks: chunks of a vector.
         sizes: the method's own sizes (rows, digits' bases, or floats).
         seed: of the hashes, the first pointers and the first values.

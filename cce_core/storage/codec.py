@@ -48,9 +48,9 @@ def _chance(i: int, key: np.uint64) -> np.float32:
 
 
 @jit
-def _encode_bfloat16(start: int, stop: int, values: Any, stochastic: bool, key: np.uint64, codes: Any) -> None:
-    for i in range(start * BLOCK, min(stop * BLOCK, values.shape[0])):
-        bits = values[i].view(np.uint32)
+def _encode_bfloat16(start: int, stop: int, words: Any, stochastic: bool, key: np.uint64, codes: Any) -> None:
+    for i in range(start * BLOCK, min(stop * BLOCK, words.shape[0])):
+        bits = words[i]
         if stochastic:
             more = np.uint32(keyed(premix(np.uint64(i)), key) >> np.uint64(48))
         else:
@@ -152,7 +152,7 @@ class Codec:
         if self.number == FLOAT32:
             codes[:] = values
         elif self.number == BFLOAT16:
-            sliced(_encode_bfloat16, blocks, _GRAIN, values, draw, word, codes)
+            sliced(_encode_bfloat16, blocks, _GRAIN, values.view(np.uint32), draw, word, codes)
         else:
             most, four = np.float32(self.most), self.number == INT4
             sliced(_encode_scaled, blocks, _GRAIN, values, most, four, draw, word, codes, scales)

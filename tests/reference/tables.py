@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 MASK = 2**64 - 1
@@ -30,36 +32,68 @@ def pointer(words, i: int, per_id: int, offset: int, bits: int) -> int:
 
 
 def blocks_of(method, i, *, vocab, inner, n_chunks, sizes, options, keys, words):
-    """For each chunk, the (start, sign) of every block that id i sums there, and the width of a block."""
+    """The blocks of id i, chunk by chunk, as (start, first float of the region, floats of the region, sign); their width; and
+    where the weight of each block lies, as (array, place), or None where all are 1."""
     keys = [int(k) for k in keys]
-    w = inner // n_chunks
-    if method == "full":
-        return [[(i * inner, 1)]], inner
-    rows = sizes[0]
+    rows = sizes[0] if sizes else vocab
+    combine = options.get("combine", "concat")
+    w = inner // n_chunks if combine == "concat" else inner
+
+    def sign(j):
+        return -1 if options["signed"] and mix(i, keys[j]) & 1 else 1
+
+    def whole(start, width, sign=1):  # a block of a codebook: it never wraps
+        return start, start, width, sign
+
+    if method in ("full", "ldim", "int8", "int4"):
+        return [[whole(i * inner, inner)]], inner, None
     if method == "hash":
-        sign = -1 if options["signed"] and mix(i, keys[0]) & 1 else 1
-        return [[(bucket(i, keys[0], rows) * inner, sign)]], inner
-    if method == "ce":
-        return [[((c * rows + bucket(i, keys[c], rows)) * w, 1)] for c in range(n_chunks)], w
+        return [[whole(bucket(i, keys[0], rows) * inner, inner, sign(0))]], inner, None
+    if method == "bloom":
+        terms = range(options["n_hashes"])
+        return [[whole(bucket(i, keys[t], rows) * inner, inner, sign(t)) for t in terms]], inner, None
+    if method in ("ce", "qr"):
+        if method == "ce":
+            digits = [bucket(i, keys[c], rows) for c in range(n_chunks)]
+        else:
+            steps = radix(-(-vocab // rows), n_chunks - 1) if n_chunks > 1 else []
+            digits = [(i // math.prod(steps[:c])) % rows for c in range(n_chunks)]
+        chunks = [[whole((c * rows + d) * w, w)] for c, d in enumerate(digits)]
+        return [[block for chunk in chunks for block in chunk]] if combine == "add" else chunks, w, None
     if method == "robe":
-        return [[(bucket(i, keys[c], rows), 1)] for c in range(n_chunks)], w
-    if method == "qr":
-        rest = -(-vocab // rows)
-        out, divisor = [], 1
-        for c in range(n_chunks):
-            out.append([((c * rows + (i // divisor) % rows) * w, 1)])
-            if c < n_chunks - 1:
-                divisor *= radix(rest, n_chunks - 1)[c]
-        return out, w
+        w = options["chunk_size"] or w
+        return [[(bucket(i, keys[c], rows), 0, rows, sign(c))] for c in range(inner // w)], w, None
+    if method == "hnet":
+        return [[whole(bucket(i, keys[j], rows), 1, sign(j))] for j in range(inner)], 1, None
+    if method == "hemb":
+        k, kind = options["n_hashes"], options["weights"]
+        w = inner - k if kind == "concat" else inner
+        n = rows * max(1, 3 * inner // (2 * k))
+        if kind in ("shared", "concat"):
+            places = [bucket(i, keys[k], n) * k + t for t in range(k)]
+        elif kind == "independent":
+            places = [t * n + bucket(i, keys[k + t], n) for t in range(k)]
+        else:
+            places = [bucket(i, keys[k + t], n * k) for t in range(k)]
+        blocks = [[whole(bucket(i, keys[t], rows) * w, w) for t in range(k)]]
+        return blocks, w, [("weights", place) for place in places]
+    if method == "rhemb":
+        k = options["n_hashes"]
+        blocks = [[(bucket(i, keys[t], rows), 0, rows, 1) for t in range(k)]]
+        return blocks, inner, [("memory", bucket(i, keys[k + t], rows)) for t in range(k)]
     if method == "cce":
         bits = (rows - 1).bit_length()
-        return [
+        return (
             [
-                ((2 * c * rows + pointer(words, i, n_chunks * bits, c * bits, bits)) * w, 1),
-                (((2 * c + 1) * rows + bucket(i, keys[c], rows)) * w, 1),
-            ]
-            for c in range(n_chunks)
-        ], w
+                [
+                    whole((2 * c * rows + pointer(words, i, n_chunks * bits, c * bits, bits)) * w, w),
+                    whole(((2 * c + 1) * rows + bucket(i, keys[c], rows)) * w, w),
+                ]
+                for c in range(n_chunks)
+            ],
+            w,
+            None,
+        )
     raise AssertionError(method)
 
 
@@ -70,31 +104,59 @@ def radix(vocab: int, n: int) -> list[int]:
     return [base] * larger + [base - 1] * (n - larger)
 
 
-def lookup(method, ids, memory, projection, **spec):
+def _blocks(method, i, arrays, spec):
+    """(chunk, weight, array and place of the weight, places of the block's floats) for every block of id i; the width."""
+    chunks, w, weights = blocks_of(method, int(i), **spec)
+    out, j = [], 0
+    for c, chunk in enumerate(chunks):
+        for start, base, region, sign in chunk:
+            place = weights[j] if weights else None
+            weight = sign * (float(arrays[place[0]][place[1]]) if place else 1.0)
+            out.append((c, weight, sign, place, [base + (start - base + k) % region for k in range(w)]))
+            j += 1
+    return out, w, len(chunks)
+
+
+def _inner(method, i, arrays, spec):
+    blocks, w, n_chunks = _blocks(method, i, arrays, spec)
+    out = np.zeros((n_chunks, w))
+    for c, weight, _, _, places in blocks:
+        out[c] += weight * arrays["memory"][places].astype(np.float64)
+    if spec["options"].get("combine") == "mul":
+        return out.prod(0)
+    extra = [weight for _, weight, *_ in blocks] if spec["options"].get("weights") == "concat" else []
+    return np.concatenate([out.reshape(-1), extra])
+
+
+def lookup(method, ids, arrays, **spec):
     """float64 vectors of flat ids."""
-    out = np.zeros((len(ids), spec["inner"]))
-    for n, i in enumerate(ids):
-        chunks, w = blocks_of(method, int(i), **spec)
-        for c, chunk in enumerate(chunks):
-            for start, sign in chunk:
-                for k in range(w):
-                    out[n, c * w + k] += sign * float(memory[(start + k) % len(memory)])
-    return out if projection is None else out @ projection.astype(np.float64)
+    out = np.array([_inner(method, i, arrays, spec) for i in ids]).reshape(len(ids), spec["inner"])
+    if "projection" not in arrays:
+        return out
+    w = arrays["projection"].astype(np.float64)
+    return out @ w[:-1] + w[-1]
 
 
-def backward(method, ids, grads, memory, projection, **spec):
-    """float64 gradients of the memory and of the projection."""
+def backward(method, ids, grads, arrays, **spec):
+    """float64 gradients of all trained arrays."""
+    out = {name: np.zeros(np.shape(array)) for name, array in arrays.items()}
     inner = grads.astype(np.float64)
-    vectors = lookup(method, ids, memory, None, **spec)
-    by_projection = None
-    if projection is not None:
-        by_projection = vectors.T @ inner
-        inner = inner @ projection.astype(np.float64).T
-    out = np.zeros(len(memory))
-    for n, i in enumerate(ids):
-        chunks, w = blocks_of(method, int(i), **spec)
-        for c, chunk in enumerate(chunks):
-            for start, sign in chunk:
-                for k in range(w):
-                    out[(start + k) % len(memory)] += sign * inner[n, c * w + k]
-    return out, by_projection
+    if "projection" in arrays:
+        without = {name: array for name, array in arrays.items() if name != "projection"}
+        out["projection"] = np.vstack([lookup(method, ids, without, **spec).T @ inner, inner.sum(0)])
+        inner = inner @ arrays["projection"][:-1].astype(np.float64).T
+    for i, g in zip(ids, inner, strict=True):
+        blocks, w, n_chunks = _blocks(method, i, arrays, spec)
+        for j, (c, weight, sign, place, places) in enumerate(blocks):
+            block = arrays["memory"][places].astype(np.float64)
+            slope = g if spec["options"].get("combine") == "mul" else g[c * w : (c + 1) * w]
+            if spec["options"].get("combine") == "mul":
+                for other in range(n_chunks):
+                    if other != c:
+                        slope = slope * arrays["memory"][blocks[other][4]].astype(np.float64)
+            for k, at in enumerate(places):
+                out["memory"][at] += weight * slope[k]
+            if place:
+                appended = g[n_chunks * w + j] if spec["options"].get("weights") == "concat" else 0.0
+                out[place[0]][place[1]] += sign * (slope @ block) + appended
+    return out

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from cce_core.sketching.method import Method
+from cce_core.sketching.methods.bloom import Bloom
 from cce_core.sketching.methods.cce import Clustered
 from cce_core.sketching.methods.ce import Compositional
-from cce_core.sketching.methods.full import Full
+from cce_core.sketching.methods.full import Full, Int4, Int8, Narrow
 from cce_core.sketching.methods.hash import HashingTrick
+from cce_core.sketching.methods.hemb import HashEmbedding
+from cce_core.sketching.methods.hnet import HashedNet
 from cce_core.sketching.methods.qr import QuotientRemainder
+from cce_core.sketching.methods.rhemb import RobeHashEmbedding
 from cce_core.sketching.methods.robe import Robe
 
-_METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (Full(), HashingTrick(), Compositional(), QuotientRemainder(), Robe(), Clustered())
+_KINDS: tuple[type[Method], ...] = (
+    Full, Narrow, Int8, Int4, HashingTrick, Bloom, HashEmbedding, RobeHashEmbedding, Compositional, QuotientRemainder, Robe,
+    HashedNet, Clustered,
+)  # fmt: skip
+_METHODS: dict[str, Method] = {kind.name: kind() for kind in _KINDS}
+
+# What users of the paper's own code call them.
+_OTHER_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
+    "simple": ("hash", {}),
+    "hemb_flat": ("hemb", {"weights": "flat"}),
+    "hemb_original": ("hemb", {"weights": "shared"}),
+    "hemb_indep": ("hemb", {"weights": "independent"}),
+    "hemb_optional": ("hemb", {"weights": "concat"}),
 }
 
 
@@ -20,12 +36,12 @@ def methods() -> list[Method]:
     """Every method of the library, each with `.name`, `.paper`, `.learns` and `.summary`.
 
     Returns:
-        The methods, in the order of the design: the full table, hashed ones, learned ones.
+        The methods, in the order of the design: tables with a row an id, hashed ones, learned ones.
 
     Example:
         >>> import cce_core as cce
-        >>> [m.name for m in cce.methods()]
-        ['full', 'hash', 'ce', 'qr', 'robe', 'cce']
+        >>> [m.name for m in cce.methods() if m.learns]
+        ['cce']
     """
     return list(_METHODS.values())
 
@@ -39,3 +55,8 @@ def get_method(name: str) -> Method:
     if name not in _METHODS:
         raise ValueError(f"unknown method {name!r}; the methods are {', '.join(_METHODS)}")
     return _METHODS[name]
+
+
+def resolved(name: str) -> tuple[str, dict[str, Any]]:
+    """A method's name and options, from its name here or in the paper's own code."""
+    return _OTHER_NAMES.get(name, (name, {}))

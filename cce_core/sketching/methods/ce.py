@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from cce_core.sketching.layout import HASH, Column, Layout
 from cce_core.sketching.method import Request
-from cce_core.sketching.rows import RowMethod
+from cce_core.sketching.methods.combining import Combining
 from cce_core.sketching.spec import TableSpec
 
 
-class Compositional(RowMethod):
-    """T[i] = [ M₁[h₁(i)], …, M_c[h_c(i)] ]: two ids are equal only where all their hashes are."""
+class Compositional(Combining):
+    """T[i] = [ M₁[h₁(i)], …, M_c[h_c(i)] ], or their sum or product: two ids are equal only where all their hashes are."""
 
     name = "ce"
     paper = "arXiv:1909.02107"
-    summary = "a hashed codebook a chunk, concatenated"
-    chunked = True
-
-    def floats_per_row(self, request: Request) -> int:
-        """A row in each of the chunks' codebooks."""
-        return request.inner
+    summary = "a hashed codebook a chunk, concatenated (combine: concat, add or mul)"
+    options = {"combine": "concat"}
 
     def hashes(self, request: Request) -> int:
         """One a chunk."""
@@ -26,7 +22,4 @@ class Compositional(RowMethod):
 
     def layout(self, spec: TableSpec) -> Layout:
         """A hash a chunk, each into a codebook of its own."""
-        (rows,) = spec.sizes
-        width = spec.inner // spec.n_chunks
-        columns = tuple(Column(HASH, c * rows * width, width, rows, b=c) for c in range(spec.n_chunks))
-        return Layout(columns, terms=1, width=width, size=rows * spec.inner, unit=width)
+        return self.combined(spec, tuple(Column(HASH, 0, 0, spec.sizes[0], b=c) for c in range(spec.n_chunks)))

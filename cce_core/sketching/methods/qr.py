@@ -7,12 +7,12 @@ import math
 from cce_core.hashing.digits import balanced_bases
 from cce_core.sketching.layout import DIGIT, Column, Layout
 from cce_core.sketching.method import Request
-from cce_core.sketching.rows import RowMethod
+from cce_core.sketching.methods.combining import Combining
 from cce_core.sketching.spec import TableSpec
 
 
-class QuotientRemainder(RowMethod):
-    """T[i] = [ M₁[d₁(i)], …, M_c[d_c(i)] ] with d_j(i) = ⌊i / D_j⌋ mod b, the same b rows in every codebook.
+class QuotientRemainder(Combining):
+    """T[i] = [ M₁[d₁(i)], …, M_c[d_c(i)] ], or their sum or product, with d_j(i) = ⌊i / D_j⌋ mod b: b rows a codebook.
 
     At the least size b^c ≥ vocab and D_j = b^j: the digits of i in radix b. With more rows the divisors grow more slowly,
     D_(j+1) = r_j · D_j with r_j ≤ b and D_c ≥ vocab / b: the digits overlap, still tell all ids apart, and every codebook
@@ -21,17 +21,14 @@ class QuotientRemainder(RowMethod):
 
     name = "qr"
     paper = "arXiv:1909.02107"
-    summary = "the digits of the id address a codebook a chunk: no two ids are equal"
-    chunked = True
+    summary = "the digits of the id address a codebook a chunk: no two ids are equal (combine: concat, add or mul)"
+    options = {"combine": "concat"}
 
     def check(self, request: Request) -> None:
         """Digits need a last id."""
+        super().check(request)
         if request.vocab is None:
             raise ValueError("method 'qr' needs a vocab: its digits must reach every id; 'ce' takes unbounded ids")
-
-    def floats_per_row(self, request: Request) -> int:
-        """A row in each of the chunks' codebooks."""
-        return request.inner
 
     def hashes(self, request: Request) -> int:
         """None."""
@@ -51,10 +48,6 @@ class QuotientRemainder(RowMethod):
         """A digit a chunk, each into a codebook of its own."""
         (rows,) = spec.sizes
         assert spec.vocab is not None
-        width = spec.inner // spec.n_chunks
         steps = balanced_bases(-(-spec.vocab // rows), spec.n_chunks - 1) if spec.n_chunks > 1 else ()
-        columns = tuple(
-            Column(DIGIT, c * rows * width, width, rows, a=math.prod(int(r) for r in steps[:c]))
-            for c in range(spec.n_chunks)
-        )
-        return Layout(columns, terms=1, width=width, size=rows * spec.inner, unit=width)
+        divisors = (math.prod(int(r) for r in steps[:c]) for c in range(spec.n_chunks))
+        return self.combined(spec, tuple(Column(DIGIT, 0, 0, rows, a=divisor) for divisor in divisors))
