@@ -187,7 +187,7 @@ def test_a_budget_is_kept_and_used(method, kind, data):
     grain = 2 * dim * 4 + (vocab * chunks // 8 + 8)  # a row more in float32, or a bit more a pointer
     if method == "ldim":
         grain = 4 * (vocab + dim) + 64  # the rank is a whole number
-    full = table.spec.rank == dim if method == "ldim" else method == "qr" and table.spec.sizes[0] == vocab
+    full = table.spec.rank == dim if method == "ldim" else method in ("qr", "pq") and table.spec.sizes[0] == vocab
     if not full:
         assert used >= min(0.9 * budget, budget - grain)
 

@@ -26,6 +26,7 @@ from cce_core.sketching import blocks
 from cce_core.sketching.block_method import BlockMethod
 from cce_core.sketching.blocks import Memory, Sketch
 from cce_core.sketching.layout import HASH, POINTER, Layout
+from cce_core.sketching.source import Source
 from cce_core.sketching.spec import SAMPLES
 from cce_core.storage.codec import FLOAT32
 
@@ -82,19 +83,21 @@ class ClusterReport:
 @jit
 def _commit(
     codes: Any, new_codes: Any, scales: Any, new_scales: Any, values: Any, new_values: Any, keys: Any, new_keys: Any,
-    pointers: Any, new_pointers: Any, generation: Any,
+    pointers: Any, new_pointers: Any, projection: Any, new_projection: Any, generation: Any,
 ) -> None:  # fmt: skip
     codes[:] = new_codes
     scales[:] = new_scales
     values[:] = new_values
     keys[:] = new_keys
     pointers[:] = new_pointers
+    projection[:] = new_projection
     generation[0] += 1
 
 
 def cluster(
     table: Table,
     *,
+    vectors: Any = None,
     weights: Any = None,
     n_iter: int = 50,
     points_per_centroid: int = 256,
@@ -103,10 +106,12 @@ def cluster(
     batch_size: int = 1 << 16,
     show_progress: bool | None = None,
 ) -> ClusterReport:
-    """Learn the pointers of a table from its vectors as they are now.
+    """Learn the pointers of a table from its vectors as they are now, or from given ones.
 
     Args:
         table: of a method that learns its sketch. It is changed in place; its arrays keep their places and shapes.
+        vectors: what to learn instead of the table's own vectors: real numbers (vocab, dim), or a trained table of the same
+            vocabulary and dim. With a rank, the projection is set too, to their mean and main directions.
         weights: how much each id counts, such as how often it was seen: real numbers (vocab,), at least 0, not all 0.
         n_iter: most iterations of k-means.
         points_per_centroid: k-means sees a sample of so many ids a centroid, or all ids where there are fewer.
@@ -119,8 +124,8 @@ def cluster(
         A `ClusterReport`.
 
     Raises:
-        ValueError: the method learns nothing, a number is out of range, the weights do not fit, or the memory holds NaN
-            or infinity. The table is as before, also after an interrupt.
+        ValueError: the method learns nothing, a number is out of range, the weights or vectors do not fit, or NaN or
+            infinity is found. The table is as before, also after an interrupt.
 
     Cost:
         k-means over points_per_centroid · rows points, and one nearest-centroid search for every id, a chunk. Extra
@@ -137,7 +142,8 @@ def cluster(
     points_per_centroid = _check.integer("points_per_centroid", points_per_centroid, 1)
     batch_size = _check.integer("batch_size", batch_size, 1)
     n_iter = _check.integer("n_iter", n_iter, 1)
-    run = _Run(table, _checked_weights(weights, table.spec.vocab or 0), points_per_centroid, batch_size)
+    source = None if vectors is None else Source(table, vectors, batch_size)
+    run = _Run(table, _checked_weights(weights, table.spec.vocab or 0), points_per_centroid, batch_size, source)
     layout, terms = table.layout, table.layout.terms
     with progress(layout.n_chunks * run.vocab, "cluster", unit="id", show=show_progress) as bar:
         for chunk in range(layout.n_chunks):
@@ -160,7 +166,9 @@ def cluster(
     table.training_bytes["cluster"] = run.scratch
     old, new = run.old, run.new
     arrays: Any = (*table.stored.pairs(run.memory), old.keys, new.keys, old.pointers, new.pointers)
-    arrays += (table.buffers()["generation"],)
+    held = table.parameters().get("projection", run.memory[:0])
+    fitted = None if source is None else source.projection
+    arrays += (held, held if fitted is None else fitted, table.buffers()["generation"])
     _commit(*arrays)
     return report
 
@@ -177,8 +185,10 @@ def _checked_weights(weights: Any, vocab: int) -> NDArray[np.float32] | None:
 class _Run:
     """One `cluster()`: the new arrays as they are made, beside the table, which is only read."""
 
-    def __init__(self, table: Table, weights: Any, points_per_centroid: int, batch_size: int) -> None:
-        self.table, self.layout, self.batch = table, table.layout, batch_size
+    def __init__(
+        self, table: Table, weights: Any, points_per_centroid: int, batch_size: int, source: Source | None
+    ) -> None:
+        self.table, self.layout, self.batch, self.source = table, table.layout, batch_size, source
         self.vocab = table.spec.vocab or 0
         self.n_clusters = next(c.rows for c in self.layout.columns if c.kind == POINTER)
         self.old, old_memory = table.sketch, table.stored.decoded()
@@ -211,7 +221,10 @@ class _Run:
         return ids.astype(np.uint64), counts.astype(np.float32)
 
     def decode(self, part: Layout, ids: NDArray[np.uint64]) -> NDArray[np.float32]:
-        """The chunk's vectors as the table has them."""
+        """The chunk's vectors as the table or the source has them."""
+        if self.source is not None:
+            chunk = self.layout.columns.index(part.columns[0]) // self.layout.terms
+            return np.ascontiguousarray(self.source.rows(ids)[:, chunk * part.width : (chunk + 1) * part.width])
         return blocks.lookup(self.old.part(part), self.old_memory, ids)
 
     def chunk(self, chunk: int, part: Layout, n_iter: int, residual: bool, warm: bool, bar: Any) -> None:

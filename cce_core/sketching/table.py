@@ -323,7 +323,9 @@ class Table:
     # --- learning the sketch ------------------------------------------------------------------------------------------
 
     def cluster(self, **settings: Any) -> ClusterReport:
-        """Learn the sketch from the vectors as they are now; see `cce_core.sketching.learning.cluster` for the settings.
+        """Learn the sketch from the vectors as they are now, or from given `vectors=` (an array, or a trained table).
+
+        All settings stand with `cce_core.sketching.learning.cluster`.
 
         Returns:
             A `ClusterReport`.

@@ -81,6 +81,10 @@ def blocks_of(method, i, *, vocab, inner, n_chunks, sizes, options, keys, words)
         k = options["n_hashes"]
         blocks = [[(bucket(i, keys[t], rows), 0, rows, 1) for t in range(k)]]
         return blocks, inner, [("memory", bucket(i, keys[k + t], rows)) for t in range(k)]
+    if method == "pq":
+        bits = (rows - 1).bit_length()
+        found = [pointer(words, i, n_chunks * bits, c * bits, bits) for c in range(n_chunks)]
+        return [[whole((c * rows + p) * w, w)] for c, p in enumerate(found)], w, None
     if method == "cce":
         bits = (rows - 1).bit_length()
         return (

@@ -12,13 +12,14 @@ from cce_core.sketching.methods.full import Full, Int4, Int8, Narrow
 from cce_core.sketching.methods.hash import HashingTrick
 from cce_core.sketching.methods.hemb import HashEmbedding
 from cce_core.sketching.methods.hnet import HashedNet
+from cce_core.sketching.methods.pq import ProductQuantization
 from cce_core.sketching.methods.qr import QuotientRemainder
 from cce_core.sketching.methods.rhemb import RobeHashEmbedding
 from cce_core.sketching.methods.robe import Robe
 
 _KINDS: tuple[type[Method], ...] = (
     Full, Narrow, Int8, Int4, HashingTrick, Bloom, HashEmbedding, RobeHashEmbedding, Compositional, QuotientRemainder, Robe,
-    HashedNet, Clustered,
+    HashedNet, Clustered, ProductQuantization,
 )  # fmt: skip
 _METHODS: dict[str, Method] = {kind.name: kind() for kind in _KINDS}
 
@@ -41,7 +42,7 @@ def methods() -> list[Method]:
     Example:
         >>> import cce_core as cce
         >>> [m.name for m in cce.methods() if m.learns]
-        ['cce']
+        ['cce', 'pq']
     """
     return list(_METHODS.values())
 

@@ -37,7 +37,7 @@ class Clustered(RowMethod):
         for rank in (0, *range((dim - 1) // chunks * chunks, 0, -chunks)):
             if self.rows(dataclasses.replace(request, rank=rank)) >= request.vocab:
                 return rank
-        small = [rank for rank in (2 * chunks, chunks) if rank < dim and 4 * (rank + 1) * dim <= budget]
+        small = [rank for rank in (2 * chunks, chunks) if rank < dim and 4 * rank * dim <= budget]
         return small[0] if small else 0
 
     def floats_per_row(self, request: Request) -> int:

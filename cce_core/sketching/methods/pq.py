@@ -1,0 +1,56 @@
+"""Product quantisation: a learned pointer a chunk, found after training."""
+
+from __future__ import annotations
+
+from cce_core.sketching.layout import POINTER, Column, Layout
+from cce_core.sketching.method import Request
+from cce_core.sketching.rows import RowMethod
+from cce_core.sketching.spec import TableSpec
+from cce_core.storage.packed import bits_for
+
+
+class ProductQuantization(RowMethod):
+    """T[i, chunk c] = M_c[pointer_c(i)]: `cluster(vectors=…)` learns pointers and codebooks from a trained table.
+
+    The codebooks can be trained on afterwards; the pointers stay.
+    """
+
+    name = "pq"
+    paper = "Jégou et al., IEEE TPAMI 33 (2011)"
+    summary = "a learned pointer a chunk, from a table that was trained before"
+    learns = True
+    post_training = True
+    chunked = True
+
+    def check(self, request: Request) -> None:
+        """A pointer an id needs a last id."""
+        if request.vocab is None:
+            raise ValueError("method 'pq' needs a vocab: it keeps pointers for every id; 'ce' takes unbounded ids")
+
+    def floats_per_row(self, request: Request) -> int:
+        """A row in each of the chunks' codebooks."""
+        return request.inner
+
+    def pointers(self, request: Request) -> int:
+        """One a chunk."""
+        return request.n_chunks
+
+    def hashes(self, request: Request) -> int:
+        """None."""
+        return 0
+
+    def most_rows(self, request: Request) -> int:
+        """One an id."""
+        assert request.vocab is not None
+        return request.vocab
+
+    def layout(self, spec: TableSpec) -> Layout:
+        """A pointer a chunk, each into a codebook of its own."""
+        (rows,) = spec.sizes
+        width, bits = spec.inner // spec.n_chunks, bits_for(rows)
+        columns = tuple(
+            Column(POINTER, c * rows * width, width, rows, a=c * bits, b=bits) for c in range(spec.n_chunks)
+        )
+        return Layout(
+            columns, terms=1, width=width, size=rows * spec.inner, unit=width, bits_per_id=spec.n_chunks * bits
+        )
