@@ -15,7 +15,7 @@ class Bloom(RowMethod):
     name = "bloom"
     paper = "arXiv:1706.03993"
     summary = "the sum of several hashed rows; signed=True draws signs as well"
-    options = {"n_hashes": 2, "signed": False}
+    options = {"n_hashes": 4, "signed": False}
 
     def check(self, request: Request) -> None:
         """A sum needs a term."""
