@@ -1,5 +1,8 @@
 """Vectors to clusters: k-means for narrow vectors, and the entropies that tell whether clusters have collapsed."""
 
+from cce_core.clustering.circular import circular_assign as circular_assign
+from cce_core.clustering.circular import circular_k_means as circular_k_means
+from cce_core.clustering.circular import circular_update as circular_update
 from cce_core.clustering.entropy import column_entropy as column_entropy
 from cce_core.clustering.entropy import least_entropies as least_entropies
 from cce_core.clustering.entropy import pair_entropy as pair_entropy
