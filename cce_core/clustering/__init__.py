@@ -12,3 +12,4 @@ from cce_core.clustering.kmeans import KMeans as KMeans
 from cce_core.clustering.kmeans import NotFittedError as NotFittedError
 from cce_core.clustering.lloyd import assign as assign
 from cce_core.clustering.lloyd import update as update
+from cce_core.clustering.omp import omp as omp
