@@ -10,6 +10,8 @@ from cce_core.clustering.init import k_means_plus_plus as k_means_plus_plus
 from cce_core.clustering.init import random_points as random_points
 from cce_core.clustering.kmeans import KMeans as KMeans
 from cce_core.clustering.kmeans import NotFittedError as NotFittedError
+from cce_core.clustering.ksvd import KSVD as KSVD
+from cce_core.clustering.ksvd import k_svd as k_svd
 from cce_core.clustering.lloyd import assign as assign
 from cce_core.clustering.lloyd import update as update
 from cce_core.clustering.omp import omp as omp
