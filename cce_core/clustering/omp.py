@@ -158,7 +158,7 @@ def omp(X: Any, D: Any, n_nonzero: int) -> tuple[NDArray[np.int32], Points]:
         ValueError: NaN or infinity, wrong shapes, n_nonzero out of range, a weight that float32 cannot hold.
 
     Cost:
-        n·s·K·dim multiply-adds through BLAS, and about 2·n·s²·dim more; scratch of 16 to 32 MB and 12 bytes a number of D.
+        n·s·K·dim multiply-adds through BLAS, and about 2·n·s²·dim more; scratch of 16 MB and 20 bytes a number of D.
 
     References:
         Pati, Rezaiifar and Krishnaprasad, Orthogonal matching pursuit, Asilomar 1993.
@@ -180,7 +180,7 @@ def omp(X: Any, D: Any, n_nonzero: int) -> tuple[NDArray[np.int32], Points]:
     atoms = D / np.where(norms > 0, norms, 1.0)[:, None]
     columns = atoms.astype(np.float32).T
     indices, weights = np.zeros((n, s), np.int32), np.zeros((n, s), np.float32)
-    at_once = max(1, _BATCH // (k + 2 * s * (dim + s)))
+    at_once = max(1, _BATCH // (k + (2 * s + 3) * (dim + s)))
     for first in range(0, n, at_once):
         rows = slice(first, first + at_once)
         residuals = x[rows].astype(np.float64)
