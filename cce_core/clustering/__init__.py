@@ -1,5 +1,8 @@
 """Vectors to clusters: k-means for narrow vectors, and the entropies that tell whether clusters have collapsed."""
 
+from cce_core.clustering.circular import circular_assign as circular_assign
+from cce_core.clustering.circular import circular_k_means as circular_k_means
+from cce_core.clustering.circular import circular_update as circular_update
 from cce_core.clustering.entropy import column_entropy as column_entropy
 from cce_core.clustering.entropy import least_entropies as least_entropies
 from cce_core.clustering.entropy import pair_entropy as pair_entropy
@@ -7,5 +10,8 @@ from cce_core.clustering.init import k_means_plus_plus as k_means_plus_plus
 from cce_core.clustering.init import random_points as random_points
 from cce_core.clustering.kmeans import KMeans as KMeans
 from cce_core.clustering.kmeans import NotFittedError as NotFittedError
+from cce_core.clustering.ksvd import KSVD as KSVD
+from cce_core.clustering.ksvd import k_svd as k_svd
 from cce_core.clustering.lloyd import assign as assign
 from cce_core.clustering.lloyd import update as update
+from cce_core.clustering.omp import omp as omp
