@@ -87,6 +87,7 @@ class Result:
     train_seconds: float = 0.0
     cluster_seconds: float = 0.0
     clusters: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    best: list[cce.Table] = dataclasses.field(default_factory=list)
 
 
 def make_tables(split: Split, args: argparse.Namespace) -> tuple[cce.Table, cce.Table]:
@@ -103,25 +104,30 @@ def make_tables(split: Split, args: argparse.Namespace) -> tuple[cce.Table, cce.
     return users, items
 
 
-def train(model: GMF, split: Split, args: argparse.Namespace, say: Any = print) -> Result:
-    """Train, cluster between epochs, and judge after each."""
+def train(model: GMF, split: Split, args: argparse.Namespace, say: Any = print, *, keep_best: bool = False) -> Result:
+    """Train, cluster between epochs, and judge after each; `keep_best` keeps a copy of the best epoch's tables."""
     rng = np.random.default_rng(args.seed)
     result = Result()
     last_cluster = 3 * args.epochs // 4 if args.last_cluster is None else args.last_cluster
+    if learned := model.users.method.post_training:  # then epoch 0 is the table as it was learned
+        last_cluster = 0
     tables = {"users": model.users, "items": model.items}
     with tqdm(total=args.epochs * len(split.train), unit="row", unit_scale=True, disable=None, leave=False) as bar:
-        for epoch in range(1, args.epochs + 1):
+        for epoch in range(int(not learned), args.epochs + 1):
             start = time.perf_counter()
-            train_loss = model.epoch(split.train, args.batch_size, rng, bar)
+            train_loss = model.epoch(split.train, args.batch_size, rng, bar) if epoch else float("nan")
             result.train_seconds += time.perf_counter() - start
             score = model.score(split.valid)
             here, loss = auc(score, split.valid.labels), logloss(score, split.valid.labels)
             if here > result.auc:
                 result.auc, result.logloss, result.best_epoch = here, loss, epoch
+                if keep_best:
+                    result.best = [cce.Table(table.spec, copied(table)) for table in tables.values()]
                 if args.save:
                     save(tables, Path(args.save))
             bar.clear()
-            say(f"epoch {epoch:3}  train loss {train_loss:.4f}  AUC {here:.4f}  log loss {loss:.4f}")
+            how = f"train loss {train_loss:.4f}" if epoch else "as learned       "
+            say(f"epoch {epoch:3}  {how}  AUC {here:.4f}  log loss {loss:.4f}")
             if epoch <= last_cluster:
                 for name, table in tables.items():
                     if table.method.learns:
@@ -129,6 +135,28 @@ def train(model: GMF, split: Split, args: argparse.Namespace, say: Any = print) 
                         result.cluster_seconds += report.seconds
                         result.clusters.append({"epoch": epoch, "table": name, **dataclasses.asdict(report)})
     return result
+
+
+def copied(table: cce.Table) -> dict[str, NDArray[Any]]:
+    """A copy of all arrays of a float32 table."""
+    return {name: array.copy() for name, array in {**table.parameters(), **table.buffers()}.items()}
+
+
+def learn_from_full(
+    tables: tuple[cce.Table, cce.Table], split: Split, args: argparse.Namespace
+) -> tuple[float, list[dict[str, Any]]]:
+    """For methods that compress a trained table: train the full one, and learn from its best epoch; seconds and reports."""
+    full = [cce.make_table("full", t.spec.vocab, t.spec.dim, seed=t.spec.seed) for t in tables]
+    print(f"{args.method} learns from a trained table: the full one first", flush=True)
+    quiet = argparse.Namespace(**{**vars(args), "save": None})
+    result = train(GMF(*full, cce.AdamW(lr=args.lr)), split, quiet, keep_best=True)
+    print(f"full table: AUC {result.auc:.4f} (epoch {result.best_epoch}); now {args.method}", flush=True)
+    reports = []
+    for name, table, teacher in zip(("users", "items"), tables, result.best, strict=True):
+        report = table.cluster(vectors=teacher)
+        result.cluster_seconds += report.seconds
+        reports.append({"epoch": 0, "table": name, **dataclasses.asdict(report)})
+    return result.train_seconds + result.cluster_seconds, reports
 
 
 def save(tables: dict[str, cce.Table], folder: Path) -> None:
@@ -192,7 +220,9 @@ def as_json(
 
 def summary(report: dict[str, Any]) -> str:
     """The run's result for people."""
-    names = {"memory": "memory", "projection": "projection", "pointers": "pointers", "keys": "hash keys"}
+    names = {kind: kind for kind in report["bytes"] if kind not in ("stored", "full", "training", "generation")} | {
+        "keys": "hash keys"
+    }
     rows = [("AUC", f"{report['auc']:.4f}  (epoch {report['best_epoch']})"), ("log loss", f"{report['logloss']:.4f}")]
     if report["best_reachable_auc"] is not None:
         rows.append(("best reachable AUC", f"{report['best_reachable_auc']:.4f}"))
@@ -254,8 +284,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     tables = make_tables(split, args)
     for name, table in zip(("users", "items"), tables, strict=True):
         print(f"{name}: {table!r}", flush=True)
-    model = GMF(*tables, cce.AdamW(lr=args.lr))
+    model, before, reports = GMF(*tables, cce.AdamW(lr=args.lr)), 0.0, list[dict[str, Any]]()
+    if tables[0].method.post_training:
+        before, reports = learn_from_full(tables, split, args)
     result = train(model, split, args)
+    result.train_seconds += before
+    result.clusters = reports + result.clusters
     report = as_json(split, tables, args, result)
     if args.json:
         Path(args.json).write_text(json.dumps(report, indent=1) + "\n")

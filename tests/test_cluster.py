@@ -12,7 +12,7 @@ from reference import tables as naive
 
 import cce_core as cce
 from cce_core._jit import COMPILED
-from cce_core.sketching import learning
+from cce_core.sketching import runs
 
 
 def arrays(table):
@@ -157,7 +157,7 @@ def test_a_trained_table_is_kept_nearly_as_it_was():
 def test_interrupted_half_way_the_table_is_as_before(fails_at, monkeypatch):
     table = cce.make_table("cce", 300, 8, num_params=256, seed=3)
     before, calls = arrays(table), []
-    whole = learning.assign
+    whole = runs.assign
 
     def interrupted(*args):
         calls.append(1)
@@ -165,7 +165,7 @@ def test_interrupted_half_way_the_table_is_as_before(fails_at, monkeypatch):
             raise KeyboardInterrupt
         return whole(*args)
 
-    monkeypatch.setattr(learning, "assign", interrupted)
+    monkeypatch.setattr(runs, "assign", interrupted)
     with pytest.raises(KeyboardInterrupt):
         table.cluster(batch_size=100)
     assert len(calls) == fails_at

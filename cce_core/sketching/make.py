@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from cce_core import _check
 from cce_core.sketching.method import Method, Request, checked_chunks
 from cce_core.sketching.methods import get_method, resolved
@@ -83,6 +85,9 @@ and 4 chunks: the least that fits is 296 bytes
         known = ", ".join(rule.options) or "none"
         raise ValueError(f"unknown option {unknown[0]!r} for method {method!r}; its own options are: {known}")
     chosen = {**rule.options, **options}
+    chosen = {
+        name: v.item() if isinstance(v, np.generic) else v for name, v in chosen.items()
+    }  # files hold plain types
     request = Request(
         vocab=vocab,
         dim=dim,

@@ -85,6 +85,7 @@ class Method(abc.ABC):
         paper: where it was described.
         summary: one line.
         learns: whether `cluster()` learns its sketch from the trained vectors.
+        learner: how it learns: "codebooks" a chunk, "windows" of one circular memory, or sparse "codes".
         post_training: whether it is learned from a trained table, by `cluster(vectors=…)`, rather than from its own vectors.
         linear: whether the table is H · M · W.
         chunked: whether `n_chunks` means something to it.
@@ -99,6 +100,7 @@ class Method(abc.ABC):
     paper: ClassVar[str]
     summary: ClassVar[str]
     learns: ClassVar[bool] = False
+    learner: ClassVar[str] = "codebooks"
     post_training: ClassVar[bool] = False
     linear: ClassVar[bool] = True
     chunked: ClassVar[bool] = False

@@ -85,6 +85,23 @@ def blocks_of(method, i, *, vocab, inner, n_chunks, sizes, options, keys, words)
         bits = (rows - 1).bit_length()
         found = [pointer(words, i, n_chunks * bits, c * bits, bits) for c in range(n_chunks)]
         return [[whole((c * rows + p) * w, w)] for c, p in enumerate(found)], w, None
+    if method == "cce_robe":
+        bits = (rows - 1).bit_length()
+        found = [pointer(words, i, n_chunks * bits, c * bits, bits) for c in range(n_chunks)]
+        return (
+            [[(found[c], 0, rows, 1), (rows + bucket(i, keys[c], rows), rows, rows, 1)] for c in range(n_chunks)],
+            w,
+            None,
+        )
+    if method in ("sparse", "sparse2"):
+        k, bits, more = options["n_atoms"], (rows - 1).bit_length(), options.get("weight_bits", 0)
+        per_id = k * (bits + more)
+        blocks = [[whole(pointer(words, i, per_id, t * bits, bits) * inner, inner) for t in range(k)]]
+        if more:
+            places = [pointer(words, i, per_id, k * bits + t * more, more) for t in range(k)]
+        else:
+            places = [bucket(i, keys[t], rows * inner) for t in range(k)]
+        return blocks, inner, [("weights", place) for place in places]
     if method == "cce":
         bits = (rows - 1).bit_length()
         return (

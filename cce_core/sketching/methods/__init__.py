@@ -7,6 +7,7 @@ from typing import Any
 from cce_core.sketching.method import Method
 from cce_core.sketching.methods.bloom import Bloom
 from cce_core.sketching.methods.cce import Clustered
+from cce_core.sketching.methods.cce_robe import ClusteredRobe
 from cce_core.sketching.methods.ce import Compositional
 from cce_core.sketching.methods.full import Full, Int4, Int8, Narrow
 from cce_core.sketching.methods.hash import HashingTrick
@@ -16,10 +17,12 @@ from cce_core.sketching.methods.pq import ProductQuantization
 from cce_core.sketching.methods.qr import QuotientRemainder
 from cce_core.sketching.methods.rhemb import RobeHashEmbedding
 from cce_core.sketching.methods.robe import Robe
+from cce_core.sketching.methods.sparse import SparseCodes, SparseHashedCodes
 
 _KINDS: tuple[type[Method], ...] = (
     Full, Narrow, Int8, Int4, HashingTrick, Bloom, HashEmbedding, RobeHashEmbedding, Compositional, QuotientRemainder, Robe,
-    HashedNet, Clustered, ProductQuantization,
+    HashedNet, Clustered, ClusteredRobe, ProductQuantization, SparseCodes,
+    SparseHashedCodes,
 )  # fmt: skip
 _METHODS: dict[str, Method] = {kind.name: kind() for kind in _KINDS}
 
@@ -42,7 +45,7 @@ def methods() -> list[Method]:
     Example:
         >>> import cce_core as cce
         >>> [m.name for m in cce.methods() if m.learns]
-        ['cce', 'pq']
+        ['cce', 'cce_robe', 'pq', 'sparse', 'sparse2']
     """
     return list(_METHODS.values())
 
