@@ -9,10 +9,11 @@ from cce_core.sketching.methods.full import Full
 from cce_core.sketching.methods.hash import HashingTrick
 from cce_core.sketching.methods.qr import QuotientRemainder
 from cce_core.sketching.methods.robe import Robe
+from cce_core.sketching.methods.tt import TensorTrain
 
 _METHODS: dict[str, Method] = {
     method.name: method
-    for method in (Full(), HashingTrick(), Compositional(), QuotientRemainder(), Robe(), Clustered())
+    for method in (Full(), HashingTrick(), Compositional(), QuotientRemainder(), Robe(), Clustered(), TensorTrain())
 }
 
 
@@ -25,7 +26,7 @@ def methods() -> list[Method]:
     Example:
         >>> import cce_core as cce
         >>> [m.name for m in cce.methods()]
-        ['full', 'hash', 'ce', 'qr', 'robe', 'cce']
+        ['full', 'hash', 'ce', 'qr', 'robe', 'cce', 'tt']
     """
     return list(_METHODS.values())
 
