@@ -18,11 +18,11 @@ from cce_core.sketching.methods.qr import QuotientRemainder
 from cce_core.sketching.methods.rhemb import RobeHashEmbedding
 from cce_core.sketching.methods.robe import Robe
 from cce_core.sketching.methods.sparse import SparseCodes, SparseHashedCodes
+from cce_core.sketching.methods.tt import TensorTrain
 
 _KINDS: tuple[type[Method], ...] = (
     Full, Narrow, Int8, Int4, HashingTrick, Bloom, HashEmbedding, RobeHashEmbedding, Compositional, QuotientRemainder, Robe,
-    HashedNet, Clustered, ClusteredRobe, ProductQuantization, SparseCodes,
-    SparseHashedCodes,
+    HashedNet, TensorTrain, Clustered, ClusteredRobe, ProductQuantization, SparseCodes, SparseHashedCodes,
 )  # fmt: skip
 _METHODS: dict[str, Method] = {kind.name: kind() for kind in _KINDS}
 
