@@ -17,6 +17,8 @@ from cce_core import _threads
 from cce_core._jit import COMPILED
 from cce_core.clustering import KMeans, assign, k_means_plus_plus, lloyd, update
 from cce_core.clustering import init as starts
+from cce_core.clustering import search as searching
+from cce_core.clustering import tiles as tiling
 
 # Lloyd's iteration
 
@@ -221,7 +223,7 @@ def test_translation_by_whole_numbers_moves_the_centroids_alone(problem, shift):
 @pytest.mark.parametrize("d", [1, 3])
 def test_the_number_of_threads_changes_no_bit(d, monkeypatch):
     n, k = (30_000, 40) if COMPILED else (12_500, 4)  # several blocks of sums
-    for module, name in ((lloyd, "_GRAIN"), (lloyd, "_LINE_GRAIN"), (starts, "_GRAIN")):
+    for module, name in ((searching, "_GRAIN"), (lloyd, "_LINE_GRAIN"), (starts, "_GRAIN"), (tiling, "_GRAIN")):
         monkeypatch.setattr(module, name, 1)
     slices = collections.defaultdict(set)
 
@@ -232,9 +234,13 @@ def test_the_number_of_threads_changes_no_bit(d, monkeypatch):
 
         return call
 
-    kernels = ("_assign_line" if d == 1 else "_assign_tiles", "_add_up")
-    for name in kernels:
-        monkeypatch.setattr(lloyd, name, watched(getattr(lloyd, name), name))
+    kernels = {
+        "_search": searching,
+        "_add_up": lloyd,
+        "_assign_line" if d == 1 else "_fill": lloyd if d == 1 else tiling,
+    }
+    for name, module in kernels.items():
+        monkeypatch.setattr(module, name, watched(getattr(module, name), name))
     rng = np.random.default_rng(0)
     x, results = rng.normal(size=(n, d)).astype(np.float32), []
     weights = np.exp(rng.normal(0, 10, n))  # of many sizes, so that even float64 sums depend on their order
@@ -246,7 +252,8 @@ def test_the_number_of_threads_changes_no_bit(d, monkeypatch):
         km = KMeans(k, n_iter=3 if COMPILED else 1, seed=1).fit(x, sample_weight=weights)
         picked = k_means_plus_plus(x, k, sample_weight=weights)
         _, counts = update(x, km.labels_, k, weights)
-        results.append((km.labels_, km.cluster_centers_, np.array([km.inertia_]), counts, picked))
+        labels, costs = assign(x, km.cluster_centers_)
+        results.append((km.labels_, km.cluster_centers_, np.array([km.inertia_]), counts, picked, labels, costs))
         assert all(len(slices[name]) >= threads for name in kernels), "the work was not cut: this tests nothing"
     for other in results[1:]:
         assert all(same_bits(a, b) for a, b in zip(results[0], other))

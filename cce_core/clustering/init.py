@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from cce_core import _check
 from cce_core._jit import jit
 from cce_core._threads import get_num_threads, sliced
-from cce_core.clustering.lloyd import Points, as_points, as_weights, scale_of
+from cce_core.clustering.lloyd import as_points, as_weights, scale_of
+from cce_core.clustering.tiles import Points
 from cce_core.hashing.mix import derive_key, mix_hash
 
 _BLOCK = 512  # points whose costs are summed together; a draw looks for its block first
@@ -103,12 +104,13 @@ def _uniforms(n: int, seed: int) -> NDArray[np.float64]:
     return ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
-def lowest(values: NDArray[Any], m: int) -> NDArray[np.int64]:
-    """The places of the `m` lowest values, lowest first, the earlier place first among equals."""
-    if m >= values.size:
-        return np.argsort(values, kind="stable")
-    candidates = np.flatnonzero(values <= np.partition(values, m - 1)[m - 1])
-    return candidates[np.argsort(values[candidates], kind="stable")[:m]]
+def lowest(values: NDArray[Any], m: int, order: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+    """The places of the `m` lowest values, lowest first; among equals the earlier place first, or the lower `order`."""
+    candidates = np.arange(values.size)
+    if m < values.size:
+        candidates = np.flatnonzero(values <= np.partition(values, m - 1)[m - 1])
+    ties = candidates if order is None else order[candidates]
+    return candidates[np.lexsort((ties, values[candidates]))[:m]]
 
 
 def spread_points(x: Points, k: int, weights: Points, seed: int) -> NDArray[np.int64]:

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from cce_core import _check
 from cce_core.clustering.init import any_points, lowest, run_seed, spread_points
 from cce_core.clustering.lanes import TURN
-from cce_core.clustering.lloyd import Points, as_points, as_weights, assign, means, nearest, scale_of
+from cce_core.clustering.lloyd import as_points, as_weights, assign, means, scale_of
+from cce_core.clustering.search import search, worth_arranging
+from cce_core.clustering.tiles import Points, Tiles, tile
 
 _STARTS = ("k-means++", "random")
 _NAMES = ("n_clusters", "init", "n_init", "n_iter", "tol", "seed")
@@ -157,6 +159,8 @@ class KMeans:
             given = None if given is None else np.ldexp(given, -exponent)
         unit = 4.0**exponent
         watch = None if on_iteration is None else lambda step, inertia: on_iteration(step, inertia * unit)
+        tiles = tile(x, worth_arranging(n, k, d, starts * max(limit, 1)))
+        mass = tiles.back(weights)
         best: tuple[Points, NDArray[np.int32], float, int] | None = None
         for run in range(starts):
             if given is not None:
@@ -165,11 +169,13 @@ class KMeans:
                 start = x[any_points(n, k, weights, run_seed(seed, run))]
             else:
                 start = x[spread_points(x, k, weights, run_seed(seed, run))]
-            found = _iterate(x, weights, start, limit, tol, watch)
+            found = _iterate(tiles, mass, start, limit, tol, watch)
             if best is None or found[2] < best[2]:
                 best = found
         assert best is not None
-        centroids, self.labels_, inertia, self.n_iter_ = best
+        centroids, labels, inertia, self.n_iter_ = best
+        self.labels_ = np.empty(n, np.int32)
+        tiles.into(labels, self.labels_)
         self.cluster_centers_ = np.ldexp(centroids, exponent) if exponent else centroids.copy()
         self.inertia_ = inertia * unit
         self.n_features_in_ = d
@@ -233,37 +239,40 @@ class KMeans:
 
 
 def _iterate(
-    x: Points,
+    tiles: Tiles,
     weights: Points,
     centroids: Points,
     limit: int,
     tol: float,
     watch: Callable[[int, float], Any] | None,
 ) -> tuple[Points, NDArray[np.int32], float, int]:
-    """Lloyd's iteration from `centroids`: (centroids, labels, inertia, iterations), labels the nearest centroids."""
-    n, k = x.shape[0], centroids.shape[0]
-    labels, costs = np.empty(n, np.int32), np.empty(n, np.float32)
+    """Lloyd's iteration from `centroids`: (centroids, labels, inertia, iterations), labels the nearest centroids.
+
+    Weights and labels are in the order of the tiles.
+    """
+    n, k = tiles.n, centroids.shape[0]
+    labels, costs = tiles.empty(np.int32), tiles.empty(np.float32)
     spare, spare_costs = np.empty_like(labels), np.empty_like(costs)
-    nearest(x, centroids, labels, costs)
-    inertia, step = _total(costs, weights), 0
+    search(tiles, centroids, labels, costs)
+    inertia, step = _total(costs[:n], weights), 0
     while step < limit:
-        moved, mass = means(x, labels, k, weights)
+        moved, mass = means(tiles, labels, k, weights)
         settled = labels
         empty = np.flatnonzero(mass == 0)
         if empty.size:
-            refilled = _refill(x, labels, costs, weights, empty, k)
+            refilled = _refill(tiles, labels[:n], costs[:n], weights, empty, k)
             if refilled is not None:
                 settled = refilled
-                moved, mass = means(x, settled, k, weights)
+                moved, mass = means(tiles, settled, k, weights)
                 empty = np.flatnonzero(mass == 0)
             moved[empty] = centroids[empty]
         if np.array_equal(moved, centroids):
             break
-        nearest(x, moved, spare, spare_costs)
-        total = _total(spare_costs, weights)
+        search(tiles, moved, spare, spare_costs)
+        total = _total(spare_costs[:n], weights)
         if total > inertia:
             break
-        unchanged = np.array_equal(spare, settled)
+        unchanged = np.array_equal(spare[:n], settled[:n])
         fall, before = inertia - total, inertia
         labels, spare, costs, spare_costs = spare, labels, spare_costs, costs
         centroids, inertia, step = moved, total, step + 1
@@ -279,31 +288,33 @@ def _total(costs: Points, weights: Points) -> float:
 
 
 def _refill(
-    x: Points, labels: NDArray[np.int32], costs: Points, weights: Points, empty: NDArray[np.int64], k: int
+    tiles: Tiles, labels: NDArray[np.int32], costs: Points, weights: Points, empty: NDArray[np.int64], k: int
 ) -> NDArray[np.int32] | None:
     """Labels with the costliest points given to the `empty` clusters, one each; None where there is nothing to give.
 
     A point may go if it costs anything, differs from those that went before, and leaves behind another one with weight.
+    Of points that cost the same, the caller's first goes first.
     """
     shares = costs.astype(np.float64)
     left = np.bincount(labels, minlength=k)
     if weights.size:
         shares *= weights
         left = np.bincount(labels[weights > 0], minlength=k)
+    order = np.arange(tiles.n) if tiles.order is None else tiles.order
     take = 4 * empty.size + 16
     while True:
         given: dict[bytes, int] = {}
         remaining = left.copy()
-        for point in lowest(-shares, take):
-            home, value = labels[point], (x[point] + np.float32(0.0)).tobytes()  # + 0 makes −0 the same as 0
+        for point in lowest(-shares, take, order):
+            home, value = labels[point], (tiles.row(point) + np.float32(0.0)).tobytes()  # + 0 makes −0 the same as 0
             if shares[point] > 0 and remaining[home] > 1 and value not in given:
                 given[value] = int(point)
                 remaining[home] -= 1
                 if len(given) == empty.size:
                     break
-        if len(given) == empty.size or take >= x.shape[0]:
+        if len(given) == empty.size or take >= tiles.n:
             break
-        take = x.shape[0]
+        take = tiles.n
     if not given:
         return None
     refilled = labels.copy()
