@@ -12,9 +12,20 @@ from reference import kmeans as twin
 
 from cce_core._jit import COMPILED
 from cce_core.clustering import search as searching
-from cce_core.clustering.lanes import LANES, TURN, _scan_plain, _sift_plain, scan, sift
+from cce_core.clustering.lanes import (
+    LANES,
+    TURN,
+    _scan_named_plain,
+    _scan_plain,
+    _sift_plain,
+    _within_plain,
+    scan,
+    scan_named,
+    sift,
+    within,
+)
 from cce_core.clustering.search import search
-from cce_core.clustering.tiles import FAN, most_within, tile
+from cce_core.clustering.tiles import FAN, tile
 
 # Tiles
 
@@ -45,7 +56,6 @@ def test_boxes_hold_their_points(kind):
     x = {"normal": x, "equal": x[:1].repeat(n, 0), "far": x * np.float32(1e-4) + 1000, "signed zeros": x * 0}[kind]
     tiles = tile(x, True)
     assert len(tiles.firsts) > 1
-    most = most_within(tiles, np.arange(len(tiles.points), dtype=np.float32))
     ends = [*tiles.firsts[1:], len(tiles.mids)]
     for level, (first, end) in enumerate(zip(tiles.firsts, ends)):
         assert end - first == -(-len(tiles.points) // FAN**level)
@@ -53,7 +63,6 @@ def test_boxes_hold_their_points(kind):
             held = tiles.points[box * FAN**level : (box + 1) * FAN**level].astype(np.float64)
             apart = np.abs(held - tiles.mids[first + box].astype(np.float64)[:, None]).max(axis=(0, 2))
             assert (apart <= tiles.halves[first + box] * (1 + 2.0**-23)).all()
-            assert most[first + box] == min((box + 1) * FAN**level, len(tiles.points)) - 1
 
 
 def test_arranged_points_lie_close_together():
@@ -71,6 +80,11 @@ def test_the_inner_loops_equal_their_plain_twins(d, k, seed):
     here = rng.integers(-4, 5, (d, LANES)).astype(np.float32)
     centroids = np.full((d + 1, k + TURN), np.inf, np.float32)
     centroids[:, :k] = rng.integers(-4, 5, (d + 1, k))
+    rows = np.full((k + 1, d), np.inf, np.float32)
+    rows[:k] = centroids[:d, :k].T
+    names = np.append(np.flatnonzero(rng.random(k) < 0.7), np.full(TURN, k)).astype(np.int32)
+    names = names if len(names) > TURN else np.append(0, names).astype(np.int32)
+    limits = rng.integers(-20, 20, LANES).astype(np.float32)
     got, expected = [], []
     for plain, out in ((False, got), (True, expected)):
         floats, words = np.full((2, LANES), np.nan, np.float32), np.full(LANES, -7, np.int32)
@@ -79,7 +93,12 @@ def test_the_inner_loops_equal_their_plain_twins(d, k, seed):
         centroids[:d, k:] = 0.0
         _run_sift(plain, here, centroids, k, floats[0], words, floats[1])
         out += [*floats.copy(), words.copy()]
+        found = np.full(k + TURN, -7, np.int32)
+        count = _run_within(plain, here, centroids, k, limits, found)
+        out += [np.array([count]), found[:count].copy()]
         centroids[:d, k:] = np.inf
+        _run_named(plain, here, rows, names, len(names) - TURN, floats[0], words)
+        out += [floats[0].copy(), words.copy()]
     assert all(same_bits(a, b) for a, b in zip(got, expected))
 
 
@@ -91,10 +110,20 @@ def _sift_built(here, centroids, count, best, which, second):
     sift(here, centroids, count, best, which, second)
 
 
+def _named_built(here, rows, names, count, best, which):
+    scan_named(here, rows, names, count, best, which)
+
+
+def _within_built(here, centroids, count, limits, out):
+    return within(here, centroids, count, limits, out)
+
+
 if COMPILED:
     from cce_core._jit import jit
 
-    _scan_built, _sift_built = jit(_scan_built), jit(_sift_built)
+    _scan_built, _sift_built, _named_built, _within_built = map(
+        jit, (_scan_built, _sift_built, _named_built, _within_built)
+    )
 
 
 def _run_scan(plain, *args):
@@ -105,39 +134,36 @@ def _run_sift(plain, *args):
     (_sift_plain if plain else _sift_built)(*args)
 
 
+def _run_named(plain, *args):
+    (_scan_named_plain if plain else _named_built)(*args)
+
+
+def _run_within(plain, *args):
+    return (_within_plain if plain else _within_built)(*args)
+
+
 # The search
-
-
-def found(x, centroids, arranged, known=None):
-    tiles = tile(x, arranged)
-    labels, costs = tiles.empty(np.int32), tiles.empty(np.float32)
-    labels[:], costs[:] = -7, np.nan
-    if known is not None:
-        costs[: len(x)] = tiles.back(known)
-        costs[len(x) :] = costs[len(x) - 1]
-    search(tiles, centroids, labels, costs, known is not None)
-    out = np.empty(len(x), np.int32), np.empty(len(x), np.float32)
-    tiles.into(labels, out[0])
-    tiles.into(costs, out[1])
-    return out
 
 
 def holds(x, centroids):
     labels, costs = twin.assign(x, centroids)
-    some = twin.distances(x, centroids)[np.arange(len(x)), labels // 2]  # the distance to some centroid
     for arranged in (False, True):
-        for known in (None, some, costs):
-            got = found(x, centroids, arranged, known)
-            assert same_bits(got[0], labels)
-            assert same_bits(got[1], costs)
+        tiles = tile(x, arranged)
+        found, apart = np.full_like(tiles.empty(np.int32), -7), np.full_like(tiles.empty(np.float32), np.nan)
+        search(tiles, centroids, found, apart)
+        got = np.empty_like(labels), np.empty_like(costs)
+        tiles.into(found, got[0])
+        tiles.into(apart, got[1])
+        assert same_bits(got[0], labels)
+        assert same_bits(got[1], costs)
 
 
-@pytest.fixture(params=["as it is", "always narrowed", "always scanned", "always sifted"], autouse=True)
+@pytest.fixture(params=["as it is", "narrowed, scanned", "narrowed, sifted", "all scanned", "all sifted"], autouse=True)
 def ways(request, monkeypatch):
-    if request.param == "always narrowed":
+    if request.param != "as it is":
         monkeypatch.setattr(searching, "_FEW", 0)
-    elif request.param != "as it is":
-        monkeypatch.setattr(searching, "_SCANNED", 99 if request.param == "always scanned" else 0)
+        monkeypatch.setattr(searching, "_SCANNED", 99 if "scanned" in request.param else 0)
+        monkeypatch.setattr(searching, "worth_narrowing", lambda d, k: "narrowed" in request.param)
 
 
 @given(problems(n_points=80, n_centroids=30))
@@ -182,21 +208,18 @@ def test_points_half_way_between_centroids(d):
     holds(c[pairs[:, 0]], c)  # and points that are centroids
 
 
-def test_centroids_are_left_out(monkeypatch):
+def test_centroids_are_left_out():
     """The bounds are of use: of many centroids in the plane, a tile looks at few."""
-    counts, plain = [], searching._narrow
-    monkeypatch.setattr(searching, "_narrow", lambda *args: counts.append(plain(*args)) or counts[-1])
-    if COMPILED:
-        tiles = tile(np.random.default_rng(0).normal(size=(5000, 2)).astype(np.float32), True)
-        c = np.random.default_rng(1).normal(size=(200, 2)).astype(np.float32)
-        columns = np.full((2, 224), np.inf, np.float32)
-        columns[:, :200] = c.T
-        kept, names, scratch = np.empty((2, 224), np.float32), np.empty(224, np.int32), np.empty((2, 224), np.float32)
-        for box in range(tiles.firsts[1]):
-            searching._narrow(
-                columns, np.arange(224, dtype=np.int32), 200, tiles.mids[box], tiles.halves[box], np.float32(np.inf),
-                kept, names, scratch[0], scratch[1], np.empty(224, np.int32),
-            )  # fmt: skip
-    else:
-        holds(*(np.random.default_rng(s).normal(size=(m, 2)).astype(np.float32) for s, m in ((0, 600), (1, 60))))
-    assert np.mean(counts) < 0.3 * (200 if COMPILED else 60)
+    n, k = (5000, 200) if COMPILED else (1500, 60)
+    tiles = tile(np.random.default_rng(0).normal(size=(n, 2)).astype(np.float32), True)
+    columns = searching.in_columns(np.random.default_rng(1).normal(size=(k, 2)).astype(np.float32))
+    kept, scratch = np.empty_like(columns), np.empty_like(columns)
+    names, places = np.empty((2, columns.shape[1]), np.int32)
+    counts = [
+        searching.narrow(
+            columns, np.arange(columns.shape[1], dtype=np.int32), k, tiles.mids[box], tiles.halves[box],
+            np.float32(np.inf), np.float32(0), kept, names, scratch[0], scratch[1], places,
+        )
+        for box in range(tiles.firsts[1])
+    ]  # fmt: skip
+    assert np.mean(counts) < 0.15 * k

@@ -12,7 +12,7 @@ from cce_core import _check
 from cce_core.clustering.init import any_points, lowest, run_seed, spread_points
 from cce_core.clustering.lanes import TURN
 from cce_core.clustering.lloyd import as_points, as_weights, assign, means, scale_of
-from cce_core.clustering.search import search, worth_arranging
+from cce_core.clustering.shortlists import Nearest
 from cce_core.clustering.tiles import Points, Tiles, tile
 
 _STARTS = ("k-means++", "random")
@@ -159,7 +159,7 @@ class KMeans:
             given = None if given is None else np.ldexp(given, -exponent)
         unit = 4.0**exponent
         watch = None if on_iteration is None else lambda step, inertia: on_iteration(step, inertia * unit)
-        tiles = tile(x, worth_arranging(n, k, d, starts * max(limit, 1)))
+        tiles = tile(x, limit * starts * k >= 256)
         mass = tiles.back(weights)
         best: tuple[Points, NDArray[np.int32], float, int] | None = None
         for run in range(starts):
@@ -253,7 +253,8 @@ def _iterate(
     n, k = tiles.n, centroids.shape[0]
     labels, costs = tiles.empty(np.int32), tiles.empty(np.float32)
     spare, spare_costs = np.empty_like(labels), np.empty_like(costs)
-    search(tiles, centroids, labels, costs)
+    nearest = Nearest(tiles, k)
+    nearest(centroids, labels, labels, costs)
     inertia, step = _total(costs[:n], weights), 0
     while step < limit:
         moved, mass = means(tiles, labels, k, weights)
@@ -268,7 +269,7 @@ def _iterate(
             moved[empty] = centroids[empty]
         if np.array_equal(moved, centroids):
             break
-        search(tiles, moved, spare, spare_costs)
+        nearest(moved, labels, spare, spare_costs)
         total = _total(spare_costs[:n], weights)
         if total > inertia:
             break

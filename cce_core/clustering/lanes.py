@@ -1,12 +1,13 @@
-"""The two inner loops of the nearest-centroid search, written in vector instructions.
+"""The inner loops of the nearest-centroid search, written in vector instructions.
 
 Numba turns a loop into vector instructions only where LLVM happens to manage, and the gain or loss is tenfold. So these
-two are built by hand: the `LANES` points of a tile side by side in a register, a few centroids at a time, what is
-least so far kept in registers. LLVM cuts the vectors to whatever the machine has.
+are built by hand: the `LANES` points of a tile side by side in a register, a few centroids at a time, what is least so
+far kept in registers. LLVM cuts the vectors to whatever the machine has.
 
 `scan` is the definition: the sum over coordinates in order, each step rounded to float32 (no fused multiply-add), so
 that a distance has the same bits here, in NumPy and in plain Python. `sift` takes a third of the work by the expanded
 square, rounded as it comes; it also says how near the runner-up is, so that its caller can tell when that decides.
+`scan_named` looks only at centroids on a list, and `within` makes such lists.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from cce_core._jit import COMPILED
 
 LANES = 16  # points of a tile: one register of AVX-512, two of AVX2
-TURN = 8  # centroids a turn of `sift`, and what lists are padded to; `scan`, whose lists are short, takes half as many
+TURN = 8  # centroids a turn, and what lists are padded to; `scan`, whose lists are short, takes half as many
 
 
 def _scan_plain(tile: Any, centroids: Any, count: int, best: Any, which: Any) -> None:
@@ -48,6 +49,15 @@ def _scan_plain(tile: Any, centroids: Any, count: int, best: Any, which: Any) ->
     which[:] = first
 
 
+def _scores(tile: Any, centroids: Any, count: int) -> Any:
+    """score[c, l] = centroids[d, c] + Σ_j centroids[j, c] · tile[j, l], float32 (count, LANES)."""
+    d = tile.shape[0]
+    scores = np.repeat(centroids[d, :count, None], LANES, axis=1)
+    for j in range(d):
+        scores += centroids[j, :count, None] * tile[j]
+    return scores
+
+
 def _sift_plain(tile: Any, centroids: Any, count: int, best: Any, which: Any, second: Any) -> None:
     """Least score of each point of a tile over `count` centroids, a centroid that has it, and the least of the others.
 
@@ -65,17 +75,37 @@ def _sift_plain(tile: Any, centroids: Any, count: int, best: Any, which: Any, se
         which: int32 (LANES,), written.
         second: float32 (LANES,), written; infinite for a single centroid.
     """
-    d = tile.shape[0]
-    scores = np.repeat(centroids[d, :count, None], LANES, axis=1)
-    for j in range(d):
-        scores += centroids[j, :count, None] * tile[j]
+    scores = _scores(tile, centroids, count)
     which[:] = scores.argmin(0)
     best[:] = scores.min(0)
     scores[which, np.arange(LANES)] = np.inf
     second[:] = scores.min(0)
 
 
-def _built(sifting: bool) -> Any:
+def _scan_named_plain(tile: Any, rows: Any, names: Any, count: int, best: Any, which: Any) -> None:
+    """`scan` of the centroids `rows[names[i]]`, i < count; `which` gets the name.
+
+    Args:
+        rows: float32 (k + 1, d), a centroid a row, the last one infinite.
+        names: int32, padded with k to the next multiple of TURN.
+    """
+    _scan_plain(tile, rows[names[:count]].T, count, best, which)
+    which[:] = names[which]
+
+
+def _within_plain(tile: Any, centroids: Any, count: int, limits: Any, out: Any) -> int:
+    """Which centroids' scores (see `sift`) are at most the limit for one point of the tile at least; how many.
+
+    Args:
+        limits: float32 (LANES,).
+        out: int32, the places of those centroids, in their order, written from its start; room for `count` and a TURN.
+    """
+    found = np.flatnonzero((_scores(tile, centroids, count) <= limits).any(axis=1))
+    out[: len(found)] = found
+    return len(found)
+
+
+def _built(kind: str) -> Any:
     """The same for compiled callers."""
     from numba.core import types
     from numba.core.cgutils import get_or_insert_function
@@ -84,8 +114,9 @@ def _built(sifting: bool) -> Any:
     ir: Any = importlib.import_module("llvmlite.ir")  # numba's own dependency; it has no annotations
     word, index = ir.IntType(32), ir.IntType(64)
     floats, words = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(word, LANES)
-    infinite = ir.Constant(floats, [float("inf")] * LANES)
-    size = TURN if sifting else TURN // 2
+    infinite, zero = ir.Constant(floats, [float("inf")] * LANES), ir.Constant(floats, [0.0] * LANES)
+    exact, named, listing = kind.startswith("scan"), kind.endswith("named"), kind == "within"
+    size = TURN // 2 if exact else TURN
 
     def all_words(value: int) -> Any:
         return ir.Constant(words, [value] * LANES)
@@ -97,17 +128,13 @@ def _built(sifting: bool) -> Any:
         def at(pointer: Any, offset: Any) -> Any:
             return builder.gep(pointer, [offset])
 
-        def times(a: Any, b: int) -> Any:
-            return builder.mul(a, ir.Constant(index, b))
+        def number(value: int) -> Any:
+            return ir.Constant(index, value)
 
         def spread(scalar: Any) -> Any:
             nothing = ir.Constant(ir.VectorType(scalar.type, LANES), ir.Undefined)
             one = builder.insert_element(nothing, scalar, ir.Constant(word, 0))
             return builder.shuffle_vector(one, nothing, all_words(0))
-
-        def turn_of(row: Any) -> list[Any]:
-            places = (at(row, ir.Constant(index, i)) for i in range(size))
-            return [spread(builder.load(place, align=4)) for place in places]
 
         def least_of(a: Any, b: Any) -> Any:
             return builder.select(builder.fcmp_ordered("<", a, b), a, b)
@@ -115,80 +142,106 @@ def _built(sifting: bool) -> Any:
         def most_of(a: Any, b: Any) -> Any:
             return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
+        def vector(pointer: Any, of: Any) -> Any:
+            return builder.bitcast(pointer, of.as_pointer())
+
         tile, centroids = array(0), array(1)
         d, room = builder.extract_value(tile.shape, 0), builder.extract_value(centroids.shape, 1)
-        turns = builder.udiv(builder.add(args[2], ir.Constant(index, size - 1)), ir.Constant(index, size))
+        turns = builder.udiv(builder.add(args[2 + named], number(size - 1)), number(size))
         fused = get_or_insert_function(
             builder.module, ir.FunctionType(floats, [floats] * 3), f"llvm.fmuladd.v{LANES}f32"
         )
+        limits = builder.load(vector(array(3).data, floats), align=4) if listing else None
 
         before = builder.block
         turn, step = builder.append_basic_block("turn"), builder.append_basic_block("coordinate")
         compare, done = builder.append_basic_block("compare"), builder.append_basic_block("done")
         builder.branch(turn)
 
+        # What is carried from turn to turn: the place in `out`, or the least, its centroid and the least of the others.
         builder.position_at_end(turn)
-        g, least, first, other = builder.phi(index), builder.phi(floats), builder.phi(words), builder.phi(floats)
-        g.add_incoming(ir.Constant(index, 0), before)
-        least.add_incoming(infinite, before)
-        first.add_incoming(all_words(0), before)
-        other.add_incoming(infinite, before)
-        group = at(centroids.data, times(g, size))
-        zeros = [ir.Constant(floats, [0.0] * LANES)] * size
-        starts = turn_of(at(group, builder.mul(d, room))) if sifting else zeros
+        g = builder.phi(index)
+        g.add_incoming(number(0), before)
+        starts = [number(0)] if listing else [infinite, all_words(0), infinite]
+        carried = [builder.phi(start.type) for start in starts]
+        for value, start in zip(carried, starts):
+            value.add_incoming(start, before)
+        first = builder.mul(g, number(size))
+        if named:
+            list_ = [builder.load(at(array(2).data, builder.add(first, number(i))), align=4) for i in range(size)]
+            bases = [at(centroids.data, builder.mul(builder.sext(name, index), room)) for name in list_]
+        else:
+            list_ = [builder.add(builder.trunc(first, word), ir.Constant(word, i)) for i in range(size)]
+            bases = [at(centroids.data, builder.add(first, number(i))) for i in range(size)]
+
+        def coordinate(j: Any) -> list[Any]:
+            offset = j if named else builder.mul(j, room)
+            return [spread(builder.load(at(base, offset), align=4)) for base in bases]
+
+        begin = [zero] * size if exact else coordinate(d)
         builder.branch(step)
 
         builder.position_at_end(step)
         j = builder.phi(index)
-        j.add_incoming(ir.Constant(index, 0), turn)
+        j.add_incoming(number(0), turn)
         sums = [builder.phi(floats) for _ in range(size)]
-        x = builder.load(builder.bitcast(at(tile.data, times(j, LANES)), floats.as_pointer()), align=4)
+        x = builder.load(vector(at(tile.data, builder.mul(j, number(LANES))), floats), align=4)
         grown = []
-        for start, total, centroid in zip(starts, sums, turn_of(at(group, builder.mul(j, room)))):
-            if sifting:
-                grown.append(builder.call(fused, [centroid, x, total]))
-            else:
+        for start, total, centroid in zip(begin, sums, coordinate(j)):
+            if exact:
                 apart = builder.fsub(centroid, x)
                 grown.append(builder.fadd(total, builder.fmul(apart, apart)))
+            else:
+                grown.append(builder.call(fused, [centroid, x, total]))
             total.add_incoming(start, turn)
             total.add_incoming(grown[-1], step)
-        following = builder.add(j, ir.Constant(index, 1))
+        following = builder.add(j, number(1))
         j.add_incoming(following, step)
         builder.cbranch(builder.icmp_signed("<", following, d), step, compare)
 
         builder.position_at_end(compare)
-        now_least, now_first, now_other = least, first, other
-        place = spread(builder.trunc(times(g, size), word))
-        for i, total in enumerate(grown):
-            near = builder.fcmp_ordered("<", total, now_least)
-            if sifting:
-                now_other = least_of(now_other, most_of(total, now_least))
-            now_least = builder.select(near, total, now_least)
-            now_first = builder.select(near, builder.add(place, all_words(i)), now_first)
-        after = builder.add(g, ir.Constant(index, 1))
+        now = list(carried)
+        for total, name in zip(grown, list_):
+            if listing:  # written in any case, kept where the next goes behind it
+                builder.store(name, at(array(4).data, now[0]), align=4)
+                near = builder.bitcast(builder.fcmp_ordered("<=", total, limits), ir.IntType(LANES))
+                near = builder.icmp_unsigned("!=", near, ir.Constant(ir.IntType(LANES), 0))
+                now[0] = builder.add(now[0], builder.zext(near, index))
+                continue
+            near = builder.fcmp_ordered("<", total, now[0])
+            now[2] = least_of(now[2], most_of(total, now[0]))
+            now[0] = builder.select(near, total, now[0])
+            now[1] = builder.select(near, spread(name), now[1])
+        after = builder.add(g, number(1))
         g.add_incoming(after, compare)
-        least.add_incoming(now_least, compare)
-        first.add_incoming(now_first, compare)
-        other.add_incoming(now_other, compare)
+        for value, new in zip(carried, now):
+            value.add_incoming(new, compare)
         builder.cbranch(builder.icmp_signed("<", after, turns), turn, done)
 
         builder.position_at_end(done)
-        for i, value, kind in [(3, now_least, floats), (4, now_first, words), (5, now_other, floats)][: 2 + sifting]:
-            builder.store(value, builder.bitcast(array(i).data, kind.as_pointer()), align=4)
+        if listing:
+            return now[0]
+        for i, value in enumerate(now[: 2 if exact else 3]):
+            builder.store(value, vector(array(3 + named + i).data, value.type), align=4)
         return context.get_dummy_value()
-
-    if sifting:
-
-        def sift(typing: Any, tile: Any, centroids: Any, count: Any, best: Any, which: Any, second: Any) -> Any:
-            return types.void(tile, centroids, types.intp, best, which, second), build
-
-        return intrinsic(sift)
 
     def scan(typing: Any, tile: Any, centroids: Any, count: Any, best: Any, which: Any) -> Any:
         return types.void(tile, centroids, types.intp, best, which), build
 
-    return intrinsic(scan)
+    def sift(typing: Any, tile: Any, centroids: Any, count: Any, best: Any, which: Any, second: Any) -> Any:
+        return types.void(tile, centroids, types.intp, best, which, second), build
+
+    def scan_named(typing: Any, tile: Any, rows: Any, names: Any, count: Any, best: Any, which: Any) -> Any:
+        return types.void(tile, rows, names, types.intp, best, which), build
+
+    def within(typing: Any, tile: Any, centroids: Any, count: Any, limits: Any, out: Any) -> Any:
+        return types.intp(tile, centroids, types.intp, limits, out), build
+
+    makers = {f.__name__: f for f in (scan, sift, scan_named, within)}
+    return intrinsic(makers[kind])
 
 
-scan = _built(sifting=False) if COMPILED else _scan_plain
-sift = _built(sifting=True) if COMPILED else _sift_plain
+scan = _built("scan") if COMPILED else _scan_plain
+sift = _built("sift") if COMPILED else _sift_plain
+scan_named = _built("scan_named") if COMPILED else _scan_named_plain
+within = _built("within") if COMPILED else _within_plain

@@ -15,9 +15,10 @@ from cce_core import _check
 from cce_core._jit import jit
 from cce_core._threads import sliced
 from cce_core.clustering.lanes import LANES, TURN
-from cce_core.clustering.search import search, worth_arranging
+from cce_core.clustering.search import search, worth_narrowing
 from cce_core.clustering.tiles import Points, Tiles, tile
 
+_MANY = 2048  # centroids from which even a single search is worth arranging the points for
 _BATCH = 1 << 18  # points of `assign` at a time, so that its scratch stays small
 _LINE_GRAIN = 1 << 13  # points, on a line
 _BLOCKS = 16  # at most, for sums; their number may depend on the sizes alone, so that threads change no bit
@@ -158,7 +159,7 @@ def nearest(x: Points, centroids: Points, labels: NDArray[np.int32], distances: 
         return
     for low in range(0, n, _BATCH):
         high = min(low + _BATCH, n)
-        tiles = tile(x[low:high], worth_arranging(high - low, k, d, 1))
+        tiles = tile(x[low:high], k >= _MANY and worth_narrowing(d, k))
         near, costs = tiles.empty(np.int32), tiles.empty(np.float32)
         search(tiles, centroids, near, costs)
         tiles.into(near, labels[low:high])

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from cce_core._jit import jit
 from cce_core._threads import sliced
 from cce_core.clustering.lanes import LANES, TURN, scan, sift
-from cce_core.clustering.tiles import FAN, Points, Tiles, most_within
+from cce_core.clustering.tiles import FAN, Points, Tiles
 
 _U = np.float32(2.0**-24)
 _TINY = np.float32(2.0**-100)
@@ -39,11 +39,15 @@ _GRAIN = 1 << 21  # multiply-adds that make another thread worth waking
 
 
 @jit
-def _narrow(
-    above: Any, names: Any, count: int, mid: Any, half: Any, limit: np.float32, kept: Any, kept_names: Any, near: Any,
-    rest: Any, places: Any,
+def narrow(
+    above: Any, names: Any, count: int, mid: Any, half: Any, limit: np.float32, spare: np.float32, kept: Any,
+    kept_names: Any, near: Any, rest: Any, places: Any,
 ) -> int:  # fmt: skip
-    """Step 1 for one box: of the `count` centroids `above` (d, room), those that matter into `kept`; how many."""
+    """Step 1 for one box: of the `count` centroids `above` (d + 1, room), those that matter into `kept`; how many.
+
+    A centroid is left out where it is farther from each point of the box than another one is by more than `spare` and
+    what its own last row says.
+    """
     d = mid.shape[0]
     slack = np.float32(8 * (d + 8)) * _U
     reach = np.float32(0.0)
@@ -67,10 +71,16 @@ def _narrow(
         row, centre, width = above[j], above[j, chief], half[j] + half[j]
         for i in range(count):
             rest[i] -= width * abs(row[i] - centre)
-    if limit < np.float32(np.inf):
-        most = limit + slack * (limit + reach) + _TINY
+    own = above[d]
+    if spare > np.float32(0.0):  # |x − c|² − |x − z|² is the difference of the distances times their sum
+        ends = np.sqrt(least) + np.float32(2.0) * np.sqrt(reach)
         for i in range(count):
-            near[i] = np.float32(0.0) - slack * near[i] - most
+            rest[i] -= np.float32(1.001) * (spare + own[i]) * (np.sqrt(near[i]) + ends)
+    if limit < np.float32(np.inf):
+        root = np.sqrt(limit)
+        for i in range(count):
+            most = root + spare + own[i]
+            near[i] = np.float32(0.0) - slack * (near[i] + reach) - (most + slack * most) * most - _TINY
         for j in range(d):
             row, middle, width = above[j], mid[j], half[j]
             for i in range(count):
@@ -82,7 +92,7 @@ def _narrow(
     for i in range(count):
         places[found] = i
         found += 1 if rest[i] <= np.float32(0.0) else 0
-    for j in range(d):
+    for j in range(d + 1):
         row, out = above[j], kept[j]
         for i in range(found):
             out[i] = row[places[i]]
@@ -94,10 +104,10 @@ def _narrow(
 
 
 @jit
-def _recentre(centroids: Any, count: int, mid: Any, local: Any) -> None:
-    """Centroids as seen from `mid`, and half their squared length, into `local` (d + 1, room), as `sift` wants them."""
+def recentre(centroids: Any, count: int, mid: Any, local: Any) -> None:
+    """Centroids as seen from `mid`, and in the last row half their squared length, into `local`, as `sift` wants them."""
     d = mid.shape[0]
-    norms = local[d]
+    norms = local[local.shape[0] - 1]
     for i in range(count):
         norms[i] = np.float32(0.0)
     for j in range(d):
@@ -146,12 +156,12 @@ def _settle(points: Any, lane: int, centroids: Any, count: int, near: Any) -> in
 
 @jit
 def _search(
-    start: int, stop: int, points: Any, columns: Any, k: int, mids: Any, halves: Any, limits: Any, firsts: Any,
+    start: int, stop: int, points: Any, columns: Any, k: int, mids: Any, halves: Any, firsts: Any,
     centre: Any, few: int, sifting: bool, labels: Any, costs: Any,
 ) -> None:  # fmt: skip
-    """Tiles [start, stop) to the `k` centroids `columns` (d, room); without boxes (no `firsts`) to all of them."""
-    d, room, levels = columns.shape[0], columns.shape[1], firsts.shape[0]
-    lists, names = np.empty((levels + 1, d, room), np.float32), np.empty((levels + 1, room), np.int32)
+    """Tiles [start, stop) to the `k` centroids `columns` (d + 1, room); without boxes (no `firsts`) to all of them."""
+    d, room, levels = points.shape[1], columns.shape[1], firsts.shape[0]
+    lists, names = np.empty((levels + 1, d + 1, room), np.float32), np.empty((levels + 1, room), np.int32)
     counts = np.empty(levels + 1, np.int64)
     near, rest, places = np.empty(room, np.float32), np.empty(room, np.float32), np.empty(room, np.int32)
     lists[levels] = columns
@@ -166,22 +176,23 @@ def _search(
     longest = np.float32(np.inf)
     mid = centre
     if sifting and levels == 0:
-        _recentre(columns, k, centre, local)
+        recentre(columns, k, centre, local)
         longest = np.float32(2.0) * local[d, :k].max()
+    boxes = np.full(levels, -1, np.int64)
     for t in range(start, stop):
         for level in range(levels - 1, -1, -1):
-            shift = 2 * level
-            if t == start or (t >> shift) << shift == t:
-                above, box = homes[level + 1], firsts[level] + (t >> shift)
-                homes[level] = above
+            box = firsts[level] + (t >> 2 * level)
+            if box != boxes[level]:
+                above = homes[level + 1]
+                homes[level], boxes[level] = above, box
                 if counts[above] > few:
                     homes[level] = level
-                    counts[level] = _narrow(
-                        lists[above], names[above], counts[above], mids[box], halves[box], limits[box],
-                        lists[level], names[level], near, rest, places,
+                    counts[level] = narrow(
+                        lists[above], names[above], counts[above], mids[box], halves[box], np.float32(np.inf),
+                        np.float32(0.0), lists[level], names[level], near, rest, places,
                     )  # fmt: skip
         home = homes[0]
-        here, these, named, count = points[t], lists[home], names[home], counts[home]
+        here, these, named, count = points[t], lists[home, :d], names[home], counts[home]
         first = t * LANES
         if not sifting:
             scan(here, these, count, best, which)
@@ -191,7 +202,7 @@ def _search(
             continue
         if levels > 0:
             mid = mids[firsts[0] + t]
-            _recentre(these, count, mid, local)
+            recentre(these, count, mid, local)
         for i in range(LANES):
             costs[first + i] = np.float32(0.0)
         for j in range(d):
@@ -200,23 +211,37 @@ def _search(
                 costs[first + i] += turned[j, i] * turned[j, i]
         sift(turned, local, count, best, which, second)
         for i in range(LANES):
-            chosen = which[i]
+            nearest = which[i]
             if second[i] - best[i] <= _doubtful(d, costs[first + i], best[i], longest):
-                chosen = _settle(here, i, these, count, near)
+                nearest = _settle(here, i, these, count, near)
             total = np.float32(0.0)
             for j in range(d):
-                apart = here[j, i] - these[j, chosen]
+                apart = here[j, i] - these[j, nearest]
                 total += apart * apart
-            labels[first + i] = named[chosen]
+            labels[first + i] = named[nearest]
             costs[first + i] = total
 
 
-def worth_arranging(n: int, k: int, d: int, searches: int) -> bool:
-    """Whether so many searches save more than it takes to arrange the points."""
-    return d <= 6 and n >= 1024 and k >= (3000 if searches == 1 else 64 if d <= 4 else 2000)
+def worth_narrowing(d: int, k: int) -> bool:
+    """Whether boxes leave out enough centroids to pay for themselves."""
+    return (d <= 4 and k >= 48) or (d <= 6 and k >= 2048)
 
 
-def search(tiles: Tiles, centroids: Points, labels: NDArray[np.int32], costs: Points, known: bool = False) -> None:
+def in_columns(centroids: Points, extra: Any = 0.0) -> Points:
+    """Centroids (k, d) a column each, (d + 1, room) with `extra` in the last row; what is beyond them is infinite."""
+    k, d = centroids.shape
+    columns = np.full((d + 1, -(-k // LANES) * LANES + LANES), np.inf, np.float32)
+    columns[:d, :k] = centroids.T
+    columns[d, :k] = extra
+    return columns
+
+
+def middle_of(centroids: Points) -> Points:
+    """From where centroids are looked at when squares are expanded."""
+    return centroids.mean(axis=0, dtype=np.float64).astype(np.float32)
+
+
+def search(tiles: Tiles, centroids: Points, labels: NDArray[np.int32], costs: Points) -> None:
     """The nearest centroid of each point and its squared distance, into arrays with a place for each place of the tiles.
 
     Args:
@@ -224,17 +249,12 @@ def search(tiles: Tiles, centroids: Points, labels: NDArray[np.int32], costs: Po
         centroids: float32 (k, d), likewise.
         labels: int32 (tiles · LANES,), written.
         costs: float32 (tiles · LANES,), written.
-        known: costs hold, for every point, the squared distance to any one of the centroids.
     """
     count, d, _ = tiles.points.shape
     k = centroids.shape[0]
-    columns = np.full((d, -(-k // LANES) * LANES + LANES), np.inf, np.float32)
-    columns[:, :k] = centroids.T
-    boxes = len(tiles.mids)
-    limits = most_within(tiles, costs.reshape(-1, LANES).max(axis=1)) if known else np.full(boxes, np.inf, np.float32)
-    centre = centroids.mean(axis=0, dtype=np.float64).astype(np.float32)
-    grain = max(1, _GRAIN // (LANES * min(k, 64 if boxes else k) * (d + 2)))
+    firsts = tiles.firsts if worth_narrowing(d, k) else tiles.firsts[:0]
+    grain = max(1, _GRAIN // (LANES * min(k, 64 if firsts.size else k) * (d + 2)))
     sliced(
-        _search, count, grain, tiles.points, columns, k, tiles.mids, tiles.halves, limits, tiles.firsts, centre,
-        _FEW, d > _SCANNED, labels, costs, align=FAN**2 if boxes else 1,
+        _search, count, grain, tiles.points, in_columns(centroids), k, tiles.mids, tiles.halves, firsts,
+        middle_of(centroids), _FEW, d > _SCANNED, labels, costs, align=FAN**2 if firsts.size else 1,
     )  # fmt: skip

@@ -20,7 +20,7 @@ from cce_core.clustering.lanes import LANES
 Points = NDArray[np.float32]
 
 FAN = 4  # boxes within a box of the next level
-_LOOKS = 64  # points that tell which coordinate of a part is the widest
+_LOOKS = 24  # points that tell which coordinate of a part is the widest
 _BELOW = 1 << 14  # a part this small is halved to the end by one thread, in its cache
 _GRAIN = 1 << 12  # points that make another thread worth waking
 _PLACE = np.int64(2**32 - 1)
@@ -135,17 +135,23 @@ def _split(start: int, stop: int, x: Any, bits: Any, words: Any, size: int, smal
 
 
 @jit
-def _fill(start: int, stop: int, x: Any, words: Any, points: Any) -> None:
-    """Tiles [start, stop), from places in x (the low halves of `words`) where there are any."""
+def _fill(start: int, stop: int, x: Any, words: Any, points: Any, lows: Any, highs: Any) -> None:
+    """Tiles [start, stop), and the ends of their boxes, from the places in x that `words` say, if they say any."""
     n, d = x.shape
     arranged = words.shape[0] > 0
     for t in range(start, stop):
         for i in range(LANES):
             place = min(t * LANES + i, n - 1)
             if arranged:
-                place = words[place] & _PLACE
+                place = words[place]
             for j in range(d):
                 points[t, j, i] = x[place, j]
+        if arranged:
+            for j in range(d):
+                low = high = points[t, j, 0]
+                for i in range(1, LANES):
+                    low, high = min(low, points[t, j, i]), max(high, points[t, j, i])
+                lows[t, j], highs[t, j] = low, high
 
 
 def tile(x: Points, arranged: bool) -> Tiles:
@@ -163,11 +169,11 @@ def tile(x: Points, arranged: bool) -> Tiles:
         words &= _PLACE
         order = words
     points = np.empty((count, d, LANES), np.float32)
-    sliced(_fill, count, _GRAIN // LANES, x, words, points)
+    ends = np.empty((2, count if arranged else 0, d), np.float32)
+    sliced(_fill, count, max(1, _GRAIN // LANES), x, words, points, ends[0], ends[1])
     if not arranged:
-        nothing = np.empty((0, d), np.float32)
-        return Tiles(points, None, nothing, nothing, np.empty(0, np.int64), n)
-    lows, highs = [points.min(axis=2)], [points.max(axis=2)]
+        return Tiles(points, None, ends[0], ends[1], np.empty(0, np.int64), n)
+    lows, highs = [ends[0]], [ends[1]]
     while len(lows[-1]) > FAN * FAN:
         starts = np.arange(0, len(lows[-1]), FAN)
         lows.append(np.minimum.reduceat(lows[-1], starts))
@@ -176,11 +182,3 @@ def tile(x: Points, arranged: bool) -> Tiles:
     mids = low + (high - low) * np.float32(0.5)
     firsts = np.cumsum([0] + [len(part) for part in lows[:-1]])
     return Tiles(points, order, mids, np.maximum(high - mids, mids - low), firsts, n)
-
-
-def most_within(tiles: Tiles, most: Points) -> Points:
-    """The largest of each box, from the largest of each tile."""
-    levels = [most]
-    for _ in range(len(tiles.firsts) - 1):
-        levels.append(np.maximum.reduceat(levels[-1], np.arange(0, len(levels[-1]), FAN)))
-    return np.concatenate(levels)
