@@ -15,8 +15,7 @@ from reference import kmeans as twin
 
 from cce_core import _threads
 from cce_core._jit import COMPILED
-from cce_core.clustering import KMeans, assign, k_means_plus_plus, lloyd, update
-from cce_core.clustering import init as starts
+from cce_core.clustering import KMeans, assign, k_means_plus_plus, lloyd, shortlists, update
 from cce_core.clustering import search as searching
 from cce_core.clustering import tiles as tiling
 
@@ -60,7 +59,7 @@ def test_equals_plain_lloyd(d, k):
     assert KMeans(k, init=km.cluster_centers_).fit(x).n_iter_ == 0
 
 
-@given(problems(n_centroids=6), st.integers(0, 3), st.sampled_from(["k-means++", "random", "given"]))
+@given(problems(n_centroids=6), st.integers(0, 3), st.sampled_from(["k-means++", "k-means||", "random", "given"]))
 def test_what_holds_for_every_fit(problem, seed, init):
     x, start = problem
     k, seen = len(start), []
@@ -129,7 +128,7 @@ def test_a_refill_never_empties_another_cluster():
     assert sorted(km.cluster_centers_.ravel().tolist()) == [0.0, 1.0, 40.0, 60.0]
 
 
-@pytest.mark.parametrize("init", ["k-means++", "random", "given"])
+@pytest.mark.parametrize("init", ["k-means++", "k-means||", "random", "given"])
 @pytest.mark.parametrize(
     "x",
     [
@@ -223,7 +222,7 @@ def test_translation_by_whole_numbers_moves_the_centroids_alone(problem, shift):
 @pytest.mark.parametrize("d", [1, 3])
 def test_the_number_of_threads_changes_no_bit(d, monkeypatch):
     n, k = (30_000, 40) if COMPILED else (12_500, 4)  # several blocks of sums
-    for module, name in ((searching, "_GRAIN"), (lloyd, "_LINE_GRAIN"), (starts, "_GRAIN"), (tiling, "_GRAIN")):
+    for module, name in ((searching, "_GRAIN"), (lloyd, "_LINE_GRAIN"), (shortlists, "_GRAIN"), (tiling, "_GRAIN")):
         monkeypatch.setattr(module, name, 1)
     slices = collections.defaultdict(set)
 

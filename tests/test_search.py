@@ -42,7 +42,7 @@ def test_tiles_hold_every_point_once(n, d, arranged):
     rows = tiles.points.transpose(0, 2, 1).reshape(-1, d)
     assert same_bits(rows[:n], x[places])
     assert (rows[n:] == rows[n - 1]).all()
-    assert same_bits(tiles.row(n - 1), x[places[n - 1]])
+    assert same_bits(tiles.rows(n - 1), x[places[n - 1]])
     out = np.empty(n, np.int64)
     values = rng.integers(0, 99, n)
     tiles.into(np.append(tiles.back(values), np.zeros(len(rows) - n, int)), out)

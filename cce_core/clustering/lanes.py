@@ -7,7 +7,8 @@ far kept in registers. LLVM cuts the vectors to whatever the machine has.
 `scan` is the definition: the sum over coordinates in order, each step rounded to float32 (no fused multiply-add), so
 that a distance has the same bits here, in NumPy and in plain Python. `sift` takes a third of the work by the expanded
 square, rounded as it comes; it also says how near the runner-up is, so that its caller can tell when that decides.
-`scan_named` looks only at centroids on a list, and `within` makes such lists.
+`scan_named` looks only at centroids on a list, and `within` makes such lists; `lower` is for
+one centre alone.
 """
 
 from __future__ import annotations
@@ -105,6 +106,22 @@ def _within_plain(tile: Any, centroids: Any, count: int, limits: Any, out: Any) 
     return len(found)
 
 
+def _lower_plain(tile: Any, centre: Any, known: Any, now: Any) -> None:
+    """The squared distance from each point of a tile to one centre, as in `scan`, or what is known where that is less.
+
+    Args:
+        tile: float32 (d, LANES).
+        centre: float32 (d, 1).
+        known: float32 (LANES,).
+        now: float32 (LANES,), written.
+    """
+    total = np.zeros(LANES, np.float32)
+    for j in range(tile.shape[0]):
+        apart = centre[j, 0] - tile[j]
+        total += apart * apart
+    now[:] = np.minimum(known, total)
+
+
 def _built(kind: str) -> Any:
     """The same for compiled callers."""
     from numba.core import types
@@ -115,8 +132,9 @@ def _built(kind: str) -> Any:
     word, index = ir.IntType(32), ir.IntType(64)
     floats, words = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(word, LANES)
     infinite, zero = ir.Constant(floats, [float("inf")] * LANES), ir.Constant(floats, [0.0] * LANES)
-    exact, named, listing = kind.startswith("scan"), kind.endswith("named"), kind == "within"
-    size = TURN // 2 if exact else TURN
+    named, listing, lowering = kind.endswith("named"), kind == "within", kind == "lower"
+    exact = kind.startswith("scan") or lowering
+    size = 1 if lowering else TURN // 2 if exact else TURN
 
     def all_words(value: int) -> Any:
         return ir.Constant(words, [value] * LANES)
@@ -147,11 +165,12 @@ def _built(kind: str) -> Any:
 
         tile, centroids = array(0), array(1)
         d, room = builder.extract_value(tile.shape, 0), builder.extract_value(centroids.shape, 1)
-        turns = builder.udiv(builder.add(args[2 + named], number(size - 1)), number(size))
+        count = number(1) if lowering else args[2 + named]
+        turns = builder.udiv(builder.add(count, number(size - 1)), number(size))
         fused = get_or_insert_function(
             builder.module, ir.FunctionType(floats, [floats] * 3), f"llvm.fmuladd.v{LANES}f32"
         )
-        limits = builder.load(vector(array(3).data, floats), align=4) if listing else None
+        given = builder.load(vector(array(2 if lowering else 3).data, floats), align=4) if listing or lowering else None
 
         before = builder.block
         turn, step = builder.append_basic_block("turn"), builder.append_basic_block("coordinate")
@@ -162,7 +181,7 @@ def _built(kind: str) -> Any:
         builder.position_at_end(turn)
         g = builder.phi(index)
         g.add_incoming(number(0), before)
-        starts = [number(0)] if listing else [infinite, all_words(0), infinite]
+        starts = [number(0)] if listing else [given if lowering else infinite, all_words(0), infinite]
         carried = [builder.phi(start.type) for start in starts]
         for value, start in zip(carried, starts):
             value.add_incoming(start, before)
@@ -204,7 +223,7 @@ def _built(kind: str) -> Any:
         for total, name in zip(grown, list_):
             if listing:  # written in any case, kept where the next goes behind it
                 builder.store(name, at(array(4).data, now[0]), align=4)
-                near = builder.bitcast(builder.fcmp_ordered("<=", total, limits), ir.IntType(LANES))
+                near = builder.bitcast(builder.fcmp_ordered("<=", total, given), ir.IntType(LANES))
                 near = builder.icmp_unsigned("!=", near, ir.Constant(ir.IntType(LANES), 0))
                 now[0] = builder.add(now[0], builder.zext(near, index))
                 continue
@@ -221,7 +240,7 @@ def _built(kind: str) -> Any:
         builder.position_at_end(done)
         if listing:
             return now[0]
-        for i, value in enumerate(now[: 2 if exact else 3]):
+        for i, value in enumerate(now[: 1 if lowering else 2 if exact else 3]):
             builder.store(value, vector(array(3 + named + i).data, value.type), align=4)
         return context.get_dummy_value()
 
@@ -237,7 +256,10 @@ def _built(kind: str) -> Any:
     def within(typing: Any, tile: Any, centroids: Any, count: Any, limits: Any, out: Any) -> Any:
         return types.intp(tile, centroids, types.intp, limits, out), build
 
-    makers = {f.__name__: f for f in (scan, sift, scan_named, within)}
+    def lower(typing: Any, tile: Any, centre: Any, known: Any, now: Any) -> Any:
+        return types.void(tile, centre, known, now), build
+
+    makers = {f.__name__: f for f in (scan, sift, scan_named, within, lower)}
     return intrinsic(makers[kind])
 
 
@@ -245,3 +267,4 @@ scan = _built("scan") if COMPILED else _scan_plain
 sift = _built("sift") if COMPILED else _sift_plain
 scan_named = _built("scan_named") if COMPILED else _scan_named_plain
 within = _built("within") if COMPILED else _within_plain
+lower = _built("lower") if COMPILED else _lower_plain

@@ -56,9 +56,9 @@ class Tiles:
         else:
             out[self.order] = values[: self.n]
 
-    def row(self, place: int) -> Points:
-        """The point at a place of the tiles, (d,)."""
-        return self.points[place // LANES, :, place % LANES]
+    def rows(self, places: Any) -> Points:
+        """The points at these places of the tiles, (…, d)."""
+        return self.points[places // LANES, :, places % LANES]
 
     def back(self, values: NDArray[Any]) -> NDArray[Any]:
         """`values`, one a point, from the caller's order into that of the tiles."""

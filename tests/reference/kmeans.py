@@ -105,14 +105,23 @@ def least_entropies(columns):
     return first, min(pairs, default=first)
 
 
-def spread(X, k, uniforms, weights=None):
-    """k-means++ by the cumulative sum of weight · squared distance, one given uniform number a draw."""
+def spread(X, k, uniforms, weights=None, trials=1):
+    """k-means++ by the cumulative sum of weight · squared distance, one given uniform number a draw.
+
+    After the first draw, `trials` are made each time; the one that leaves the least sum of costs counts, the first among
+    equals.
+    """
     weights = np.ones(len(X)) if weights is None else np.asarray(weights, np.float64)
-    picked, shares = [], weights
-    for u in uniforms[:k]:
+    picked, shares, uniforms = [], weights, list(uniforms)
+    while len(picked) < k:
         ends = np.cumsum(shares)
         if ends[-1] == 0:
             break
-        picked.append(int(np.searchsorted(ends, u * ends[-1], side="right")))
-        shares = weights * distances(X, np.asarray(X)[picked]).min(axis=1)
+        drawn = [
+            int(np.searchsorted(ends, uniforms.pop(0) * ends[-1], side="right")) for _ in range(trials if picked else 1)
+        ]
+        left = [weights * distances(X, np.asarray(X)[[*picked, point]]).min(axis=1) for point in drawn]
+        best = min(range(len(drawn)), key=lambda i: left[i].sum())
+        picked.append(drawn[best])
+        shares = left[best]
     return [picked[i % len(picked)] for i in range(k)]
