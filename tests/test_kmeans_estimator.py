@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from kmeans_problems import LARGEST, blobs, problems, same_bits
 from reference import kmeans as twin
 
+from cce_core import _threads
 from cce_core._jit import COMPILED
 from cce_core.clustering import KMeans, NotFittedError, k_means_plus_plus, random_points
 from cce_core.clustering import init as starts
@@ -242,6 +243,27 @@ def test_scikit_learns_protocol():
     assert same_bits(fitted.fit(x, y="ignored").labels_, KMeans(3).fit_predict(x, sample_weight=np.ones(20)))
 
 
+def test_the_number_of_threads_of_a_fit_is_its_own():
+    x, seen = blobs(50, 3, 2), []
+    before = _threads.get_num_threads()
+    km = KMeans(3, n_threads=5).fit(x, on_iteration=lambda *_: seen.append(_threads.get_num_threads()))
+    assert set(seen) == {5}
+    assert _threads.get_num_threads() == before
+    assert same_bits(km.labels_, KMeans(3).fit(x).labels_)
+    with pytest.raises(ZeroDivisionError):
+        KMeans(3, n_threads=5).fit(x, on_iteration=lambda *_: 1 / 0)
+    assert _threads.get_num_threads() == before
+
+
+def test_a_small_fit_depends_neither_on_order_nor_on_how_weights_are_split():
+    x, rng = blobs(80, 6, 3, apart=4.0), np.random.default_rng(1)
+    weights = rng.integers(0, 4, 80)
+    weighted = KMeans(7, seed=3).fit(x, sample_weight=weights)
+    repeated = KMeans(7, seed=3).fit(rng.permutation(np.repeat(x, weights, axis=0)))
+    assert np.allclose(weighted.cluster_centers_, repeated.cluster_centers_, rtol=1e-6)
+    assert same_bits(weighted.fit_transform(x, sample_weight=weights), weighted.transform(x))
+
+
 def test_a_method_before_fit_says_so():
     for call in (KMeans().predict, KMeans().transform):
         with pytest.raises(NotFittedError, match="call fit first"):
@@ -261,6 +283,8 @@ def test_a_method_before_fit_says_so():
         ({"tol": np.nan}, ValueError, "tol"),
         ({"seed": -1}, ValueError, "seed"),
         ({"seed": None}, TypeError, "seed"),
+        ({"n_threads": 0}, ValueError, "n_threads must be at least 1"),
+        ({"n_threads": 1.5}, TypeError, "n_threads"),
         ({"init": "best"}, ValueError, "init must be one of k-means\\+\\+, k-means\\|\\|, random; got 'best'"),
         ({"init": np.zeros((3, 2))}, ValueError, "init must hold n_clusters = 2 centroids, got 3"),
         ({"init": np.zeros((2, 3))}, ValueError, "init must have 2 coordinates a point, got 3"),
@@ -281,7 +305,7 @@ def test_fit_and_predict_refuse_data():
     with pytest.raises(ValueError, match="zeros only"):
         KMeans().fit([[0.0, 0.0]], sample_weight=[0])
     km = KMeans(1).fit([[0.0, 0.0]])
-    with pytest.raises(ValueError, match="X must have 2 coordinates"):
+    with pytest.raises(ValueError, match="X has 1 features, but KMeans is expecting 2 features as input"):
         km.predict([[0.0]])
     with pytest.raises(ValueError, match="finite"):
         km.transform([[np.inf, 0.0]])

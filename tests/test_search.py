@@ -162,6 +162,7 @@ def holds(x, centroids):
 def ways(request, monkeypatch):
     if request.param != "as it is":
         monkeypatch.setattr(searching, "_FEW", 0)
+        monkeypatch.setattr(searching, "_SIFTED", 0)
         monkeypatch.setattr(searching, "_SCANNED", 99 if "scanned" in request.param else 0)
         monkeypatch.setattr(searching, "worth_narrowing", lambda d, k: "narrowed" in request.param)
 

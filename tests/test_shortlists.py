@@ -19,9 +19,10 @@ from cce_core.clustering.tiles import tile
 
 @pytest.fixture(autouse=True)
 def always(monkeypatch):
-    """Lists from the second search on, for any width."""
+    """Lists from the second search on, for any sizes."""
     monkeypatch.setattr(shortlists, "_CALM", np.inf)
     monkeypatch.setattr(shortlists, "_NARROWEST", 1)
+    monkeypatch.setattr(shortlists, "_FEWEST", 1)
 
 
 def follow(x, steps, boxed=None):
@@ -84,7 +85,7 @@ def test_lists_last_while_centroids_hardly_move(d, boxed):
 def test_more_runaways_than_lists_take_in():
     rng = np.random.default_rng(0)
     k = 2 * shortlists._RUNAWAYS
-    x = rng.normal(size=(800, 2)).astype(np.float32)
+    x = rng.normal(size=(1500, 2)).astype(np.float32)
     start = rng.normal(size=(k, 2)).astype(np.float32)
     kept = []
     for many in (0, 1, shortlists._RUNAWAYS, shortlists._RUNAWAYS + 1):

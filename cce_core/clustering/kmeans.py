@@ -9,22 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
+from cce_core.clustering.estimator import MOST, Estimator, first_centroids
 from cce_core.clustering.init import any_points, lowest, run_seed, start_places
-from cce_core.clustering.lanes import TURN
-from cce_core.clustering.lloyd import as_points, as_weights, assign, means, scale_of
+from cce_core.clustering.lloyd import as_weights, means, scale_of
 from cce_core.clustering.shortlists import Nearest
 from cce_core.clustering.tiles import Points, Tiles, tile
 
-_STARTS = ("k-means++", "k-means||", "random")
-_NAMES = ("n_clusters", "init", "n_init", "n_iter", "tol", "seed")
-_ROWS = 1 << 14  # of `transform` at a time, so that its scratch stays small
 
-
-class NotFittedError(ValueError, AttributeError):
-    """A method that needs `fit` was called before it."""
-
-
-class KMeans:
+class KMeans(Estimator):
     """Clusters that make `Σ_n w_n · min_c |X_n − C_c|²`, the inertia, small: Lloyd's iteration.
 
     Each iteration moves every centroid to the mean of its points, then every point to its nearest centroid (ties to
@@ -50,6 +42,7 @@ class KMeans:
         tol: an iteration that lowers the inertia by no more than tol times itself is the last; with 0 it goes on until
             no label changes or the inertia falls no more.
         seed: 0 to 2^64 − 1.
+        n_threads: at least 1; None uses `cce_core.get_num_threads()`. The result is the same.
 
     Attributes:
         cluster_centers_: float32 (k, d).
@@ -90,6 +83,7 @@ class KMeans:
         n_iter: int = 25,
         tol: float = 0.0,
         seed: int = 0,
+        n_threads: int | None = None,
     ) -> None:
         self.n_clusters = n_clusters
         self.init = init
@@ -97,28 +91,7 @@ class KMeans:
         self.n_iter = n_iter
         self.tol = tol
         self.seed = seed
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The arguments of the constructor, by name; `deep` changes nothing."""
-        return {name: getattr(self, name) for name in _NAMES}
-
-    def set_params(self, **params: Any) -> KMeans:
-        """Set arguments of the constructor by name.
-
-        Raises:
-            ValueError: there is no such argument; none is set then.
-        """
-        for name in params:
-            _check.choice("parameter", name, _NAMES)
-        for name, value in params.items():
-            setattr(self, name, value)
-        return self
-
-    def __repr__(self) -> str:
-        shown = dict(self.get_params())
-        if not isinstance(self.init, str):
-            shown["init"] = "<array>"
-        return f"KMeans({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+        self.n_threads = n_threads
 
     def fit(
         self,
@@ -144,20 +117,21 @@ class KMeans:
             TypeError: an argument is of the wrong type.
             ValueError: NaN or infinity, no point, wrong shapes, an argument out of range.
         """
-        k = _check.integer("n_clusters", self.n_clusters, 1, 2**31 - 1 - TURN)
+        k = _check.integer("n_clusters", self.n_clusters, 1, MOST)
         starts, limit = _check.integer("n_init", self.n_init, 1), _check.integer("n_iter", self.n_iter, 0)
         tol, seed = _check.number("tol", self.tol, 0.0), _check.seed(self.seed)
-        x = as_points("X", X)
+        x = self._points(X)
         n, d = x.shape
-        if n == 0:
-            raise ValueError("X must hold at least one point, got none")
-        weights, given = as_weights(sample_weight, n), None
-        if isinstance(self.init, str):
-            _check.choice("init", self.init, _STARTS)
-        else:
-            given, starts = as_points("init", self.init, d), 1
-            if given.shape[0] != k:
-                raise ValueError(f"init must hold n_clusters = {k} centroids, got {given.shape[0]}")
+        weights, given = as_weights(sample_weight, n), first_centroids(self.init, k, d)
+        starts = starts if given is None else 1
+        with self._threads():
+            return self._fit(x, weights, given, k, starts, limit, tol, seed, on_iteration)
+
+    def _fit(
+        self, x: Points, weights: Points, given: Points | None, k: int, starts: int, limit: int, tol: float, seed: int,
+        on_iteration: Callable[[int, float], Any] | None,
+    ) -> KMeans:  # fmt: skip
+        n, d = x.shape
         exponent = scale_of(x) if given is None else scale_of(x, given)
         if exponent:
             x = np.ldexp(x, -exponent)
@@ -186,62 +160,6 @@ class KMeans:
         self.n_features_in_ = d
         return self
 
-    def predict(self, X: Any) -> NDArray[np.int32]:
-        """The nearest centroid of each point: `assign(X, cluster_centers_)`.
-
-        Args:
-            X: real numbers (n, d).
-
-        Returns:
-            Labels, int32 (n,).
-
-        Raises:
-            NotFittedError: `fit` was not called.
-            TypeError: not real numbers.
-            ValueError: NaN or infinity, or not d coordinates.
-        """
-        return assign(as_points("X", X, self._fitted().shape[1]), self.cluster_centers_)[0]
-
-    def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> NDArray[np.int32]:
-        """`fit`, then the labels of the same points."""
-        return self.fit(X, y, sample_weight).labels_
-
-    def transform(self, X: Any) -> Points:
-        """The distance of each point from each centroid, `sqrt(Σ_j (X[n, j] − C[c, j])²)`.
-
-        Args:
-            X: real numbers (n, d).
-
-        Returns:
-            float32 (n, k); a distance beyond float32 is the largest finite one.
-
-        Raises:
-            NotFittedError: `fit` was not called.
-            TypeError: not real numbers.
-            ValueError: NaN or infinity, or not d coordinates.
-        """
-        centroids = self._fitted()
-        x = as_points("X", X, centroids.shape[1])
-        exponent = scale_of(x, centroids)
-        if exponent:
-            x, centroids = np.ldexp(x, -exponent), np.ldexp(centroids, -exponent)
-        out = np.zeros((x.shape[0], centroids.shape[0]), np.float32)
-        for low in range(0, x.shape[0], _ROWS):
-            part = out[low : low + _ROWS]
-            for j in range(x.shape[1]):
-                part += np.square(x[low : low + _ROWS, j, None] - centroids[None, :, j])
-        np.sqrt(out, out=out)
-        if exponent:
-            with np.errstate(over="ignore"):
-                np.ldexp(out, exponent, out=out)
-            np.minimum(out, np.finfo(np.float32).max, out=out)
-        return out
-
-    def _fitted(self) -> Points:
-        if not hasattr(self, "cluster_centers_"):
-            raise NotFittedError("this KMeans has no centroids yet: call fit first")
-        return self.cluster_centers_
-
 
 def _iterate(
     tiles: Tiles,
@@ -266,7 +184,7 @@ def _iterate(
         settled = labels
         empty = np.flatnonzero(mass == 0)
         if empty.size:
-            refilled = _refill(tiles, labels[:n], costs[:n], weights, empty, k)
+            refilled = refill(tiles, labels[:n], costs[:n], weights, empty, k)
             if refilled is not None:
                 settled = refilled
                 moved, mass = means(tiles, settled, k, weights)
@@ -293,7 +211,7 @@ def _total(costs: Points, weights: Points) -> float:
     )
 
 
-def _refill(
+def refill(
     tiles: Tiles, labels: NDArray[np.int32], costs: Points, weights: Points, empty: NDArray[np.int64], k: int
 ) -> NDArray[np.int32] | None:
     """Labels with the costliest points given to the `empty` clusters, one each; None where there is nothing to give.

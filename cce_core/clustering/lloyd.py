@@ -110,11 +110,13 @@ def _add_up(start: int, stop: int, size: int, points: Any, n: int, labels: Any, 
 
 def as_points(name: str, value: Any, d: int | None = None) -> Points:
     """`value` as contiguous finite float32 (n, d); ValueError or TypeError says what is wrong with it."""
+    if hasattr(value, "tocsr"):
+        raise TypeError(f"{name} must be a dense array, got a sparse one, which is not supported; use {name}.toarray()")
     array = np.asarray(value)
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{name} must be real numbers, got {array.dtype}")
     if array.ndim != 2 or array.shape[1] == 0:
-        fix = f"; use {name}.reshape(-1, 1) for points on a line" if array.ndim == 1 else ""
+        fix = f". Reshape your data: {name}.reshape(-1, 1) for points on a line" if array.ndim == 1 else ""
         raise ValueError(
             f"{name} must have shape (points, coordinates), at least one coordinate, got {array.shape}{fix}"
         )
@@ -124,7 +126,9 @@ def as_points(name: str, value: Any, d: int | None = None) -> Points:
         points = np.ascontiguousarray(array, dtype=np.float32)
     if points.size and not (np.isfinite(points.max()) and np.isfinite(points.min())):
         place = tuple(int(i) for i in np.argwhere(~np.isfinite(points))[0])
-        raise ValueError(f"{name} must be finite in float32, got {array[place]} at {place}; drop or mend such rows")
+        raise ValueError(
+            f"{name} must be finite in float32, got {array[place]} at {place}; drop or mend rows with NaN or inf"
+        )
     return points
 
 
@@ -132,9 +136,10 @@ def as_weights(value: Any, n: int) -> Points:
     """Sample weights as float32 (n,), none negative, one positive; None gives an empty array: all points count one."""
     if value is None:
         return np.empty(0, np.float32)
-    weights = as_points("sample_weight", np.asarray(value).reshape(-1, 1))[:, 0]
-    if np.shape(value) != (n,):
-        raise ValueError(f"sample_weight must have shape ({n},), one weight a point, got {np.shape(value)}")
+    given = np.asarray(value)
+    weights = as_points("sample_weight", given.reshape(-1, 1))[:, 0]
+    if given.shape != (n,):
+        raise ValueError(f"sample_weight must have shape ({n},), one weight a point, got {given.shape}")
     if weights.min() < 0:
         raise ValueError(f"sample_weight must not be negative, got {weights.min():g} at {int(weights.argmin())}")
     if weights.max() == 0:

@@ -35,6 +35,7 @@ _U = np.float32(2.0**-24)
 _TINY = np.float32(2.0**-100)
 _SCANNED = 4  # coordinates up to which the definition is as fast as the expanded square
 _FEW = 8  # centroids that are not worth narrowing
+_SIFTED = 112  # centroids from which the expanded square is worth settling its doubts
 _GRAIN = 1 << 21  # multiply-adds that make another thread worth waking
 
 
@@ -256,5 +257,5 @@ def search(tiles: Tiles, centroids: Points, labels: NDArray[np.int32], costs: Po
     grain = max(1, _GRAIN // (LANES * min(k, 64 if firsts.size else k) * (d + 2)))
     sliced(
         _search, count, grain, tiles.points, in_columns(centroids), k, tiles.mids, tiles.halves, firsts,
-        middle_of(centroids), _FEW, d > _SCANNED, labels, costs, align=FAN**2 if firsts.size else 1,
+        middle_of(centroids), _FEW, d > _SCANNED and k >= _SIFTED, labels, costs, align=FAN**2 if firsts.size else 1,
     )  # fmt: skip

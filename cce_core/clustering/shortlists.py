@@ -33,6 +33,7 @@ _GRAIN = 1 << 8  # tiles that make another thread worth waking
 _FEW = 8  # centroids that are not worth narrowing
 _KEPT = 12  # searches back that a list may have been drawn up at
 _NARROWEST = 3  # coordinates from which lists are of use: boxes alone leave little to do for fewer
+_FEWEST = 96  # centroids from which lists are of use
 _CALM = 0.15  # of a point's distance: where centroids move farther, at first, lists would be long
 _RUNAWAYS = 48  # that lists take in; where there are more, they are drawn up anew
 
@@ -176,7 +177,7 @@ class Nearest:
         self.tiles, self.k, self.searches = tiles, k, 0
         self.last: Points | None = None
         self.scale = 0.0  # of distances, at the last search in full
-        self.worth = tiles.order is not None and d >= _NARROWEST
+        self.worth = tiles.order is not None and d >= _NARROWEST and k >= _FEWEST
         self.boxed = worth_narrowing(d, k)
         self.started = False
         self.horizon = 2.0  # σ of a centroid, in units of how far it last moved

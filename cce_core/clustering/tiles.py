@@ -22,6 +22,9 @@ Points = NDArray[np.float32]
 FAN = 4  # boxes within a box of the next level
 _LOOKS = 24  # points that tell which coordinate of a part is the widest
 _BELOW = 1 << 14  # a part this small is halved to the end by one thread, in its cache
+_SORTED = (
+    1 << 10
+)  # points up to which they are sorted, so that no draw depends on where equal points stand, or how often
 _GRAIN = 1 << 12  # points that make another thread worth waking
 _PLACE = np.int64(2**32 - 1)
 
@@ -159,7 +162,9 @@ def tile(x: Points, arranged: bool) -> Tiles:
     n, d = x.shape
     count, words = -(-n // LANES), np.empty(0, np.int64)
     order: NDArray[np.int64] | None = None
-    if arranged:
+    if arranged and n <= _SORTED:
+        order = words = np.lexsort(x.T[::-1])
+    elif arranged:
         words, bits = np.arange(n), x.view(np.int32)
         size = LANES << (count - 1).bit_length()
         while size > LANES:

@@ -92,6 +92,27 @@ def kmeans(X, C, n_iter, weights=None):
     return C, labels
 
 
+def stream(batches, C):
+    """Each batch's points to their nearest centroids, then these to the mean of all they have seen; empty ones refilled."""
+    C, counts = np.asarray(C, np.float32), np.zeros(len(C))
+    for X, weights in batches:
+        labels, costs = assign(X, C)
+        now = np.bincount(labels, weights, minlength=len(C))
+        spare = [c for c in range(len(C)) if now[c] == 0 and counts[c] == 0]
+        if spare:  # those that have seen points before are not refilled: they take no part
+            names = {c: i for i, c in enumerate([c for c in range(len(C)) if now[c] > 0] + spare)}
+            back = {i: c for c, i in names.items()}
+            mine = np.array([names[int(c)] for c in labels])
+            labels = np.array([back[int(i)] for i in refill(X, mine, costs, len(names), weights)])
+        sums, mass = update(X, labels, len(C), weights)
+        total = counts + mass
+        C = np.where(mass[:, None] > 0, C + (sums - C) * (mass / np.maximum(total, 1e-300))[:, None], C).astype(
+            np.float32
+        )
+        counts = total
+    return C, counts
+
+
 def entropy(items):
     """−Σ p log p over the shares of equal items."""
     items = list(items)
