@@ -222,7 +222,13 @@ def test_translation_by_whole_numbers_moves_the_centroids_alone(problem, shift):
 @pytest.mark.parametrize("d", [1, 3])
 def test_the_number_of_threads_changes_no_bit(d, monkeypatch):
     n, k = (30_000, 40) if COMPILED else (12_500, 4)  # several blocks of sums
-    for module, name in ((searching, "_GRAIN"), (lloyd, "_LINE_GRAIN"), (shortlists, "_GRAIN"), (tiling, "_GRAIN")):
+    for module, name in (
+        (searching, "_GRAIN"),
+        (lloyd, "_LINE_GRAIN"),
+        (lloyd, "_SUM_GRAIN"),
+        (shortlists, "_GRAIN"),
+        (tiling, "_GRAIN"),
+    ):
         monkeypatch.setattr(module, name, 1)
     slices = collections.defaultdict(set)
 

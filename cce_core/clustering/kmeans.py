@@ -12,7 +12,8 @@ from cce_core import _check
 from cce_core.clustering.estimator import MOST, Estimator, first_centroids
 from cce_core.clustering.init import any_points, lowest, run_seed, start_places
 from cce_core.clustering.lloyd import as_weights, means, scale_of
-from cce_core.clustering.shortlists import Nearest
+from cce_core.clustering.search import worth_narrowing
+from cce_core.clustering.shortlists import Nearest, worth_listing
 from cce_core.clustering.tiles import Points, Tiles, tile
 
 
@@ -53,7 +54,7 @@ class KMeans(Estimator):
 
     Cost:
         At most n·k·d multiply-adds an iteration; the more iterations go before and the fewer coordinates, the fewer.
-        Scratch of about four times X and the sums of `update`.
+        Scratch of about 32 bytes a point, three times X and the sums of `update`.
 
     References:
         Lloyd, Least squares quantization in PCM, IEEE Transactions on Information Theory 1982. Arthur and
@@ -138,7 +139,8 @@ class KMeans(Estimator):
             given = None if given is None else np.ldexp(given, -exponent)
         unit = 4.0**exponent
         watch = None if on_iteration is None else lambda step, inertia: on_iteration(step, inertia * unit)
-        tiles = tile(x, True)
+        drawn = isinstance(self.init, str) and self.init != "random"
+        tiles = tile(x, drawn or worth_narrowing(d, k) or worth_listing(d, k))
         mass = tiles.back(weights)
         best: tuple[Points, NDArray[np.int32], float, int] | None = None
         for run in range(starts):

@@ -21,6 +21,7 @@ from cce_core.clustering.tiles import Points, Tiles, tile
 _MANY = 2048  # centroids from which even a single search is worth arranging the points for
 _BATCH = 1 << 18  # points of `assign` at a time, so that its scratch stays small
 _LINE_GRAIN = 1 << 13  # points, on a line
+_SUM_GRAIN = 1 << 14  # points, of sums
 _BLOCKS = 16  # at most, for sums; their number may depend on the sizes alone, so that threads change no bit
 _CELLS = 4  # of the grid on a line, a centroid
 
@@ -175,8 +176,8 @@ def means(tiles: Tiles, labels: NDArray[np.int32], k: int, weights: Points) -> t
     """`update` without checks, of points in tiles; `weights` is empty where all points count one."""
     count, d, _ = tiles.points.shape
     blocks = min(_BLOCKS, max(1, tiles.n // max(16 * k, 4096)))
-    sums = np.zeros((blocks, k, d + 1))
-    sliced(_add_up, blocks, 1, -(-count // blocks), tiles.points, tiles.n, labels, weights, sums)
+    sums, size = np.zeros((blocks, k, d + 1)), -(-count // blocks)
+    sliced(_add_up, blocks, max(1, _SUM_GRAIN // (size * LANES)), size, tiles.points, tiles.n, labels, weights, sums)
     total = sums[0]
     for block in range(1, blocks):  # one after the other: a fixed order of sums
         total += sums[block]

@@ -164,6 +164,11 @@ def _follow(
             costs[first + i] = best[i]
 
 
+def worth_listing(d: int, k: int) -> bool:
+    """Whether lists leave out enough centroids to pay for themselves."""
+    return d >= _NARROWEST and k >= _FEWEST
+
+
 class Nearest:
     """The nearest centroids of the same points again and again, while centroids move: exactly, with what is remembered.
 
@@ -177,7 +182,7 @@ class Nearest:
         self.tiles, self.k, self.searches = tiles, k, 0
         self.last: Points | None = None
         self.scale = 0.0  # of distances, at the last search in full
-        self.worth = tiles.order is not None and d >= _NARROWEST and k >= _FEWEST
+        self.worth = tiles.order is not None and worth_listing(d, k)
         self.boxed = worth_narrowing(d, k)
         self.started = False
         self.horizon = 2.0  # σ of a centroid, in units of how far it last moved
