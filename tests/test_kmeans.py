@@ -59,6 +59,28 @@ def test_equals_plain_lloyd(d, k):
     assert KMeans(k, init=km.cluster_centers_).fit(x).n_iter_ == 0
 
 
+@pytest.mark.parametrize(("d", "k"), [(1, 60), (2, 150), (4, 150), (8, 120), (20, 100)] if COMPILED else [(3, 9)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_fit_is_assign_and_update_again_and_again(d, k, weighted):
+    # Bit for bit, where sums are rounded too: lists and boxes leave no trace. It sums the points in the tiles' order.
+    rng = np.random.default_rng(d)
+    x = rng.normal(size=(6000 if COMPILED else 150, d)).astype(np.float32)
+    weights = rng.random(len(x)).astype(np.float32) if weighted else None
+    start, steps = x[:k], 12 if COMPILED else 3
+    km = KMeans(k, init=start, n_iter=steps).fit(x, sample_weight=weights)
+    order = tiling.tile(x, True).order
+    rows, mass = x[order], None if weights is None else weights[order]
+    labels, _ = assign(rows, start)
+    for _ in range(steps):
+        centroids, counts = update(rows, labels, k, mass)
+        assert counts.all(), "an empty cluster: this data does not test the plain iteration"
+        labels, costs = assign(rows, centroids)
+    assert km.n_iter_ == steps
+    assert same_bits(km.cluster_centers_, centroids)
+    assert same_bits(km.labels_[order], labels)
+    assert km.inertia_ == pytest.approx(twin.inertia(costs, mass), rel=1e-12)
+
+
 @given(problems(n_centroids=6), st.integers(0, 3), st.sampled_from(["k-means++", "k-means||", "random", "given"]))
 def test_what_holds_for_every_fit(problem, seed, init):
     x, start = problem
