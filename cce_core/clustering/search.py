@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from cce_core._jit import jit
 from cce_core._threads import sliced
-from cce_core.clustering.lanes import LANES, TURN, scan, sift
+from cce_core.clustering.lanes import LANES, TURN, lower, scan, sift
 from cce_core.clustering.tiles import FAN, Points, Tiles
 
 _U = np.float32(2.0**-24)
@@ -139,6 +139,15 @@ def _doubtful(d: int, length: np.float32, best: np.float32, longest: np.float32)
 
 
 @jit
+def turn(tile: Any, mid: Any, turned: Any) -> None:
+    """The way from each point to `mid`, as `sift` wants points."""
+    for j in range(mid.shape[0]):
+        row, out, middle = tile[j], turned[j], mid[j]
+        for i in range(LANES):
+            out[i] = middle - row[i]
+
+
+@jit
 def _settle(points: Any, lane: int, centroids: Any, count: int, near: Any) -> int:
     """The first nearest of `count` centroids (d, room) to one point, by the definition."""
     for i in range(count):
@@ -173,7 +182,8 @@ def _search(
     homes[levels] = levels
     best, which, second = np.empty(LANES, np.float32), np.empty(LANES, np.int32), np.empty(LANES, np.float32)
     local = np.empty((d + 1, room if sifting else 0), np.float32)
-    turned = np.empty((d, LANES), np.float32)
+    turned, lengths = np.empty((d, LANES), np.float32), np.empty(LANES, np.float32)
+    endless = np.full(LANES, np.inf, np.float32)
     longest = np.float32(np.inf)
     mid = centre
     if sifting and levels == 0:
@@ -204,16 +214,12 @@ def _search(
         if levels > 0:
             mid = mids[firsts[0] + t]
             recentre(these, count, mid, local)
-        for i in range(LANES):
-            costs[first + i] = np.float32(0.0)
-        for j in range(d):
-            for i in range(LANES):
-                turned[j, i] = mid[j] - here[j, i]
-                costs[first + i] += turned[j, i] * turned[j, i]
+        turn(here, mid, turned)
+        lower(here, mid.reshape(d, 1), endless, lengths)
         sift(turned, local, count, best, which, second)
         for i in range(LANES):
             nearest = which[i]
-            if second[i] - best[i] <= _doubtful(d, costs[first + i], best[i], longest):
+            if second[i] - best[i] <= _doubtful(d, lengths[i], best[i], longest):
                 nearest = _settle(here, i, these, count, near)
             total = np.float32(0.0)
             for j in range(d):

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from cce_core._jit import jit
 from cce_core._threads import sliced
-from cce_core.clustering.lanes import LANES, TURN, scan_named, within
-from cce_core.clustering.search import in_columns, middle_of, narrow, recentre, search, worth_narrowing
+from cce_core.clustering.lanes import LANES, TURN, lower, scan_named, within
+from cce_core.clustering.search import in_columns, middle_of, narrow, recentre, search, turn, worth_narrowing
 from cce_core.clustering.tiles import FAN, Points, Tiles
 
 _U = np.float32(2.0**-24)
@@ -34,7 +34,7 @@ _FEW = 8  # centroids that are not worth narrowing
 _KEPT = 12  # searches back that a list may have been drawn up at
 _NARROWEST = 3  # coordinates from which lists are of use: boxes alone leave little to do for fewer
 _FEWEST = 96  # centroids from which lists are of use
-_CALM = 0.15  # of a point's distance: where centroids move farther, at first, lists would be long
+_CALM = 0.12  # of a point's distance: where centroids move farther, at first, lists would be long
 _RUNAWAYS = 48  # that lists take in; where there are more, they are drawn up anew
 
 
@@ -90,6 +90,7 @@ def _follow(
     local, turned = np.empty((d + 2, room), np.float32), np.empty((d + 1, LANES), np.float32)
     ends, lengths = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     best, which = np.empty(LANES, np.float32), np.empty(LANES, np.int32)
+    endless = np.full(LANES, np.inf, np.float32)
     others, whose = np.empty(LANES, np.float32), np.empty(LANES, np.int32)
     wide = np.float32(8 * (d + 8)) * _U
     if levels == 0:
@@ -133,12 +134,8 @@ def _follow(
             if levels > 0:
                 mid = mids[firsts[0] + t]
                 _widened(lists[home], sizes[home], mid, local)
-            for i in range(LANES):
-                lengths[i] = np.float32(0.0)
-            for j in range(d):
-                for i in range(LANES):
-                    turned[j, i] = mid[j] - tile[j, i]
-                    lengths[i] += turned[j, i] * turned[j, i]
+            turn(tile, mid, turned)
+            lower(tile, mid.reshape(d, 1), endless, lengths)
             for i in range(LANES):
                 ends[i] = np.sqrt(best[i]) + spare
                 ends[i] += wide * ends[i] + _TINY
@@ -166,7 +163,7 @@ def _follow(
 
 def worth_listing(d: int, k: int) -> bool:
     """Whether lists leave out enough centroids to pay for themselves."""
-    return d >= _NARROWEST and k >= _FEWEST
+    return d >= _NARROWEST and k >= max(_FEWEST, _FEWEST * d // 9)
 
 
 class Nearest:
@@ -185,9 +182,9 @@ class Nearest:
         self.worth = tiles.order is not None and worth_listing(d, k)
         self.boxed = worth_narrowing(d, k)
         self.started = False
-        self.horizon = 2.0  # σ of a centroid, in units of how far it last moved
+        self.horizon = 3.0 if self.boxed else 2.0  # σ of a centroid, in units of how far it last moved
         self.room = min(k, min(max(16 * d, 96), 256))
-        self.aim = 20.0 if self.boxed else min(10.0 + k / 20.0, 0.6 * self.room)  # centroids that a list should hold
+        self.aim = 40.0 if self.boxed else min(10.0 + k / 20.0, 0.6 * self.room)  # centroids that a list should hold
 
     def _start(self) -> None:
         count, d, _ = self.tiles.points.shape
