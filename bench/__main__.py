@@ -1,4 +1,4 @@
-"""python -m bench [name …] [--json FILE] [--quick]: correctness first, then medians against a peer in the same run."""
+"""python -m bench [name …] [--json FILE] [--quick] [--plot FILE]: correct first, then medians against a peer in one run."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 
-from bench import epoch, tt
+from bench import epoch, kmeans, tt
 from bench.timing import Row
 
-BENCHMARKS: dict[str, Callable[[bool], Iterable[Row]]] = {"epoch": epoch.run, "tt": tt.run}
+BENCHMARKS: dict[str, Callable[[bool], Iterable[Row]]] = {"epoch": epoch.run, "kmeans": kmeans.run, "tt": tt.run}
 
 
 def machine() -> dict[str, str]:
@@ -25,7 +25,7 @@ def machine() -> dict[str, str]:
             (s.split(":")[1].strip() for s in info.read_text().splitlines() if s.startswith("model name")), model
         )
     versions = {}
-    for name in ("numpy", "numba", "scipy", "torch"):
+    for name in ("numpy", "numba", "scipy", "torch", "faiss-cpu", "scikit-learn"):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -35,11 +35,13 @@ def machine() -> dict[str, str]:
 
 def main() -> int:
     """Run the benchmarks that were named, all of them by default."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description=str(__doc__).split(":", 1)[1].strip())
+    parser = argparse.ArgumentParser(prog="python -m bench", description=str(__doc__).split(": ", 1)[1])
     parser.add_argument("names", nargs="*", metavar="name", help=f"among {', '.join(BENCHMARKS)} (default: all)")
     parser.add_argument("--json", metavar="FILE", help="write the rows there")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
+    parser.add_argument("--plot", metavar="FILE", help="draw there how k-means grows (needs matplotlib)")
     args = parser.parse_args()
+    kmeans.plot_to = args.plot
     unknown = sorted(set(args.names) - set(BENCHMARKS))
     if unknown:
         parser.error(f"unknown benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")

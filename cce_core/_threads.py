@@ -7,10 +7,12 @@ after a fork, and idle threads sleep. A call costs about 30 µs, so small work s
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -18,6 +20,7 @@ _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
 _pool_size = 0
 _chosen: int | None = None
+_here: contextvars.ContextVar[int | None] = contextvars.ContextVar("cce_threads", default=None)
 
 
 @functools.cache
@@ -46,7 +49,20 @@ def get_num_threads() -> int:
         2
         >>> cce.set_num_threads(None)
     """
+    here = _here.get()
+    if here is not None:
+        return here
     return _chosen if _chosen is not None else _default()
+
+
+@contextlib.contextmanager
+def using(n: int | None) -> Iterator[None]:
+    """`n` threads for what is called within, on this thread of Python alone; None changes nothing."""
+    token = _here.set(_here.get() if n is None else n)
+    try:
+        yield
+    finally:
+        _here.reset(token)
 
 
 def set_num_threads(n: int | None) -> None:

@@ -15,8 +15,9 @@ from reference import kmeans as twin
 
 from cce_core import _threads
 from cce_core._jit import COMPILED
-from cce_core.clustering import KMeans, assign, k_means_plus_plus, lloyd, update
-from cce_core.clustering import init as starts
+from cce_core.clustering import KMeans, assign, k_means_plus_plus, lloyd, shortlists, update
+from cce_core.clustering import search as searching
+from cce_core.clustering import tiles as tiling
 
 # Lloyd's iteration
 
@@ -58,7 +59,29 @@ def test_equals_plain_lloyd(d, k):
     assert KMeans(k, init=km.cluster_centers_).fit(x).n_iter_ == 0
 
 
-@given(problems(n_centroids=6), st.integers(0, 3), st.sampled_from(["k-means++", "random", "given"]))
+@pytest.mark.parametrize(("d", "k"), [(1, 60), (2, 150), (4, 150), (8, 120), (20, 100)] if COMPILED else [(3, 9)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_fit_is_assign_and_update_again_and_again(d, k, weighted):
+    # Bit for bit, where sums are rounded too: lists and boxes leave no trace. It sums the points in the tiles' order.
+    rng = np.random.default_rng(d)
+    x = rng.normal(size=(6000 if COMPILED else 150, d)).astype(np.float32)
+    weights = rng.random(len(x)).astype(np.float32) if weighted else None
+    start, steps = x[:k], 12 if COMPILED else 3
+    km = KMeans(k, init=start, n_iter=steps).fit(x, sample_weight=weights)
+    order = tiling.tile(x, True).order
+    rows, mass = x[order], None if weights is None else weights[order]
+    labels, _ = assign(rows, start)
+    for _ in range(steps):
+        centroids, counts = update(rows, labels, k, mass)
+        assert counts.all(), "an empty cluster: this data does not test the plain iteration"
+        labels, costs = assign(rows, centroids)
+    assert km.n_iter_ == steps
+    assert same_bits(km.cluster_centers_, centroids)
+    assert same_bits(km.labels_[order], labels)
+    assert km.inertia_ == pytest.approx(twin.inertia(costs, mass), rel=1e-12)
+
+
+@given(problems(n_centroids=6), st.integers(0, 3), st.sampled_from(["k-means++", "k-means||", "random", "given"]))
 def test_what_holds_for_every_fit(problem, seed, init):
     x, start = problem
     k, seen = len(start), []
@@ -127,7 +150,7 @@ def test_a_refill_never_empties_another_cluster():
     assert sorted(km.cluster_centers_.ravel().tolist()) == [0.0, 1.0, 40.0, 60.0]
 
 
-@pytest.mark.parametrize("init", ["k-means++", "random", "given"])
+@pytest.mark.parametrize("init", ["k-means++", "k-means||", "random", "given"])
 @pytest.mark.parametrize(
     "x",
     [
@@ -221,7 +244,13 @@ def test_translation_by_whole_numbers_moves_the_centroids_alone(problem, shift):
 @pytest.mark.parametrize("d", [1, 3])
 def test_the_number_of_threads_changes_no_bit(d, monkeypatch):
     n, k = (30_000, 40) if COMPILED else (12_500, 4)  # several blocks of sums
-    for module, name in ((lloyd, "_GRAIN"), (lloyd, "_LINE_GRAIN"), (starts, "_GRAIN")):
+    for module, name in (
+        (searching, "_GRAIN"),
+        (lloyd, "_LINE_GRAIN"),
+        (lloyd, "_SUM_GRAIN"),
+        (shortlists, "_GRAIN"),
+        (tiling, "_GRAIN"),
+    ):
         monkeypatch.setattr(module, name, 1)
     slices = collections.defaultdict(set)
 
@@ -232,9 +261,13 @@ def test_the_number_of_threads_changes_no_bit(d, monkeypatch):
 
         return call
 
-    kernels = ("_assign_line" if d == 1 else "_assign_tiles", "_add_up")
-    for name in kernels:
-        monkeypatch.setattr(lloyd, name, watched(getattr(lloyd, name), name))
+    kernels = {
+        "_search": searching,
+        "_add_up": lloyd,
+        "_assign_line" if d == 1 else "_fill": lloyd if d == 1 else tiling,
+    }
+    for name, module in kernels.items():
+        monkeypatch.setattr(module, name, watched(getattr(module, name), name))
     rng = np.random.default_rng(0)
     x, results = rng.normal(size=(n, d)).astype(np.float32), []
     weights = np.exp(rng.normal(0, 10, n))  # of many sizes, so that even float64 sums depend on their order
@@ -246,7 +279,8 @@ def test_the_number_of_threads_changes_no_bit(d, monkeypatch):
         km = KMeans(k, n_iter=3 if COMPILED else 1, seed=1).fit(x, sample_weight=weights)
         picked = k_means_plus_plus(x, k, sample_weight=weights)
         _, counts = update(x, km.labels_, k, weights)
-        results.append((km.labels_, km.cluster_centers_, np.array([km.inertia_]), counts, picked))
+        labels, costs = assign(x, km.cluster_centers_)
+        results.append((km.labels_, km.cluster_centers_, np.array([km.inertia_]), counts, picked, labels, costs))
         assert all(len(slices[name]) >= threads for name in kernels), "the work was not cut: this tests nothing"
     for other in results[1:]:
         assert all(same_bits(a, b) for a, b in zip(results[0], other))

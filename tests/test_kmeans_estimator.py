@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 
 import numpy as np
@@ -12,32 +13,40 @@ from hypothesis.extra import numpy as hnp
 from kmeans_problems import LARGEST, blobs, problems, same_bits
 from reference import kmeans as twin
 
+from cce_core import _threads
 from cce_core._jit import COMPILED
 from cce_core.clustering import KMeans, NotFittedError, k_means_plus_plus, random_points
 from cce_core.clustering import init as starts
+from cce_core.clustering.tiles import tile
 
 # Starts
 
 
-@given(problems(dims=st.sampled_from([1, 2, 3])), st.integers(0, 2**64 - 1), st.data())
-def test_k_means_plus_plus_equals_its_definition_on_whole_numbers(problem, seed, data):
+@given(
+    problems(dims=st.sampled_from([1, 2, 3, 6]), n_points=60), st.integers(0, 2**64 - 1), st.integers(1, 4), st.data()
+)
+def test_k_means_plus_plus_equals_its_definition_on_whole_numbers(problem, seed, trials, data):
     x, k = problem[0], len(problem[1])
     weights = data.draw(st.none() | hnp.arrays(np.int64, len(x), elements=st.integers(0, 3)))
     assume(weights is None or weights.any())
-    picked = k_means_plus_plus(x, k, sample_weight=weights, seed=seed)
+    picked = k_means_plus_plus(x, k, sample_weight=weights, seed=seed, trials=trials)
     assert picked.dtype == np.int64
-    assert picked.tolist() == twin.spread(x, k, starts._uniforms(k, seed), weights)
+    order = tile(x, True).order  # it draws from the points in this order
+    uniforms = starts._uniforms(1 + trials * (k - 1), seed)
+    expected = twin.spread(x[order], k, uniforms, None if weights is None else weights[order], trials)
+    assert picked.tolist() == order[expected].tolist()
     heavy = x if weights is None else x[weights > 0]
     assert len(np.unique(x[picked], axis=0)) == min(k, len(np.unique(heavy, axis=0)))
     assert weights is None or weights[picked].all()
 
 
-def test_k_means_plus_plus_draws_across_blocks():
-    n = 3 * starts._BLOCK + 5
+def test_k_means_plus_plus_draws_across_tiles():
+    n = 3 * 512 + 5
     x = np.zeros((n, 2), np.float32)
-    x[[7, starts._BLOCK, n - 1]] = [[1, 0], [0, 1], [1, 1]]
+    x[[7, 512, n - 1]] = [[1, 0], [0, 1], [1, 1]]
     for seed in range(5):
-        assert {7, starts._BLOCK, n - 1} <= set(k_means_plus_plus(x, 4, seed=seed).tolist())
+        for trials in (1, 3):
+            assert {7, 512, n - 1} <= set(k_means_plus_plus(x, 4, seed=seed, trials=trials).tolist())
 
 
 def test_k_means_plus_plus_draws_in_proportion():
@@ -99,6 +108,56 @@ def test_k_means_plus_plus_finds_far_clusters_that_random_points_miss():
     assert spread < 0.5 * KMeans(16, init="random", seed=0).fit(x).inertia_
 
 
+@pytest.mark.parametrize("d", [1, 2, 5])
+def test_k_means_plus_plus_leaves_out_tiles_without_a_trace(d, monkeypatch):
+    # Sums of whole numbers are exact: what is drawn may not depend on which tiles were looked at.
+    rng = np.random.default_rng(d)
+    x = rng.integers(-200, 200, (3000 if COMPILED else 400, d)).astype(np.float32)
+    tiles, none = tile(x, True), np.empty(0, np.float32)
+    wide = dataclasses.replace(tiles, halves=np.full_like(tiles.halves, 1e9))  # boxes that reach everywhere
+    for trials in (1, 3):
+        picked = starts.spread_places(tiles, 40, none, 7, trials)
+        assert len(set(picked.tolist())) == 40
+        assert same_bits(picked, starts.spread_places(wide, 40, none, 7, trials))
+
+
+def test_greedy_draws_start_lower():
+    x = np.random.default_rng(0).normal(size=(1000 if COMPILED else 200, 2))
+    costs = [
+        np.mean(
+            [KMeans(20, init=x[k_means_plus_plus(x, 20, seed=s, trials=t)], n_iter=0).fit(x).inertia_ for s in range(8)]
+        )
+        for t in (1, 4)
+    ]
+    assert costs[1] < 0.9 * costs[0]
+
+
+@pytest.mark.parametrize("d", [1, 3])
+def test_parallel_starts(d):
+    x = blobs(2000 if COMPILED else 300, 12, d, seed=d, apart=200.0)
+    tiles, weights = tile(x, True), np.ones(len(x), np.float32)
+    weights[::3] = 0
+    picked = starts.parallel_places(tiles, 12, tiles.back(weights), 5)
+    assert picked.shape == (12,)
+    assert tiles.back(weights)[picked].all()
+    assert same_bits(picked, starts.parallel_places(tiles, 12, tiles.back(weights), 5))
+    assert not np.array_equal(picked, starts.parallel_places(tiles, 12, tiles.back(weights), 6))
+    spread = KMeans(12, init="k-means||").fit(x).inertia_
+    assert spread < 0.5 * KMeans(12, init="random").fit(x).inertia_
+    assert spread < 2 * KMeans(12, init="k-means++").fit(x).inertia_
+
+
+def test_large_data_starts_in_parallel(monkeypatch):
+    x = blobs(200, 5, 3)
+    assert same_bits(KMeans(5).fit(x).cluster_centers_, KMeans(5, init="k-means++").fit(x).cluster_centers_)
+    parallel = KMeans(5, init="k-means||", n_iter=0).fit(x).cluster_centers_
+    assert not same_bits(KMeans(5, n_iter=0).fit(x).cluster_centers_, parallel)
+    monkeypatch.setattr(starts, "_LARGE", 0)
+    assert same_bits(KMeans(5, n_iter=0).fit(x).cluster_centers_, parallel)
+    flat = [KMeans(5, init=init, n_iter=0).fit(x[:, :2]).cluster_centers_ for init in ("k-means++", "k-means||")]
+    assert not same_bits(*flat)
+
+
 def test_starts_refuse():
     with pytest.raises(ValueError, match="at least one point"):
         k_means_plus_plus(np.zeros((0, 2)), 1)
@@ -135,7 +194,7 @@ def test_a_fit_that_is_interrupted_leaves_the_object_as_it_was():
 
 def test_tol_stops_early():
     x = np.random.default_rng(0).normal(size=(400 if COMPILED else 100, 2))
-    full, coarse = KMeans(12, n_iter=200).fit(x), KMeans(12, n_iter=200, tol=0.05).fit(x)
+    full, coarse = (KMeans(12, init="random", n_iter=200, tol=tol).fit(x) for tol in (0.0, 0.05))
     assert coarse.n_iter_ < full.n_iter_ < 200
     assert coarse.inertia_ >= full.inertia_
 
@@ -184,6 +243,27 @@ def test_scikit_learns_protocol():
     assert same_bits(fitted.fit(x, y="ignored").labels_, KMeans(3).fit_predict(x, sample_weight=np.ones(20)))
 
 
+def test_the_number_of_threads_of_a_fit_is_its_own():
+    x, seen = blobs(50, 3, 2), []
+    before = _threads.get_num_threads()
+    km = KMeans(3, n_threads=5).fit(x, on_iteration=lambda *_: seen.append(_threads.get_num_threads()))
+    assert set(seen) == {5}
+    assert _threads.get_num_threads() == before
+    assert same_bits(km.labels_, KMeans(3).fit(x).labels_)
+    with pytest.raises(ZeroDivisionError):
+        KMeans(3, n_threads=5).fit(x, on_iteration=lambda *_: 1 / 0)
+    assert _threads.get_num_threads() == before
+
+
+def test_a_small_fit_depends_neither_on_order_nor_on_how_weights_are_split():
+    x, rng = blobs(80, 6, 3, apart=4.0), np.random.default_rng(1)
+    weights = rng.integers(0, 4, 80)
+    weighted = KMeans(7, seed=3).fit(x, sample_weight=weights)
+    repeated = KMeans(7, seed=3).fit(rng.permutation(np.repeat(x, weights, axis=0)))
+    assert np.allclose(weighted.cluster_centers_, repeated.cluster_centers_, rtol=1e-6)
+    assert same_bits(weighted.fit_transform(x, sample_weight=weights), weighted.transform(x))
+
+
 def test_a_method_before_fit_says_so():
     for call in (KMeans().predict, KMeans().transform):
         with pytest.raises(NotFittedError, match="call fit first"):
@@ -203,7 +283,9 @@ def test_a_method_before_fit_says_so():
         ({"tol": np.nan}, ValueError, "tol"),
         ({"seed": -1}, ValueError, "seed"),
         ({"seed": None}, TypeError, "seed"),
-        ({"init": "best"}, ValueError, "init must be one of k-means\\+\\+, random; got 'best'"),
+        ({"n_threads": 0}, ValueError, "n_threads must be at least 1"),
+        ({"n_threads": 1.5}, TypeError, "n_threads"),
+        ({"init": "best"}, ValueError, "init must be one of k-means\\+\\+, k-means\\|\\|, random; got 'best'"),
         ({"init": np.zeros((3, 2))}, ValueError, "init must hold n_clusters = 2 centroids, got 3"),
         ({"init": np.zeros((2, 3))}, ValueError, "init must have 2 coordinates a point, got 3"),
         ({"init": np.full((2, 2), np.inf)}, ValueError, "init must be finite"),
@@ -223,7 +305,7 @@ def test_fit_and_predict_refuse_data():
     with pytest.raises(ValueError, match="zeros only"):
         KMeans().fit([[0.0, 0.0]], sample_weight=[0])
     km = KMeans(1).fit([[0.0, 0.0]])
-    with pytest.raises(ValueError, match="X must have 2 coordinates"):
+    with pytest.raises(ValueError, match="X has 1 features, but KMeans is expecting 2 features as input"):
         km.predict([[0.0]])
     with pytest.raises(ValueError, match="finite"):
         km.transform([[np.inf, 0.0]])

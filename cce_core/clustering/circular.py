@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from cce_core import _check
 from cce_core._jit import jit
 from cce_core._threads import sliced
-from cce_core.clustering.lloyd import Points, as_points, as_weights, nearest, scale_of
+from cce_core.clustering.lloyd import as_points, as_weights, nearest, scale_of
+from cce_core.clustering.tiles import Points
 
 _LAID_OUT = 1 << 16  # floats of windows searched at a time: they stay in the second cache
 _BLOCKS = 16  # at most, for sums; their number may depend on the sizes alone, so that threads change no bit

@@ -9,20 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
-from cce_core.clustering.init import any_points, lowest, run_seed, spread_points
-from cce_core.clustering.lanes import TURN
-from cce_core.clustering.lloyd import Points, as_points, as_weights, assign, means, nearest, scale_of
-
-_STARTS = ("k-means++", "random")
-_NAMES = ("n_clusters", "init", "n_init", "n_iter", "tol", "seed")
-_ROWS = 1 << 14  # of `transform` at a time, so that its scratch stays small
-
-
-class NotFittedError(ValueError, AttributeError):
-    """A method that needs `fit` was called before it."""
+from cce_core.clustering.estimator import MOST, Estimator, first_centroids
+from cce_core.clustering.init import any_points, lowest, run_seed, start_places
+from cce_core.clustering.lloyd import as_weights, means, scale_of
+from cce_core.clustering.search import worth_narrowing
+from cce_core.clustering.shortlists import Nearest, worth_listing
+from cce_core.clustering.tiles import Points, Tiles, tile
 
 
-class KMeans:
+class KMeans(Estimator):
     """Clusters that make `Σ_n w_n · min_c |X_n − C_c|²`, the inertia, small: Lloyd's iteration.
 
     Each iteration moves every centroid to the mean of its points, then every point to its nearest centroid (ties to
@@ -38,13 +33,17 @@ class KMeans:
 
     Args:
         n_clusters: k, at least 1.
-        init: "k-means++", "random", or the first centroids, real numbers (k, d); one to which no point is nearest is
-            then given a point like any empty cluster.
+        init: where to start. "k-means++" draws points one by one, far from each other, the best of a few draws each
+            time; for large data (n·k·d above 2^24, but for d ≤ 2 only above two million points) it stands for
+            "k-means||", which draws about k/2 at once in each of four rounds and is as good within a few thousandths
+            of the inertia after ten iterations. "random" draws points by their weights alone. Or the first centroids,
+            real numbers (k, d); one to which no point is nearest is then given a point like any empty cluster.
         n_init: starts to try; the least inertia wins, the earlier among equals. An array gives one start.
         n_iter: most iterations, at least 0.
         tol: an iteration that lowers the inertia by no more than tol times itself is the last; with 0 it goes on until
             no label changes or the inertia falls no more.
         seed: 0 to 2^64 − 1.
+        n_threads: at least 1; None uses `cce_core.get_num_threads()`. The result is the same.
 
     Attributes:
         cluster_centers_: float32 (k, d).
@@ -54,11 +53,13 @@ class KMeans:
         n_features_in_: d.
 
     Cost:
-        n·k·d multiply-adds an iteration and as much for k-means++; see `assign`. Scratch of two labels and two
-        distances a point and the sums of `update`.
+        At most n·k·d multiply-adds an iteration; the more iterations go before and the fewer coordinates, the fewer.
+        Scratch of about 32 bytes a point, three times X and the sums of `update`.
 
     References:
-        Lloyd, Least squares quantization in PCM, IEEE Transactions on Information Theory 1982.
+        Lloyd, Least squares quantization in PCM, IEEE Transactions on Information Theory 1982. Arthur and
+        Vassilvitskii, k-means++: the advantages of careful seeding, SODA 2007. Bahmani et al., Scalable k-means++, VLDB
+        2012.
 
     Example:
         >>> import numpy as np
@@ -83,6 +84,7 @@ class KMeans:
         n_iter: int = 25,
         tol: float = 0.0,
         seed: int = 0,
+        n_threads: int | None = None,
     ) -> None:
         self.n_clusters = n_clusters
         self.init = init
@@ -90,28 +92,7 @@ class KMeans:
         self.n_iter = n_iter
         self.tol = tol
         self.seed = seed
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The arguments of the constructor, by name; `deep` changes nothing."""
-        return {name: getattr(self, name) for name in _NAMES}
-
-    def set_params(self, **params: Any) -> KMeans:
-        """Set arguments of the constructor by name.
-
-        Raises:
-            ValueError: there is no such argument; none is set then.
-        """
-        for name in params:
-            _check.choice("parameter", name, _NAMES)
-        for name, value in params.items():
-            setattr(self, name, value)
-        return self
-
-    def __repr__(self) -> str:
-        shown = dict(self.get_params())
-        if not isinstance(self.init, str):
-            shown["init"] = "<array>"
-        return f"KMeans({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+        self.n_threads = n_threads
 
     def fit(
         self,
@@ -137,26 +118,30 @@ class KMeans:
             TypeError: an argument is of the wrong type.
             ValueError: NaN or infinity, no point, wrong shapes, an argument out of range.
         """
-        k = _check.integer("n_clusters", self.n_clusters, 1, 2**31 - 1 - TURN)
+        k = _check.integer("n_clusters", self.n_clusters, 1, MOST)
         starts, limit = _check.integer("n_init", self.n_init, 1), _check.integer("n_iter", self.n_iter, 0)
         tol, seed = _check.number("tol", self.tol, 0.0), _check.seed(self.seed)
-        x = as_points("X", X)
+        x = self._points(X)
         n, d = x.shape
-        if n == 0:
-            raise ValueError("X must hold at least one point, got none")
-        weights, given = as_weights(sample_weight, n), None
-        if isinstance(self.init, str):
-            _check.choice("init", self.init, _STARTS)
-        else:
-            given, starts = as_points("init", self.init, d), 1
-            if given.shape[0] != k:
-                raise ValueError(f"init must hold n_clusters = {k} centroids, got {given.shape[0]}")
+        weights, given = as_weights(sample_weight, n), first_centroids(self.init, k, d)
+        starts = starts if given is None else 1
+        with self._threads():
+            return self._fit(x, weights, given, k, starts, limit, tol, seed, on_iteration)
+
+    def _fit(
+        self, x: Points, weights: Points, given: Points | None, k: int, starts: int, limit: int, tol: float, seed: int,
+        on_iteration: Callable[[int, float], Any] | None,
+    ) -> KMeans:  # fmt: skip
+        n, d = x.shape
         exponent = scale_of(x) if given is None else scale_of(x, given)
         if exponent:
             x = np.ldexp(x, -exponent)
             given = None if given is None else np.ldexp(given, -exponent)
         unit = 4.0**exponent
         watch = None if on_iteration is None else lambda step, inertia: on_iteration(step, inertia * unit)
+        drawn = isinstance(self.init, str) and self.init != "random"
+        tiles = tile(x, drawn or worth_narrowing(d, k) or worth_listing(d, k))
+        mass = tiles.back(weights)
         best: tuple[Points, NDArray[np.int32], float, int] | None = None
         for run in range(starts):
             if given is not None:
@@ -164,106 +149,56 @@ class KMeans:
             elif self.init == "random":
                 start = x[any_points(n, k, weights, run_seed(seed, run))]
             else:
-                start = x[spread_points(x, k, weights, run_seed(seed, run))]
-            found = _iterate(x, weights, start, limit, tol, watch)
+                start = tiles.rows(start_places(tiles, k, mass, run_seed(seed, run), self.init == "k-means||"))
+            found = _iterate(tiles, mass, start, limit, tol, watch)
             if best is None or found[2] < best[2]:
                 best = found
         assert best is not None
-        centroids, self.labels_, inertia, self.n_iter_ = best
+        centroids, labels, inertia, self.n_iter_ = best
+        self.labels_ = np.empty(n, np.int32)
+        tiles.into(labels, self.labels_)
         self.cluster_centers_ = np.ldexp(centroids, exponent) if exponent else centroids.copy()
         self.inertia_ = inertia * unit
         self.n_features_in_ = d
         return self
 
-    def predict(self, X: Any) -> NDArray[np.int32]:
-        """The nearest centroid of each point: `assign(X, cluster_centers_)`.
-
-        Args:
-            X: real numbers (n, d).
-
-        Returns:
-            Labels, int32 (n,).
-
-        Raises:
-            NotFittedError: `fit` was not called.
-            TypeError: not real numbers.
-            ValueError: NaN or infinity, or not d coordinates.
-        """
-        return assign(as_points("X", X, self._fitted().shape[1]), self.cluster_centers_)[0]
-
-    def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> NDArray[np.int32]:
-        """`fit`, then the labels of the same points."""
-        return self.fit(X, y, sample_weight).labels_
-
-    def transform(self, X: Any) -> Points:
-        """The distance of each point from each centroid, `sqrt(Σ_j (X[n, j] − C[c, j])²)`.
-
-        Args:
-            X: real numbers (n, d).
-
-        Returns:
-            float32 (n, k); a distance beyond float32 is the largest finite one.
-
-        Raises:
-            NotFittedError: `fit` was not called.
-            TypeError: not real numbers.
-            ValueError: NaN or infinity, or not d coordinates.
-        """
-        centroids = self._fitted()
-        x = as_points("X", X, centroids.shape[1])
-        exponent = scale_of(x, centroids)
-        if exponent:
-            x, centroids = np.ldexp(x, -exponent), np.ldexp(centroids, -exponent)
-        out = np.zeros((x.shape[0], centroids.shape[0]), np.float32)
-        for low in range(0, x.shape[0], _ROWS):
-            part = out[low : low + _ROWS]
-            for j in range(x.shape[1]):
-                part += np.square(x[low : low + _ROWS, j, None] - centroids[None, :, j])
-        np.sqrt(out, out=out)
-        if exponent:
-            with np.errstate(over="ignore"):
-                np.ldexp(out, exponent, out=out)
-            np.minimum(out, np.finfo(np.float32).max, out=out)
-        return out
-
-    def _fitted(self) -> Points:
-        if not hasattr(self, "cluster_centers_"):
-            raise NotFittedError("this KMeans has no centroids yet: call fit first")
-        return self.cluster_centers_
-
 
 def _iterate(
-    x: Points,
+    tiles: Tiles,
     weights: Points,
     centroids: Points,
     limit: int,
     tol: float,
     watch: Callable[[int, float], Any] | None,
 ) -> tuple[Points, NDArray[np.int32], float, int]:
-    """Lloyd's iteration from `centroids`: (centroids, labels, inertia, iterations), labels the nearest centroids."""
-    n, k = x.shape[0], centroids.shape[0]
-    labels, costs = np.empty(n, np.int32), np.empty(n, np.float32)
+    """Lloyd's iteration from `centroids`: (centroids, labels, inertia, iterations), labels the nearest centroids.
+
+    Weights and labels are in the order of the tiles.
+    """
+    n, k = tiles.n, centroids.shape[0]
+    labels, costs = tiles.empty(np.int32), tiles.empty(np.float32)
     spare, spare_costs = np.empty_like(labels), np.empty_like(costs)
-    nearest(x, centroids, labels, costs)
-    inertia, step = _total(costs, weights), 0
+    nearest = Nearest(tiles, k)
+    nearest(centroids, labels, labels, costs)
+    inertia, step = _total(costs[:n], weights), 0
     while step < limit:
-        moved, mass = means(x, labels, k, weights)
+        moved, mass = means(tiles, labels, k, weights)
         settled = labels
         empty = np.flatnonzero(mass == 0)
         if empty.size:
-            refilled = _refill(x, labels, costs, weights, empty, k)
+            refilled = refill(tiles, labels[:n], costs[:n], weights, empty, k)
             if refilled is not None:
                 settled = refilled
-                moved, mass = means(x, settled, k, weights)
+                moved, mass = means(tiles, settled, k, weights)
                 empty = np.flatnonzero(mass == 0)
             moved[empty] = centroids[empty]
         if np.array_equal(moved, centroids):
             break
-        nearest(x, moved, spare, spare_costs)
-        total = _total(spare_costs, weights)
+        nearest(moved, labels, spare, spare_costs)
+        total = _total(spare_costs[:n], weights)
         if total > inertia:
             break
-        unchanged = np.array_equal(spare, settled)
+        unchanged = np.array_equal(spare[:n], settled[:n])
         fall, before = inertia - total, inertia
         labels, spare, costs, spare_costs = spare, labels, spare_costs, costs
         centroids, inertia, step = moved, total, step + 1
@@ -278,32 +213,34 @@ def _total(costs: Points, weights: Points) -> float:
     )
 
 
-def _refill(
-    x: Points, labels: NDArray[np.int32], costs: Points, weights: Points, empty: NDArray[np.int64], k: int
+def refill(
+    tiles: Tiles, labels: NDArray[np.int32], costs: Points, weights: Points, empty: NDArray[np.int64], k: int
 ) -> NDArray[np.int32] | None:
     """Labels with the costliest points given to the `empty` clusters, one each; None where there is nothing to give.
 
     A point may go if it costs anything, differs from those that went before, and leaves behind another one with weight.
+    Of points that cost the same, the caller's first goes first.
     """
     shares = costs.astype(np.float64)
     left = np.bincount(labels, minlength=k)
     if weights.size:
         shares *= weights
         left = np.bincount(labels[weights > 0], minlength=k)
+    order = np.arange(tiles.n) if tiles.order is None else tiles.order
     take = 4 * empty.size + 16
     while True:
         given: dict[bytes, int] = {}
         remaining = left.copy()
-        for point in lowest(-shares, take):
-            home, value = labels[point], (x[point] + np.float32(0.0)).tobytes()  # + 0 makes −0 the same as 0
+        for point in lowest(-shares, take, order):
+            home, value = labels[point], (tiles.rows(point) + np.float32(0.0)).tobytes()  # + 0 makes −0 the same as 0
             if shares[point] > 0 and remaining[home] > 1 and value not in given:
                 given[value] = int(point)
                 remaining[home] -= 1
                 if len(given) == empty.size:
                     break
-        if len(given) == empty.size or take >= x.shape[0]:
+        if len(given) == empty.size or take >= tiles.n:
             break
-        take = x.shape[0]
+        take = tiles.n
     if not given:
         return None
     refilled = labels.copy()

@@ -89,7 +89,7 @@ class Run:
         self.before += before / total
         self.after += float(found.inertia_) / total
         self.iterations.append(int(found.n_iter_))
-        self._note(x.nbytes * 3 + ids.nbytes)
+        self._note(x.nbytes * 6 + 32 * len(x) + ids.nbytes)
         centroids = found.cluster_centers_
         region = slice(pointer.base, pointer.base + k * part.width)
         self.memory[region] = centroids.reshape(-1)

@@ -1,6 +1,6 @@
 """Tables on disk: safetensors files, written whole or not at all, checked when they are read.
 
-The header's metadata holds the format, its version, the table's spec as JSON and a checksum of the data. The tensors
+The header's metadata holds the format, its version, the table's spec as JSON and a checksum of spec and data. The tensors
 are the table's arrays, bit for bit, so that the file less its header is what the ledger says is stored.
 """
 
@@ -44,8 +44,8 @@ class FileFormatError(ValueError):
     """
 
 
-def _checksum(arrays: Mapping[str, NDArray[Any]]) -> str:
-    digest = xxhash.xxh3_64()
+def _checksum(arrays: Mapping[str, NDArray[Any]], spec: str) -> str:
+    digest = xxhash.xxh3_64(spec.encode())
     for name in sorted(arrays):
         digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}".encode())
         digest.update(arrays[name].reshape(-1).view(np.uint8).data)
@@ -62,9 +62,8 @@ def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]]
     """
     path = Path(path)
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    metadata = {
-        "format": FORMAT, "version": str(VERSION), "spec": json.dumps(spec, sort_keys=True), "xxh3": _checksum(arrays),
-    }  # fmt: skip
+    text = json.dumps(spec, sort_keys=True)
+    metadata = {"format": FORMAT, "version": str(VERSION), "spec": text, "xxh3": _checksum(arrays, text)}
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         temporary.touch(exist_ok=False)
@@ -114,7 +113,7 @@ def load_arrays(path: str | os.PathLike[str], *, mmap: bool = False) -> tuple[di
         expected = metadata["xxh3"]
     except (KeyError, TypeError, ValueError) as error:
         raise FileFormatError(f"{path} is damaged: its header does not make sense ({error})") from error
-    if not mmap and _checksum(arrays) != expected:
+    if not mmap and _checksum(arrays, metadata["spec"]) != expected:
         raise FileFormatError(f"{path} is damaged: its checksum does not hold; restore it from a copy")
     return arrays, spec
 

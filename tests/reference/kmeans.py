@@ -92,6 +92,27 @@ def kmeans(X, C, n_iter, weights=None):
     return C, labels
 
 
+def stream(batches, C):
+    """Each batch's points to their nearest centroids, then these to the mean of all they have seen; empty ones refilled."""
+    C, counts = np.asarray(C, np.float32), np.zeros(len(C))
+    for X, weights in batches:
+        labels, costs = assign(X, C)
+        now = np.bincount(labels, weights, minlength=len(C))
+        spare = [c for c in range(len(C)) if now[c] == 0 and counts[c] == 0]
+        if spare:  # those that have seen points before are not refilled: they take no part
+            names = {c: i for i, c in enumerate([c for c in range(len(C)) if now[c] > 0] + spare)}
+            back = {i: c for c, i in names.items()}
+            mine = np.array([names[int(c)] for c in labels])
+            labels = np.array([back[int(i)] for i in refill(X, mine, costs, len(names), weights)])
+        sums, mass = update(X, labels, len(C), weights)
+        total = counts + mass
+        C = np.where(mass[:, None] > 0, C + (sums - C) * (mass / np.maximum(total, 1e-300))[:, None], C).astype(
+            np.float32
+        )
+        counts = total
+    return C, counts
+
+
 def entropy(items):
     """−Σ p log p over the shares of equal items."""
     items = list(items)
@@ -105,14 +126,23 @@ def least_entropies(columns):
     return first, min(pairs, default=first)
 
 
-def spread(X, k, uniforms, weights=None):
-    """k-means++ by the cumulative sum of weight · squared distance, one given uniform number a draw."""
+def spread(X, k, uniforms, weights=None, trials=1):
+    """k-means++ by the cumulative sum of weight · squared distance, one given uniform number a draw.
+
+    After the first draw, `trials` are made each time; the one that leaves the least sum of costs counts, the first among
+    equals.
+    """
     weights = np.ones(len(X)) if weights is None else np.asarray(weights, np.float64)
-    picked, shares = [], weights
-    for u in uniforms[:k]:
+    picked, shares, uniforms = [], weights, list(uniforms)
+    while len(picked) < k:
         ends = np.cumsum(shares)
         if ends[-1] == 0:
             break
-        picked.append(int(np.searchsorted(ends, u * ends[-1], side="right")))
-        shares = weights * distances(X, np.asarray(X)[picked]).min(axis=1)
+        drawn = [
+            int(np.searchsorted(ends, uniforms.pop(0) * ends[-1], side="right")) for _ in range(trials if picked else 1)
+        ]
+        left = [weights * distances(X, np.asarray(X)[[*picked, point]]).min(axis=1) for point in drawn]
+        best = min(range(len(drawn)), key=lambda i: left[i].sum())
+        picked.append(drawn[best])
+        shares = left[best]
     return [picked[i % len(picked)] for i in range(k)]
