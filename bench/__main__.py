@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 
-from bench import epoch
+from bench import dhe, epoch
 from bench.timing import Row
 
-BENCHMARKS: dict[str, Callable[[bool], Iterable[Row]]] = {"epoch": epoch.run}
+BENCHMARKS: dict[str, Callable[[bool], Iterable[Row]]] = {"epoch": epoch.run, "dhe": dhe.run}
 
 
 def machine() -> dict[str, str]:

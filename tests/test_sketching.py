@@ -14,7 +14,7 @@ from cce_core._jit import COMPILED
 from cce_core.sketching import blocks
 from cce_core.sketching.layout import HASH
 
-METHODS = [m.name for m in cce.methods()]
+METHODS = [m.name for m in cce.methods() if m.linear]
 HASHED = ["hash", "ce", "robe"]
 
 

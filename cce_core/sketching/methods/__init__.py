@@ -5,6 +5,7 @@ from __future__ import annotations
 from cce_core.sketching.method import Method
 from cce_core.sketching.methods.cce import Clustered
 from cce_core.sketching.methods.ce import Compositional
+from cce_core.sketching.methods.dhe import DeepHash
 from cce_core.sketching.methods.full import Full
 from cce_core.sketching.methods.hash import HashingTrick
 from cce_core.sketching.methods.qr import QuotientRemainder
@@ -12,7 +13,7 @@ from cce_core.sketching.methods.robe import Robe
 
 _METHODS: dict[str, Method] = {
     method.name: method
-    for method in (Full(), HashingTrick(), Compositional(), QuotientRemainder(), Robe(), Clustered())
+    for method in (Full(), HashingTrick(), Compositional(), QuotientRemainder(), Robe(), Clustered(), DeepHash())
 }
 
 
@@ -25,7 +26,7 @@ def methods() -> list[Method]:
     Example:
         >>> import cce_core as cce
         >>> [m.name for m in cce.methods()]
-        ['full', 'hash', 'ce', 'qr', 'robe', 'cce']
+        ['full', 'hash', 'ce', 'qr', 'robe', 'cce', 'dhe']
     """
     return list(_METHODS.values())
 
