@@ -10,10 +10,15 @@ from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 
-from bench import epoch, kmeans, tt
+from bench import dhe, epoch, kmeans, tt
 from bench.timing import Row
 
-BENCHMARKS: dict[str, Callable[[bool], Iterable[Row]]] = {"epoch": epoch.run, "kmeans": kmeans.run, "tt": tt.run}
+BENCHMARKS: dict[str, Callable[[bool], Iterable[Row]]] = {
+    "dhe": dhe.run,
+    "epoch": epoch.run,
+    "kmeans": kmeans.run,
+    "tt": tt.run,
+}
 
 
 def machine() -> dict[str, str]:

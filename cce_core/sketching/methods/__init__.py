@@ -9,6 +9,7 @@ from cce_core.sketching.methods.bloom import Bloom
 from cce_core.sketching.methods.cce import Clustered
 from cce_core.sketching.methods.cce_robe import ClusteredRobe
 from cce_core.sketching.methods.ce import Compositional
+from cce_core.sketching.methods.dhe import DeepHash
 from cce_core.sketching.methods.full import Full, Int4, Int8, Narrow
 from cce_core.sketching.methods.hash import HashingTrick
 from cce_core.sketching.methods.hemb import HashEmbedding
@@ -22,7 +23,7 @@ from cce_core.sketching.methods.tt import TensorTrain
 
 _KINDS: tuple[type[Method], ...] = (
     Full, Narrow, Int8, Int4, HashingTrick, Bloom, HashEmbedding, RobeHashEmbedding, Compositional, QuotientRemainder, Robe,
-    HashedNet, TensorTrain, Clustered, ClusteredRobe, ProductQuantization, SparseCodes, SparseHashedCodes,
+    HashedNet, TensorTrain, DeepHash, Clustered, ClusteredRobe, ProductQuantization, SparseCodes, SparseHashedCodes,
 )  # fmt: skip
 _METHODS: dict[str, Method] = {kind.name: kind() for kind in _KINDS}
 
