@@ -84,6 +84,8 @@ class Method(abc.ABC):
         name: what `make_table` calls it.
         paper: where it was described.
         summary: one line.
+        stores: bytes, for a float32 memory.
+        takes: the work of a lookup, for one id.
         learns: whether `cluster()` learns its sketch from the trained vectors.
         learner: how it learns: "codebooks" a chunk, "windows" of one circular memory, or sparse "codes".
         post_training: whether it is learned from a trained table, by `cluster(vectors=…)`, rather than from its own vectors.
@@ -99,6 +101,8 @@ class Method(abc.ABC):
     name: ClassVar[str]
     paper: ClassVar[str]
     summary: ClassVar[str]
+    stores: ClassVar[str]
+    takes: ClassVar[str]
     learns: ClassVar[bool] = False
     learner: ClassVar[str] = "codebooks"
     post_training: ClassVar[bool] = False
@@ -111,7 +115,8 @@ class Method(abc.ABC):
     options: ClassVar[Mapping[str, Option]] = {}
 
     def __repr__(self) -> str:
-        return f"<{self.name}: {self.summary} ({self.paper})>"
+        learns = ", learns its sketch" if self.learns else ""
+        return f"<{self.name}: {self.summary} ({self.paper}{learns}); bytes: {self.stores}; a lookup: {self.takes}>"
 
     def check(self, request: Request) -> None:
         """Refuse what makes no sense for this method."""

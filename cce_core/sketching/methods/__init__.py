@@ -38,7 +38,7 @@ _OTHER_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def methods() -> list[Method]:
-    """Every method of the library, each with `.name`, `.paper`, `.learns` and `.summary`.
+    """Every method of the library, each with `.name`, `.paper`, `.learns`, `.summary`, and what it `.stores` and `.takes`.
 
     Returns:
         The methods, in the order of the design: tables with a row an id, hashed ones, learned ones.
@@ -47,6 +47,9 @@ def methods() -> list[Method]:
         >>> import cce_core as cce
         >>> [m.name for m in cce.methods() if m.learns]
         ['cce', 'cce_robe', 'pq', 'sparse', 'sparse2']
+        >>> next(m for m in cce.methods() if m.name == "hash")
+        <hash: one hashed row an id; signed=True draws a sign as well (arXiv:0902.2206); bytes: 4·rows·dim; a lookup: a hash \
+and a copy of dim floats>
     """
     return list(_METHODS.values())
 

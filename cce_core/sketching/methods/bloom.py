@@ -15,6 +15,8 @@ class Bloom(RowMethod):
     name = "bloom"
     paper = "arXiv:1706.03993"
     summary = "the sum of several hashed rows; signed=True draws signs as well"
+    stores = "4·rows·dim"
+    takes = "n_hashes hashes and as many additions of dim floats"
     options = {"n_hashes": 4, "signed": False}
 
     def check(self, request: Request) -> None:

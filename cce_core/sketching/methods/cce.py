@@ -17,6 +17,8 @@ class Clustered(RowMethod):
     name = "cce"
     paper = "arXiv:2210.05974"
     summary = "a learned pointer and a fresh hash a chunk, clustered while training"
+    stores = "8·rows·rank, the projection, and n_chunks·⌈log₂ rows⌉ bits an id"
+    takes = "n_chunks pointers, n_chunks hashes, 2·rank floats and rank·dim multiplications"
     learns = True
     chunked = True
 

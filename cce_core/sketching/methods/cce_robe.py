@@ -18,6 +18,8 @@ class ClusteredRobe(RowMethod):
     name = "cce_robe"
     paper = "arXiv:2210.05974 with arXiv:2108.02191"
     summary = "a learned and a hashed window a chunk, of two circular memories, clustered while training"
+    stores = "8·size, and n_chunks·⌈log₂ size⌉ bits an id"
+    takes = "n_chunks pointers, n_chunks hashes and 2·dim floats"
     learns = True
     learner = "windows"
     chunked = True

@@ -14,6 +14,8 @@ class Compositional(Combining):
     name = "ce"
     paper = "arXiv:1909.02107"
     summary = "a hashed codebook a chunk, concatenated (combine: concat, add or mul)"
+    stores = "4·rows·dim"
+    takes = "n_chunks hashes and a copy of dim floats"
     options = {"combine": "concat"}
 
     def hashes(self, request: Request) -> int:

@@ -140,6 +140,8 @@ class DeepHash(Method):
     name = "dhe"
     paper = "arXiv:2010.10784"
     summary = "many hashes of the id through a small network"
+    stores = "4·(k·w + (depth−1)·w² + w·dim), nearly"
+    takes = "k hashes and as many multiplications as the network has weights"
     linear = False
     projects = False
     codecs = False

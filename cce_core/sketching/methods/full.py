@@ -14,6 +14,8 @@ class Full(BlockMethod):
     name = "full"
     paper = "the plain embedding table"
     summary = "a row of its own for every id"
+    stores = "4·dim an id"
+    takes = "a copy of dim floats"
     budgeted = False
 
     def check(self, request: Request) -> None:
@@ -48,6 +50,8 @@ class Narrow(Full):
     name = "ldim"
     paper = "the narrow embedding table"
     summary = "a narrow row of its own for every id, widened by a trained projection"
+    stores = "4·rank an id, and the projection"
+    takes = "a copy of rank floats and rank·dim multiplications"
     budgeted = True
 
     def rank(self, request: Request) -> int:
@@ -75,6 +79,8 @@ class Int8(Full):
 
     name = "int8"
     summary = "a row of its own for every id, in 8 bits a number"
+    stores = "1.06·dim an id"
+    takes = "dim bytes decoded"
     default_codec = "int8"
 
 
@@ -83,4 +89,6 @@ class Int4(Full):
 
     name = "int4"
     summary = "a row of its own for every id, in 4 bits a number"
+    stores = "0.56·dim an id"
+    takes = "dim/2 bytes decoded"
     default_codec = "int4"

@@ -14,6 +14,8 @@ class HashingTrick(RowMethod):
     name = "hash"
     paper = "arXiv:0902.2206"
     summary = "one hashed row an id; signed=True draws a sign as well"
+    stores = "4·rows·dim"
+    takes = "a hash and a copy of dim floats"
     options = {"signed": False}
 
     def floats_per_row(self, request: Request) -> int:

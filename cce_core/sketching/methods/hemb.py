@@ -26,6 +26,8 @@ class HashEmbedding(RowMethod):
     name = "hemb"
     paper = "arXiv:1709.03933"
     summary = "hashed rows summed with trained weights, found by hash (weights: flat, shared, independent or concat)"
+    stores = "4·rows·dim, and 1.5 times as much for the weights"
+    takes = "2·n_hashes hashes and as many multiply-adds of dim floats"
     options = {"n_hashes": 2, "weights": "flat"}
 
     def check(self, request: Request) -> None:

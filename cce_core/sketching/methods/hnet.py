@@ -14,6 +14,8 @@ class HashedNet(RowMethod):
     name = "hnet"
     paper = "arXiv:1504.04788"
     summary = "every coordinate hashed into one flat memory; signed=True draws signs as well"
+    stores = "4·size, and 8·dim of keys"
+    takes = "dim hashes, each for one float"
     options = {"signed": False}
 
     def floats_per_row(self, request: Request) -> int:

@@ -18,6 +18,8 @@ class ProductQuantization(RowMethod):
     name = "pq"
     paper = "Jégou et al., IEEE TPAMI 33 (2011)"
     summary = "a learned pointer a chunk, from a table that was trained before"
+    stores = "4·rows·dim, and n_chunks·⌈log₂ rows⌉ bits an id"
+    takes = "n_chunks pointers and a copy of dim floats"
     learns = True
     post_training = True
     chunked = True

@@ -22,6 +22,8 @@ class QuotientRemainder(Combining):
     name = "qr"
     paper = "arXiv:1909.02107"
     summary = "the digits of the id address a codebook a chunk: no two ids are equal (combine: concat, add or mul)"
+    stores = "4·rows·dim, rows at least vocab^(1/n_chunks)"
+    takes = "n_chunks divisions and a copy of dim floats"
     options = {"combine": "concat"}
 
     def check(self, request: Request) -> None:

@@ -18,6 +18,8 @@ class RobeHashEmbedding(RowMethod):
     name = "rhemb"
     paper = "arXiv:1709.03933 with arXiv:2108.02191"
     summary = "hashed windows of one circular memory, weighted by other numbers of the same memory"
+    stores = "4·size"
+    takes = "2·n_hashes hashes and n_hashes multiply-adds of dim floats"
     weights_in_memory = True
     options = {"n_hashes": 2}
 

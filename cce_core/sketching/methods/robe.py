@@ -20,6 +20,8 @@ class Robe(RowMethod):
     name = "robe"
     paper = "arXiv:2108.02191"
     summary = "windows, hashed to any place, of one flat circular memory (chunk_size is Z; signed=True draws signs)"
+    stores = "4·size"
+    takes = "a hash a window and a copy of dim floats"
     chunked = True
     options = {"chunk_size": None, "signed": False}
 

@@ -20,6 +20,8 @@ class SparseCodes(RowMethod):
     name = "sparse"
     paper = "Aharon et al., IEEE TSP 54 (2006)"
     summary = "a few learned atoms of a dictionary an id, with quantised weights, from a table that was trained before"
+    stores = "4·rows·dim, and n_atoms·(⌈log₂ rows⌉ + weight_bits) bits an id"
+    takes = "2·n_atoms pointers and n_atoms multiply-adds of dim floats"
     learns = True
     learner = "codes"
     post_training = True
@@ -89,6 +91,8 @@ class SparseHashedCodes(SparseCodes):
 
     name = "sparse2"
     summary = "a few learned atoms of a dictionary an id, with hashed weights, from a table that was trained before"
+    stores = "8·rows·dim, and n_atoms·⌈log₂ rows⌉ bits an id"
+    takes = "n_atoms pointers, n_atoms hashes and n_atoms multiply-adds of dim floats"
     options = {"n_atoms": 2}
 
     def fixed_bits(self, request: Request) -> tuple[int, ...]:

@@ -33,6 +33,8 @@ class TensorTrain(Method):
     name = "tt"
     paper = "arXiv:2101.11714"
     summary = "a tensor train: a chain of small cores, one a digit of the id"
+    stores = "4·Σ v_k·r_(k−1)·d_k·r_k over the cores"
+    takes = "a product of small matrices a core, shared by ids with the same leading digits"
     linear = False
     projects = False
     codecs = False
