@@ -146,6 +146,19 @@ def test_a_table_behind_a_codec_clusters(name):
     np.testing.assert_array_equal(after, twin.lookup(np.arange(60)))
     assert np.square(after - before).mean() < 0.5 * np.square(before).mean()
     np.testing.assert_allclose(twin.parameters()["memory"], twin.stored.decoded(), atol=0.05)
+    for t in (table, twin):  # what was learned is what is trained on
+        cce.SGD(0.0).update(t, [1, 2], np.ones((2, 8)))
+        np.testing.assert_allclose(t.lookup(np.arange(60)), after, atol=0.02 if name == "int4" else 2e-3)
+
+
+@pytest.mark.parametrize("method", ["cce", "hemb", "int8"])
+def test_looking_up_and_clustering_hold_no_trained_values(method):
+    table = cce.make_table(method, 60, 8, codec="int8", **({} if method == "int8" else {"num_params": 1024}))
+    table.lookup([1, 2])
+    if method == "cce":
+        table.cluster()
+    table.sketch_matrix()
+    assert table.stored.training_bytes == 0
 
 
 def test_values_that_were_changed_are_settled():

@@ -15,7 +15,7 @@ from cce_core.sketching.gradient import Gradient
 from cce_core.sketching.layout import POINTER, Column, Layout
 from cce_core.sketching.method import INITIAL_NORM, ArraySpec, Method
 from cce_core.sketching.spec import KEYS, POINTERS, TableSpec
-from cce_core.storage.codec import codec
+from cce_core.storage.codec import FLOAT32, codec
 from cce_core.storage.packed import Packing
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class BlockMethod(Method):
         drawn = blocks.signs(table.sketch, ids) if table.sketch.layout.signed else None
         if table.weigher is None:
             return drawn, None
-        source = table.stored.view if self.weights_in_memory else Memory(0, table.parameters()["weights"])
+        source = table.stored.view if self.weights_in_memory else Memory(FLOAT32, table.arrays()["weights"])
         found = blocks.lookup(table.weigher, source, ids)
         return found if drawn is None else found * drawn, found
 

@@ -160,10 +160,10 @@ def cluster(
     table.training_bytes["cluster"] = run.scratch
     old, new = run.old, run.new
     arrays: Any = (*table.stored.pairs(run.memory), old.keys, new.keys, old.pointers, new.pointers)
-    held = table.parameters().get("projection", run.memory[:0])
+    held = table.arrays().get("projection", run.memory[:0])
     fitted = None if source is None else source.projection
     arrays += (held, held if fitted is None else fitted)
-    factors = table.parameters().get("weights", run.memory[:0])
+    factors = table.arrays().get("weights", run.memory[:0])
     arrays += (factors, factors if run.factors is None else run.factors, table.buffers()["generation"])
     _commit(*arrays)
     return report

@@ -42,7 +42,7 @@ def factors(table: Table) -> tuple[scipy.sparse.csr_array, scipy.sparse.csr_arra
         values = np.hstack([values, found])
         m = scipy.sparse.csr_array(scipy.sparse.block_diag([m, np.eye(found.shape[1], dtype=np.float32)]))
         n_blocks += found.shape[1]
-    w = table.parameters().get("projection")
+    w = table.arrays().get("projection")
     if w is not None:  # the bias is a block that all ids share: the constant 1, a coordinate of its own
         column = np.hstack([column, np.full((len(ids), 1), n_blocks)])
         values = np.hstack([values, np.ones((len(ids), 1), np.float32)])

@@ -113,6 +113,10 @@ class Table:
         """The addresses, for methods that are made of blocks."""
         return self.sketch.layout
 
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays themselves as they are saved: with a codec, codes and scales."""
+        return dict(self._arrays)
+
     def parameters(self) -> dict[str, NDArray[np.float32]]:
         """The trained arrays themselves, not copies, by name: `memory` (size,), with a rank `projection` (rank + 1, dim), …
 
@@ -243,7 +247,8 @@ class Table:
             ids: integers of any type and shape.
 
         Returns:
-            A `Forward`: its `vectors` are those of `lookup`; hand it to `backward` in place of the ids.
+            A `Forward`: its `vectors` are those of `lookup`; hand it to `backward` in place of the ids, before the parameters
+            change.
 
         Raises:
             IndexError, TypeError: as for `lookup`.
@@ -402,7 +407,7 @@ class Table:
             >>> bool(np.array_equal(again.lookup([1, 2]), table.lookup([1, 2])))
             True
         """
-        save_arrays(path, self._arrays, self.spec.as_json())
+        save_arrays(path, self.arrays(), self.spec.as_json())
 
 
 def load(path: str | os.PathLike[str], *, mmap: bool = False) -> Table:

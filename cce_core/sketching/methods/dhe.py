@@ -203,7 +203,7 @@ class DeepHash(Method):
 
     def forward(self, table: Table, ids: NDArray[np.uint64], keep: bool) -> tuple[NDArray[np.float32], Any]:
         """The network over blocks of ids; what it saw is kept where one block was enough."""
-        arrays = table.parameters()
+        arrays = table.arrays()
         if len(ids) <= _BLOCK:
             return _run(table.spec, arrays, ids, keep)
         out = np.empty((len(ids), table.spec.dim), np.float32)
@@ -215,7 +215,7 @@ class DeepHash(Method):
         self, table: Table, ids: NDArray[np.uint64], saved: Any, grads: NDArray[np.float32], dense: bool
     ) -> dict[str, Gradient]:
         """The chain rule, a block of ids after the other; every gradient is whole."""
-        arrays = table.parameters()
+        arrays = table.arrays()
         if saved is not None:
             return dict(_back(arrays, saved, grads))
         out: dict[str, NDArray[np.float32]] = {name: np.zeros_like(array) for name, array in arrays.items()}

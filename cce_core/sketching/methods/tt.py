@@ -95,7 +95,7 @@ class TensorTrain(Method):
 
     def cores(self, table: Table) -> list[Core]:
         """The cores with their shapes."""
-        parameters = table.parameters()
+        parameters = table.arrays()
         return [Core(parameters[f"core{k}"].reshape(-1), *shape) for k, shape in enumerate(_shapes(table.spec))]
 
     def forward(self, table: Table, ids: NDArray[np.uint64], keep: bool) -> tuple[NDArray[np.float32], Any]:
