@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from reference import codec as naive
@@ -39,6 +39,9 @@ def test_a_float_comes_back_within_half_a_step(name, data):
     values=hnp.arrays(np.float32, sizes, elements=finite),
     key=st.none() | st.integers(0, 9),
 )
+@example(name="int8", values=np.full(1, np.finfo(np.float32).max, np.float32), key=None)
+@example(name="bfloat16", values=np.full(1, np.finfo(np.float32).min, np.float32), key=3)
+@example(name="int4", values=np.full(1, np.float32(1e-45)), key=None)
 def test_finite_stays_finite(name, values, key):
     codes, scales = codec(name).encode(values, key)
     assert np.isfinite(codec(name).decode(codes, scales, values.size)).all()

@@ -71,7 +71,10 @@ def _encode_scaled(
         largest = np.float32(0.0)
         for i in range(low, high):
             largest = max(largest, abs(values[i]))
-        scales[block] = largest / most
+        scale = largest / most
+        if not np.isfinite(scale * most):  # the quotient of the largest float was rounded up
+            scale *= np.float32(1.0 - 2.0**-23)
+        scales[block] = scale
         for i in range(low, high):
             exact = values[i] / largest * most if largest > np.float32(0.0) else np.float32(0.0)
             q = np.floor(exact + (_chance(i, key) if stochastic else _HALF))
