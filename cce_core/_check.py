@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from cce_core._jit import jit
 
+_LEAST, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+
 
 def integer(name: str, value: Any, least: int = 0, most: int | None = None) -> int:
     """`value` as a Python int within [least, most]; TypeError for what is not a whole number, ValueError for the range."""
@@ -22,7 +24,10 @@ def integer(name: str, value: Any, least: int = 0, most: int | None = None) -> i
 
 
 def number(name: str, value: Any, least: float, most: float | None = None, *, open_at_least: bool = False) -> float:
-    """`value` as a finite Python float within [least, most], or (least, most] where `open_at_least`."""
+    """`value` as a finite Python float within [least, most], or (least, most] where `open_at_least`.
+
+    It is used in float32, so what that cannot hold is refused: 0 aside, 1.2e-38 to 3.4e38.
+    """
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
     value = float(value)
@@ -30,6 +35,8 @@ def number(name: str, value: Any, least: float, most: float | None = None, *, op
     if not np.isfinite(value) or not low or (most is not None and value > most):
         bounds = f"{'above' if open_at_least else 'at least'} {least:g}"
         raise ValueError(f"{name} must be {bounds}{'' if most is None else f' and at most {most:g}'}, got {value:g}")
+    if value and not _LEAST <= abs(value) <= _MOST:
+        raise ValueError(f"{name} must be a number that float32 holds (1.2e-38 to 3.4e38, or 0), got {value:g}")
     return value
 
 
@@ -102,7 +109,8 @@ def as_float32(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.floa
     where = _first_not_finite(array.reshape(-1))
     if where >= 0:
         place = tuple(int(i) for i in np.unravel_index(where, shape)) if shape else ()
-        raise ValueError(f"{name} must be finite, got {array[place]} at {place}; a smaller learning rate may help")
+        fix = "; a smaller learning rate may help" if "gradient" in name or "memory" in name else ""
+        raise ValueError(f"{name} must be finite, got {array[place]} at {place}{fix}")
     return array
 
 

@@ -271,15 +271,20 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("ppd", "dim", "n_chunks", "epochs", "batch_size"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    if not 0 <= args.seed < 2**62:
+        parser.error(f"--seed must be between 0 and 2^62 - 1, got {args.seed}")
     return args
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """The whole job."""
     cce.set_num_threads(args.threads)
-    if args.json:
-        with open(args.json, "a"):  # before an hour of training, not after it: can it be written?
+    if args.json:  # before an hour of training, not after it: can it be written?
+        was_there = Path(args.json).exists()
+        with open(args.json, "a"):
             pass
+        if not was_there:
+            Path(args.json).unlink()
     split = load_data(args)
     tables = make_tables(split, args)
     for name, table in zip(("users", "items"), tables, strict=True):
@@ -305,7 +310,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, MemoryError) as error:
         print(f"movielens.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0

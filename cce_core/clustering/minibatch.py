@@ -119,9 +119,11 @@ class MiniBatchKMeans(Estimator):
                         continue
                     centroids, counts, _, _ = _step(x[part], mass, centroids, counts)
                     steps += 1
-            labels, costs = assign(x, centroids)
+            exponent = scale_of(x, centroids)  # scaled here, so that the costs are in range as well
+            labels, costs = assign(np.ldexp(x, -exponent), np.ldexp(centroids, -exponent))
         self.cluster_centers_, self.counts_, self.labels_ = centroids, counts, labels
-        self.inertia_ = float(np.sum(costs * (weights.astype(np.float64) if given else 1.0), dtype=np.float64))
+        total = float(np.sum(costs * (weights.astype(np.float64) if given else 1.0), dtype=np.float64))
+        self.inertia_ = total * 4.0**exponent
         self.n_iter_, self.n_steps_, self.n_features_in_ = passes, steps, x.shape[1]
         return self
 

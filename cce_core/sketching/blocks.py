@@ -67,9 +67,9 @@ def _find(start: int, stop: int, ids: Any, column: Any, keys: Any, pointers: Any
             for n in range(n_ids):
                 at[n] = base + stride * multiply_high(keyed(premix(ids[first + n]), key), count)
     elif kind == POINTER:
-        per_id = np.uint64(column[PER_ID])
-        for n in range(n_ids):
-            at[n] = base + stride * read_bits(pointers, ids[first + n] * per_id + a, b)
+        per_id, last = np.uint64(column[PER_ID]), count - _one
+        for n in range(n_ids):  # `min`: pointers of a damaged file must not lead out of the memory
+            at[n] = base + stride * min(read_bits(pointers, ids[first + n] * per_id + a, b), last)
     elif kind == IDENTITY:
         for n in range(n_ids):
             at[n] = base + stride * ids[first + n]

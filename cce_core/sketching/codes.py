@@ -29,7 +29,7 @@ class CodesRun(Run):
         if counts is not None:  # a pursuit takes no weights: ids that count more come more often
             repeat = np.maximum(1, np.round(counts / counts.mean())).astype(np.int64)
             x = np.repeat(x, repeat, axis=0)[: 4 * len(x)]
-        self.before = float(np.square(x).sum(dtype=np.float64)) / len(x)
+        self.before = float(np.square(x.astype(np.float64)).sum()) / len(x)
         seed = derive_key(self.table.spec.seed, SAMPLES, self.table.generation)
         found = k_svd(x, self.n_clusters, layout.terms, n_iter=min(n_iter, _MOST_ITERATIONS), seed=seed)
         self.iterations.append(len(found.errors) - 1)
@@ -58,7 +58,7 @@ class CodesRun(Run):
                 sums += blocks.scatter(new, batch, factors)
                 seen += blocks.scatter(new, batch, np.ones_like(factors))
             rows = np.einsum("ns,nsd->nd", factors, found.dictionary[atoms])
-            error += float(np.square(vectors - rows).sum(dtype=np.float64))
+            error += float(np.square((vectors - rows).astype(np.float64)).sum())
             bar.update(len(batch))
         self.after = error / self.vocab
         self.empty = int(self.n_clusters - used.sum())

@@ -88,6 +88,9 @@ and 4 chunks: the least that fits is 296 bytes
     chosen = {
         name: v.item() if isinstance(v, np.generic) else v for name, v in chosen.items()
     }  # files hold plain types
+    for name, default in rule.options.items():
+        if isinstance(default, bool) and not isinstance(chosen[name], bool):
+            raise TypeError(f"{name} must be True or False, got {chosen[name]!r}")
     request = Request(
         vocab=vocab,
         dim=dim,

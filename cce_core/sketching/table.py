@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from cce_core.hashing.mix import derive_key
 from cce_core.sketching import blocks
 from cce_core.sketching.block_method import BlockMethod
 from cce_core.sketching.blocks import Sketch
+from cce_core.sketching.forward import Forward
 from cce_core.sketching.gradient import Gradient
 from cce_core.sketching.layout import Layout
 from cce_core.sketching.method import INITIAL_NORM, ArraySpec
@@ -31,24 +32,6 @@ if TYPE_CHECKING:
     from cce_core.sketching.learning import ClusterReport
 
 _EMPTY = np.empty(0, np.uint64)
-
-
-class Forward(NamedTuple):
-    """A forward pass: the vectors, and what spares the backward pass of the same ids its work.
-
-    Attributes:
-        vectors: float32 (*shape of the ids, dim); the caller may overwrite them.
-        ids: the ids as flat 64-bit words.
-        inner: the vectors before the projection, where there is one.
-        saved: the method's own.
-        generation: of the table.
-    """
-
-    vectors: NDArray[np.float32]
-    ids: NDArray[np.uint64]
-    inner: NDArray[np.float32] | None
-    saved: Any
-    generation: int
 
 
 class Table:
@@ -87,6 +70,7 @@ class Table:
         self._units = {name: array.unit for name, array in self._specs.items() if array.unit}
         self._parameters = {name: self._arrays[name] for name in self._units}
         self._end = None if spec.vocab is None else np.uint64(spec.vocab)
+        self._version = 0
         self._slots: dict[str, NDArray[Any]] = {}
         self.training_bytes: dict[str, int] = {}
         if isinstance(self.method, BlockMethod):
@@ -139,7 +123,14 @@ class Table:
         return {n: self._arrays[n] for n, array in self._specs.items() if not array.unit or (coded and n == "memory")}
 
     def settle(self) -> None:
-        """Round trained values into the codes of the memory, after they were changed; optimisers do it themselves."""
+        """Say that trained values were changed: with a codec they are rounded into the codes. Optimisers do it themselves.
+
+        Raises:
+            ValueError: the table is mapped read-only.
+        """
+        if not self.writeable:
+            raise ValueError("the table is mapped read-only; load it with mmap=False to change it")
+        self._version += 1
         if self.spec.codec != "float32":
             self.stored.settle()
             self.training_bytes["values"] = self.stored.training_bytes
@@ -247,8 +238,8 @@ class Table:
             ids: integers of any type and shape.
 
         Returns:
-            A `Forward`: its `vectors` are those of `lookup`; hand it to `backward` in place of the ids, before the parameters
-            change.
+            A `Forward`: its `vectors` are those of `lookup`; hand it to `backward` in place of the ids. What it
+            keeps is not used after a `settle`, which every step of an optimiser ends with.
 
         Raises:
             IndexError, TypeError: as for `lookup`.
@@ -262,12 +253,13 @@ class Table:
             >>> gradients = table.backward(seen, np.ones((2, 8)))
         """
         words = self._words(ids)
-        flat = words.reshape(-1)
+        flat = words.flatten()  # a copy: the caller's array may be another batch's by the time of the backward pass
         vectors, saved = self.method.forward(self, flat, keep=True)
         inner = None
         if self._projection is not None:
             inner, vectors = vectors, self._widened(vectors)
-        return Forward(vectors.reshape(*words.shape, self.spec.dim), flat, inner, saved, self.generation)
+        vectors = vectors.reshape(*words.shape, self.spec.dim)
+        return Forward(vectors, flat, inner, saved, self, self.generation, self._version)
 
     def _widened(self, inner: NDArray[np.float32]) -> NDArray[np.float32]:
         """inner · W + b."""
@@ -305,9 +297,13 @@ class Table:
         """
         dim = self.spec.dim
         if isinstance(ids, Forward):
+            if ids.table is not self:
+                raise ValueError("this forward pass is another table's: hand it to the table that made it")
             if ids.generation != self.generation:
                 raise ValueError("the table was clustered since this forward pass: look the ids up again")
             flat, inner, saved, shape = ids.ids, ids.inner, ids.saved, ids.vectors.shape
+            if ids.version != self._version:  # trained since: what was kept may be out of date
+                inner = saved = None
         else:
             words = self._words(ids)
             flat, inner, saved, shape = words.reshape(-1), None, None, (*words.shape, dim)
@@ -320,9 +316,8 @@ class Table:
             out["projection"] = slope = np.empty_like(self._projection)
             np.matmul(inner.T, vectors, out=slope[:-1])
             np.matmul(np.ones(len(vectors), np.float32), vectors, out=slope[-1])
-        self.training_bytes["gradient"] = sum(g.nbytes for g in out.values()) + sum(
-            s.nbytes for s in self._slots.values()
-        )
+        held = [array.nbytes for array in (*out.values(), *self._slots.values())]
+        self.training_bytes["gradient"] = sum(held)
         return out
 
     # --- learning the sketch ------------------------------------------------------------------------------------------

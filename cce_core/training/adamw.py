@@ -85,6 +85,10 @@ class AdamW(Optimizer):
         self.eps = _check.number("eps", eps, 0.0, open_at_least=True)
         self.weight_decay = _check.number("weight_decay", weight_decay, 0.0)
         self.lazy = bool(lazy)
+        if self.lr * self.weight_decay > 1.0:
+            raise ValueError(
+                f"lr · weight_decay must be at most 1, or values change their sign, got {lr:g} · {weight_decay:g}"
+            )
 
     def _update(self, p: NDArray[Any], g: NDArray[Any], unit: int, state: State) -> None:
         sliced(_dense, p.size, FLOATS_A_THREAD, p, g, *self._numbers(p, state))

@@ -60,9 +60,7 @@ class Optimizer(abc.ABC):
                 raise ValueError(f"the table has no parameter {name!r}; it has {', '.join(parameters)}")
             size = parameters[name].size
             if isinstance(gradient, SparseGradient):
-                _check.as_float32(f"gradient of {name}", gradient.values, (len(gradient.index), units[name]))
-                if gradient.size != size:
-                    raise ValueError(f"gradient of {name} must have {size:,} floats, got {gradient.size:,}")
+                grads = {**grads, name: _fitting(name, gradient, size, units[name])}
             else:
                 grads = {**grads, name: _check.as_float32(f"gradient of {name}", gradient, parameters[name].shape)}
         self._step(table, parameters, units, grads)
@@ -105,6 +103,9 @@ class Optimizer(abc.ABC):
             >>> cce.Adam(lr=1e-3).update(table, seen, 2 * seen.vectors)
         """
         out = table.backward(ids, grads, dense=self._moves_all())
+        for name, gradient in out.items():  # finite gradients of vectors may still add up to infinity
+            values = gradient.values if isinstance(gradient, SparseGradient) else gradient
+            _check.as_float32(f"gradient of {name}", values, values.shape)
         self._step(table, table.parameters(), table.units(), out)
 
     def _moves_all(self) -> bool:
@@ -133,3 +134,20 @@ class Optimizer(abc.ABC):
     def _update_touched(self, p: NDArray[Any], gradient: SparseGradient, unit: int, state: State) -> None:
         """Update a flat parameter from the gradient of its touched units; here, by way of the whole gradient."""
         self._update(p, gradient.dense(), unit, state)
+
+
+def _fitting(name: str, gradient: SparseGradient, size: int, unit: int) -> SparseGradient:
+    """The sparse gradient with float32 values, if it fits the parameter; ValueError, TypeError or IndexError if not."""
+    index = np.asarray(gradient.index)
+    if index.dtype.kind not in "iu" or index.ndim != 1:
+        raise TypeError(f"index of the gradient of {name} must be one row of integers, got {index.dtype} {index.shape}")
+    values = _check.as_float32(f"gradient of {name}", gradient.values, (len(index), unit))
+    if gradient.size != size:
+        raise ValueError(f"gradient of {name} must have {size:,} floats, got {gradient.size:,}")
+    if len(index) and not (int(index.min()) >= 0 and int(index.max()) < size // unit):
+        raise IndexError(
+            f"index of the gradient of {name} must be in [0, {size // unit}), got {index.min()} to {index.max()}"
+        )
+    if len(np.unique(index)) != len(index):
+        raise ValueError(f"index of the gradient of {name} names a unit twice: add its gradients up first")
+    return SparseGradient(np.ascontiguousarray(index, np.int64), values, size)

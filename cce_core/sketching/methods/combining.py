@@ -69,7 +69,7 @@ class Combining(RowMethod):
         vectors, saved = super().forward(table, ids, keep)
         if self.is_linear(table.spec):
             return vectors, saved
-        factors = vectors.reshape(len(ids), table.spec.n_chunks, -1)
+        factors = vectors.reshape(len(ids), table.spec.n_chunks, table.spec.inner)
         return factors.prod(1), (saved, factors) if keep else None
 
     def backward(
@@ -80,9 +80,11 @@ class Combining(RowMethod):
             return super().backward(table, ids, saved, grads, dense)
         if saved is None:
             vectors, _ = super().forward(table, ids, keep=False)
-            saved = None, vectors.reshape(len(ids), table.spec.n_chunks, -1)
+            saved = None, vectors.reshape(len(ids), table.spec.n_chunks, table.spec.inner)
         inner, factors = saved
         slopes = np.empty_like(factors)
         for c in range(factors.shape[1]):
             slopes[:, c] = np.delete(factors, c, axis=1).prod(1) * grads
-        return super().backward(table, ids, inner, slopes.reshape(len(ids), -1), dense)
+        return super().backward(
+            table, ids, inner, slopes.reshape(len(ids), table.spec.n_chunks * table.spec.inner), dense
+        )

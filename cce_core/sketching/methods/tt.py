@@ -117,7 +117,8 @@ class TensorTrain(Method):
             tree = trains.grow(ids[part], self.cores(table)) if saved is None else saved
             found = trains.gradients(tree, grads[part], dense)
             total = [a + b for a, b in zip(total, found, strict=True)] if total else found
-        return {f"core{k}": gradient for k, gradient in enumerate(total)}
+        shapes = [array.shape for array in self.arrays(table.spec).values()]
+        return {f"core{k}": g.reshape(shapes[k]) if dense else g for k, g in enumerate(total)}
 
 
 @functools.cache
