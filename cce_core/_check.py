@@ -23,10 +23,18 @@ def integer(name: str, value: Any, least: int = 0, most: int | None = None) -> i
     return value
 
 
-def number(name: str, value: Any, least: float, most: float | None = None, *, open_at_least: bool = False) -> float:
+def number(
+    name: str,
+    value: Any,
+    least: float,
+    most: float | None = None,
+    *,
+    open_at_least: bool = False,
+    in_float32: bool = False,
+) -> float:
     """`value` as a finite Python float within [least, most], or (least, most] where `open_at_least`.
 
-    It is used in float32, so what that cannot hold is refused: 0 aside, 1.2e-38 to 3.4e38.
+    With `in_float32`, what float32 cannot hold is refused: 0 aside, 1.2e-38 to 3.4e38.
     """
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
@@ -35,7 +43,7 @@ def number(name: str, value: Any, least: float, most: float | None = None, *, op
     if not np.isfinite(value) or not low or (most is not None and value > most):
         bounds = f"{'above' if open_at_least else 'at least'} {least:g}"
         raise ValueError(f"{name} must be {bounds}{'' if most is None else f' and at most {most:g}'}, got {value:g}")
-    if value and not _LEAST <= abs(value) <= _MOST:
+    if in_float32 and value and not _LEAST <= abs(value) <= _MOST:
         raise ValueError(f"{name} must be a number that float32 holds (1.2e-38 to 3.4e38, or 0), got {value:g}")
     return value
 

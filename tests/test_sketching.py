@@ -176,7 +176,7 @@ def test_a_budget_is_kept_and_used(method, kind, data):
     rank = data.draw(st.sampled_from([0, chunks]))
     budget = data.draw(st.integers(1, 60_000))
     if method in ("sparse", "sparse2"):
-        dim, rank = 2 * dim, 2 * rank  # two atoms want two floats
+        dim, rank, vocab = 2 * dim, 2 * rank, max(2, vocab)  # two atoms want two floats, and two ids
     make = {"vocab": vocab, "dim": dim, "n_chunks": chunks, "rank": None if method == "ldim" else rank}
     if data.draw(st.booleans()):
         make["codec"] = data.draw(st.sampled_from(CODECS))
@@ -190,7 +190,7 @@ def test_a_budget_is_kept_and_used(method, kind, data):
             cce.make_table(method, **make, **{kind: least - 1})
     used = table.num_params if kind == "num_params" else table.ledger().total
     assert used <= budget
-    grain = 2 * dim * 4 + (vocab * chunks // 8 + 8)  # a row more in float32, or a bit more a pointer
+    grain = 2 * dim * 4 + (vocab * max(chunks, 2) // 8 + 8)  # a row more in float32, or a bit more a pointer
     if method == "ldim":
         grain = 4 * (vocab + dim) + 64  # the rank is a whole number
     full = (

@@ -58,7 +58,7 @@ class Adagrad(Optimizer):
 
     def __init__(self, lr: float = 1e-2, eps: float = 1e-10, *, rowwise: bool = False) -> None:
         super().__init__(lr)
-        self.eps = _check.number("eps", eps, 0.0, open_at_least=True)
+        self.eps = _check.number("eps", eps, 0.0, open_at_least=True, in_float32=True)
         self.rowwise = bool(rowwise)
 
     def _update(self, p: NDArray[Any], g: NDArray[Any], unit: int, state: State) -> None:

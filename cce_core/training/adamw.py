@@ -82,8 +82,8 @@ class AdamW(Optimizer):
         self.betas = tuple(_below_one(f"betas[{i}]", beta) for i, beta in enumerate(betas))
         if len(self.betas) != 2:
             raise ValueError(f"betas must be two numbers, got {len(self.betas)}")
-        self.eps = _check.number("eps", eps, 0.0, open_at_least=True)
-        self.weight_decay = _check.number("weight_decay", weight_decay, 0.0)
+        self.eps = _check.number("eps", eps, 0.0, open_at_least=True, in_float32=True)
+        self.weight_decay = _check.number("weight_decay", weight_decay, 0.0, in_float32=True)
         self.lazy = bool(lazy)
         if self.lr * self.weight_decay > 1.0:
             raise ValueError(
@@ -133,7 +133,7 @@ class Adam(AdamW):
 
 
 def _below_one(name: str, value: Any) -> float:
-    beta = _check.number(name, value, 0.0)
+    beta = _check.number(name, value, 0.0, in_float32=True)
     if beta >= 1.0:
         raise ValueError(f"{name} must be below 1, got {beta:g}")
     return beta

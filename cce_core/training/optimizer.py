@@ -40,7 +40,7 @@ class Optimizer(abc.ABC):
     """
 
     def __init__(self, lr: float) -> None:
-        self.lr = _check.number("lr", lr, 0.0)
+        self.lr = _check.number("lr", lr, 0.0, in_float32=True)
         self._states: weakref.WeakKeyDictionary[Table, tuple[int, dict[str, State]]] = weakref.WeakKeyDictionary()
 
     def step(self, table: Table, grads: dict[str, Gradient]) -> None:

@@ -57,8 +57,8 @@ class SGD(Optimizer):
 
     def __init__(self, lr: float, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
         super().__init__(lr)
-        self.momentum = _check.number("momentum", momentum, 0.0, 1.0)
-        self.weight_decay = _check.number("weight_decay", weight_decay, 0.0)
+        self.momentum = _check.number("momentum", momentum, 0.0, 1.0, in_float32=True)
+        self.weight_decay = _check.number("weight_decay", weight_decay, 0.0, in_float32=True)
 
     def _moves_all(self) -> bool:
         return bool(self.momentum or self.weight_decay)
