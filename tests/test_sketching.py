@@ -44,7 +44,7 @@ def tables(draw, methods=METHODS, linear=False, **fixed):
     options = {name: draw(st.sampled_from(values)) for name, values in OPTIONS.get(method, {}).items()}
     if options.get("combine") == "mul" and (chunks == 1 or linear):
         options["combine"] = "add"
-    if options.get("n_atoms", 1) > (rank or dim):
+    if options.get("n_atoms", 1) > min(rank or dim, vocab):  # two atoms want two floats, and two ids
         options["n_atoms"] = 1
     if options.get("weights") == "concat" and options["n_hashes"] >= (rank or dim):
         options["weights"] = "shared"
