@@ -113,11 +113,11 @@ def check(ours: Any, rows: Any, torch_epoch: Any, case: str) -> None:
     order = np.random.default_rng(1).permutation(len(rows))
     expected: list[float] = []
     torch_epoch(order, expected)
-    users, items, labels = rows.users[order], rows.items[order], rows.labels[order]
+    pairs, labels = np.stack([rows.users, rows.items], axis=1)[order], rows.labels[order]
     got = []
     for start in range(0, len(rows), BATCH):
         part = slice(start, start + BATCH)
-        got.append(logloss(ours.step(users[part], items[part], labels[part]), labels[part]))
+        got.append(logloss(ours.step(pairs[part], labels[part]), labels[part]))
     worst = float(np.abs(np.array(got) - expected).max())
     if worst > 2e-3:
         raise AssertionError(f"{case}: the losses of an epoch differ by up to {worst:.2g}; nothing is timed")

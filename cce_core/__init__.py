@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cce_core.hashing import hash_strings as hash_strings
     from cce_core.hashing import mix_hash as mix_hash
     from cce_core.sketching import BudgetError as BudgetError
+    from cce_core.sketching import Collection as Collection
     from cce_core.sketching import SparseGradient as SparseGradient
     from cce_core.sketching import Table as Table
     from cce_core.sketching import TableSpec as TableSpec
@@ -42,7 +43,7 @@ _ROOMS = {
     "cce_core._threads": ("get_num_threads", "set_num_threads"),
     "cce_core.clustering": ("KMeans",),
     "cce_core.hashing": ("hash_strings", "mix_hash"),
-    "cce_core.sketching": ("BudgetError", "SparseGradient", "Table", "TableSpec", "load", "make_table"),
+    "cce_core.sketching": ("BudgetError", "Collection", "SparseGradient", "Table", "TableSpec", "load", "make_table"),
     "cce_core.sketching.methods": ("methods",),
     "cce_core.sketching.learning": ("ClusterReport",),
     "cce_core.storage": ("FileFormatError", "Ledger"),

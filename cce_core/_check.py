@@ -114,7 +114,7 @@ def as_float32(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.floa
             array = array.astype(np.float32)
     if not array.flags.c_contiguous:
         array = np.ascontiguousarray(array).reshape(shape)
-    where = _first_not_finite(array.reshape(-1))
+    where = first_not_finite(array.reshape(-1))
     if where >= 0:
         place = tuple(int(i) for i in np.unravel_index(where, shape)) if shape else ()
         fix = "; a smaller learning rate may help" if "gradient" in name or "memory" in name else ""
@@ -123,7 +123,8 @@ def as_float32(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.floa
 
 
 @jit
-def _first_not_finite(x: NDArray[np.float32]) -> int:
+def first_not_finite(x: NDArray[np.float32]) -> int:
+    """The first place that holds NaN or infinity; −1 where there is none."""
     # A finite number times zero is zero; NaN and infinity times zero are NaN, and a sum keeps NaN. Summed in lanes of
     # their own so that it becomes vector instructions.
     n, block = np.uint64(x.shape[0]), np.uint64(64)

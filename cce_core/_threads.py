@@ -124,7 +124,7 @@ def _wait(futures: list[Future[Any]]) -> None:
         raise came
 
 
-def sliced(kernel: Callable[..., Any], n: int, grain: int, *args: Any, align: int = 1) -> None:
+def sliced(kernel: Callable[..., Any], n: int, grain: int, *args: Any, align: int = 1) -> Any:
     """Call `kernel(start, stop, *args)` over slices that cover [0, n), one a thread.
 
     Args:
@@ -133,22 +133,23 @@ def sliced(kernel: Callable[..., Any], n: int, grain: int, *args: Any, align: in
         grain: fewest items that make another thread worth waking.
         args: passed through.
         align: every slice but the last starts and ends at a multiple of this.
+
+    Returns:
+        What the first slice gave that did not give 0 or None; otherwise what the last gave.
     """
     if n < 2 * grain:  # small work first: it is there that every microsecond shows
-        if n > 0:
-            kernel(0, n, *args)
-        return
+        return kernel(0, n, *args) if n > 0 else None
     parts = min(n // max(1, grain), get_num_threads())
     if parts <= 1:
-        if n > 0:
-            kernel(0, n, *args)
-        return
+        return kernel(0, n, *args) if n > 0 else None
     step = -(-n // (parts * align)) * align
     starts = range(0, n, step)
     futures = [_executor(parts).submit(kernel, s, min(s + step, n), *args) for s in starts[1:]]
     try:
-        kernel(0, min(step, n), *args)
+        given = kernel(0, min(step, n), *args)
     finally:
         _wait(futures)  # also when interrupted: no thread may go on writing into arrays that the caller has given up
     for future in futures:
-        future.result()
+        one = future.result()
+        given = given or one
+    return given

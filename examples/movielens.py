@@ -35,6 +35,7 @@ class GMF:
 
     def __init__(self, users: cce.Table, items: cce.Table, optimizer: Any) -> None:
         self.users, self.items, self.optimizer = users, items, optimizer
+        self.both = cce.Collection([users, items])
 
     def score(self, rows: Interactions) -> NDArray[np.float32]:
         """The logits of all rows."""
@@ -44,22 +45,22 @@ class GMF:
         ]
         return np.concatenate(parts)
 
-    def step(self, users: NDArray[Any], items: NDArray[Any], labels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """One step of gradient descent on a batch; gives the logits from before it."""
-        u, v = self.users.forward(users), self.items.forward(items)
-        score = logistic_dot(u.vectors, v.vectors, labels)  # each vector becomes (σ(score) − label) / n · the other one
-        self.optimizer.update(self.users, u, u.vectors)
-        self.optimizer.update(self.items, v, v.vectors)
+    def step(self, pairs: NDArray[Any], labels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """One step of gradient descent on a batch of (user, item); gives the logits from before it."""
+        seen = self.both.forward(pairs)
+        u, v = self.both.split(seen.vectors)
+        score = logistic_dot(u, v, labels)  # each vector becomes (σ(score) − label) / n · the other one
+        self.optimizer.update(self.both, seen, seen.vectors)
         return score
 
     def epoch(self, rows: Interactions, batch_size: int, rng: np.random.Generator, bar: Any = None) -> float:
         """One pass over the rows in random order; gives the mean log loss on the way."""
         order = rng.permutation(len(rows))
-        users, items, labels = rows.users[order], rows.items[order], rows.labels[order]
+        pairs, labels = np.stack([rows.users, rows.items], axis=1)[order], rows.labels[order]
         scores = np.empty(len(rows), np.float32)
         for start in range(0, len(rows), batch_size):
             part = slice(start, start + batch_size)
-            scores[part] = self.step(users[part], items[part], labels[part])
+            scores[part] = self.step(pairs[part], labels[part])
             if bar is not None:
                 bar.update(len(labels[part]))
         return logloss(scores, labels)

@@ -61,7 +61,7 @@ def test_no_pairs_are_no_scores():
     assert logistic_dot(np.empty((0, 3), np.float32), np.empty((0, 3), np.float32), []).shape == (0,)
 
 
-U = np.ones((2, 3), np.float32)
+U, W = np.ones((2, 3), np.float32), np.ones((2, 6), np.float32)
 
 
 @pytest.mark.parametrize(
@@ -70,8 +70,11 @@ U = np.ones((2, 3), np.float32)
         (U.astype(float), U, [1, 0], TypeError, "u must be a float32 array"),
         (U, [[1.0]], [1, 0], TypeError, "v must be a float32 array"),
         (U, np.ones((2, 4), np.float32), [1, 0], ValueError, "same shape"),
-        (U, U, [1, 0], ValueError, "two arrays"),
-        (U, U[:, ::-1], [1, 0], ValueError, "contiguous and writeable"),
+        (U, U, [1, 0], ValueError, "overlap"),
+        (W[:, :3], W[:, 2:5], [1, 0], ValueError, "overlap"),
+        (W[::-1, :3], W[::-1, 3:], [1, 0], ValueError, "side by side"),
+        (np.broadcast_to(U[:1], (2, 3)), U.copy(), [1, 0], ValueError, "writeable"),
+        (U, U.copy()[:, ::-1], [1, 0], ValueError, "side by side"),
         (U, U.copy(), [1], ValueError, r"labels must have shape \(2,\)"),
         (U, U.copy(), [1, np.nan], ValueError, "labels must be finite"),
     ],
@@ -80,3 +83,15 @@ def test_what_does_not_fit_is_refused_and_nothing_is_changed(u, v, labels, error
     with pytest.raises(error, match=message):
         logistic_dot(u, v, labels)
     assert (U == 1).all()
+    assert (W == 1).all()
+
+
+def test_the_columns_of_one_matrix():
+    rows, labels = np.random.default_rng(0).standard_normal((5, 10)).astype(np.float32), np.array([1, 0, 1, 1, 0])
+    u, v = rows[:, :4].copy(), rows[:, 5:9].copy()
+    scores = logistic_dot(u, v, labels)
+    kept = rows[:, [4, 9]].copy()
+    np.testing.assert_array_equal(logistic_dot(rows[:, :4], rows[:, 5:9], labels), scores)
+    np.testing.assert_array_equal(rows[:, :4], u)
+    np.testing.assert_array_equal(rows[:, 5:9], v)
+    np.testing.assert_array_equal(rows[:, [4, 9]], kept)

@@ -175,19 +175,25 @@ def test_small_products_exhaustively(width):
                 rng.standard_normal((rows, inner), np.float32),
                 rng.standard_normal((inner, width), np.float32),
             )
-            start = rng.standard_normal(2 + rows * width + 3).astype(np.float32)
             for flat, down, along in ((left, inner, 1), (left.T, 1, rows)):
-                out = start.copy()
-                numbers = [np.uint64(x) for x in (down, along, 1, rows, inner, width)]
-                down, along, b, *shape = numbers
-                source = np.concatenate([[7], flat.ravel()]).astype(np.float32)
-                add_product(
-                    out, np.uint64(2), source, np.uint64(1), down, along, np.append(np.float32(9), right), b, *shape
-                )
-                expected = start.copy()
-                expected[2 : 2 + rows * width] += (left.astype(np.float64) @ right).ravel().astype(np.float32)
-                np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
-                np.testing.assert_array_equal(out[[0, 1, -3, -2, -1]], start[[0, 1, -3, -2, -1]])
+                for gap in (0, 3):  # between the rows of the product, and between those of the right matrix
+                    wide, n = width + gap, 2 + rows * (width + gap) + 3
+                    start = rng.standard_normal(n).astype(np.float32)
+                    out, spread = start.copy(), np.full((inner, wide), 9, np.float32)
+                    spread[:, :width] = right
+                    source = np.concatenate([[7], flat.ravel()]).astype(np.float32)
+                    o, a, b, *numbers = [np.uint64(x) for x in (2, 1, 1, wide, down, along, wide, rows, inner, width)]
+                    step, down_, along_, apart, *shape = numbers
+                    add_product(
+                        out, o, step, source, a, down_, along_, np.append(np.float32(9), spread), b, apart, *shape
+                    )
+                    expected = start.copy()
+                    part = expected[2 : 2 + rows * wide].reshape(rows, wide)[:, :width]
+                    part += (left.astype(np.float64) @ right).astype(np.float32)
+                    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+                    untouched = np.ones(n, bool)
+                    untouched[2 : 2 + rows * wide].reshape(rows, wide)[:, :width] = False
+                    np.testing.assert_array_equal(out[untouched], start[untouched])
 
 
 @given(st.lists(st.integers(0, 30) | st.sampled_from([2**64 - 1, 2**63, 2**32]), max_size=60))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cce_core.hashing.mix import derive_key, mix_hash
 from cce_core.sketching import blocks
-from cce_core.sketching.blocks import Memory
+from cce_core.sketching.bundle import Bundle, Memory, Sketch
 from cce_core.sketching.gradient import Gradient
 from cce_core.sketching.layout import POINTER, Column, Layout
 from cce_core.sketching.method import INITIAL_NORM, ArraySpec, Method
@@ -44,6 +44,10 @@ class BlockMethod(Method):
     def appends_weights(self, spec: TableSpec) -> bool:
         """Whether an id's weights follow the sum as further floats of its vector."""
         return False
+
+    def is_plain(self, spec: TableSpec) -> bool:
+        """Whether a vector is a plain sum of blocks, as one compiled call for many tables takes it."""
+        return self.weighing(spec) is None and not self.layout(spec).signed
 
     def memory(self, spec: TableSpec, layout: Layout, rng: np.random.Generator) -> NDArray[np.float32]:
         """The first values of the memory: normal, so that vectors have norm `INITIAL_NORM` whatever the sizes are.
@@ -124,9 +128,9 @@ class BlockMethod(Method):
         """Blocks summed; addresses and weights are kept for the way back."""
         kept = None
         if keep and ids.shape[0] <= _KEPT_IDS:
-            kept = np.empty((len(table.sketch.layout.columns), ids.shape[0]), np.uint64)
+            kept = np.empty(len(table.sketch.layout.columns) * ids.shape[0], np.uint64)
         weights, found = self.weights_of(table, ids)
-        vectors = blocks.lookup(table.sketch, table.stored.view, ids, weights, kept)
+        vectors = blocks.lookup(table.sketch, table.stored.view, ids, weights, kept, table.bundle)
         if found is not None and self.appends_weights(table.spec):
             vectors = np.concatenate([vectors, found], axis=1)
         return vectors, (kept, weights) if keep else None
@@ -140,7 +144,7 @@ class BlockMethod(Method):
         direct = grads
         if self.appends_weights(table.spec):
             direct = np.ascontiguousarray(grads[:, : sketch.layout.dim])
-        out = {"memory": _scattered(table, "memory", sketch, ids, direct, weights, kept, dense)}
+        out = {"memory": _scattered(table, "memory", sketch, ids, direct, weights, kept, dense, table.bundle)}
         if weigher is not None:
             slopes = blocks.dot(sketch, table.stored.view, ids, direct, kept)
             if sketch.layout.signed:
@@ -148,24 +152,27 @@ class BlockMethod(Method):
             if direct is not grads:
                 slopes += grads[:, sketch.layout.dim :]
             name = "memory" if self.weights_in_memory else "weights"
-            more = _scattered(table, name, weigher, ids, slopes, None, None, dense)
+            more = _scattered(table, name, weigher, ids, slopes, None, None, dense, table.weigher_bundle)
             out[name] = out[name] + more if name in out else more  # type: ignore[operator]
         return out
+
+    def weights_memory(self, table: Table) -> Memory:
+        """Where the weights are kept."""
+        return table.stored.view if self.weights_in_memory else Memory(FLOAT32, table.arrays()["weights"])
 
     def weights_of(self, table: Table, ids: NDArray[np.uint64]) -> tuple[Any, Any]:
         """The factor of every column, float32 (n, columns) or None where all are 1; and that without the drawn signs."""
         drawn = blocks.signs(table.sketch, ids) if table.sketch.layout.signed else None
         if table.weigher is None:
             return drawn, None
-        source = table.stored.view if self.weights_in_memory else Memory(FLOAT32, table.arrays()["weights"])
-        found = blocks.lookup(table.weigher, source, ids)
+        found = blocks.lookup(*table.weigher_bundle.alone, ids, bundle=table.weigher_bundle)
         return found if drawn is None else found * drawn, found
 
 
 def _scattered(
-    table: Table, name: str, sketch: blocks.Sketch, ids: Any, grads: Any, weights: Any, kept: Any, dense: bool
+    table: Table, name: str, sketch: Sketch, ids: Any, grads: Any, weights: Any, kept: Any, dense: bool, bundle: Bundle
 ) -> Gradient:
     if dense:
-        return blocks.scatter(sketch, ids, grads, weights, kept)
+        return blocks.scatter(sketch, ids, grads, weights, kept, bundle)
     with table.slots(name, sketch.layout) as slots:
-        return blocks.scatter_sparse(sketch, ids, grads, slots, weights, kept)
+        return blocks.scatter_sparse(sketch, ids, grads, slots, weights, kept, bundle)

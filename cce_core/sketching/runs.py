@@ -12,7 +12,7 @@ from cce_core.clustering import KMeans, assign, least_entropies, update
 from cce_core.hashing.mix import derive_key
 from cce_core.sketching import blocks
 from cce_core.sketching.block_method import BlockMethod
-from cce_core.sketching.blocks import Memory, Sketch
+from cce_core.sketching.bundle import Memory, Sketch
 from cce_core.sketching.layout import HASH, POINTER, Layout
 from cce_core.sketching.source import Source
 from cce_core.sketching.spec import SAMPLES

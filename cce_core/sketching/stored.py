@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core.hashing.mix import derive_key
-from cce_core.sketching.blocks import Memory
+from cce_core.sketching.bundle import Memory
 from cce_core.sketching.spec import ROUNDINGS, TableSpec
 from cce_core.storage.codec import FLOAT32, codec
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from cce_core import _check
 from cce_core.hashing.mix import derive_key
 from cce_core.sketching import blocks
 from cce_core.sketching.block_method import BlockMethod
-from cce_core.sketching.blocks import Sketch
+from cce_core.sketching.bundle import Bundle, Part, Sketch
 from cce_core.sketching.forward import Forward
 from cce_core.sketching.gradient import Gradient
 from cce_core.sketching.layout import Layout
@@ -23,7 +24,7 @@ from cce_core.sketching.methods import get_method
 from cce_core.sketching.spec import VALUES, TableSpec
 from cce_core.sketching.stored import StoredMemory
 from cce_core.storage.codec import codec
-from cce_core.storage.files import FileFormatError, load_arrays, save_arrays
+from cce_core.storage.files import save_arrays
 from cce_core.storage.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from cce_core.sketching.learning import ClusterReport
 
-_EMPTY = np.empty(0, np.uint64)
+_EMPTY, _NEVER = np.empty(0, np.uint64), np.zeros(1, np.int64)
 
 
 class Table:
@@ -69,8 +70,10 @@ class Table:
         self._projection = self._arrays.get("projection")
         self._units = {name: array.unit for name, array in self._specs.items() if array.unit}
         self._parameters = {name: self._arrays[name] for name in self._units}
+        self._first = next(iter(self._parameters.values()))  # a file is mapped as a whole or not at all
         self._end = None if spec.vocab is None else np.uint64(spec.vocab)
-        self._version = 0
+        self.version = 0  # how often trained values were changed
+        self._age = self._arrays.get("generation", _NEVER)
         self._slots: dict[str, NDArray[Any]] = {}
         self.training_bytes: dict[str, int] = {}
         if isinstance(self.method, BlockMethod):
@@ -128,9 +131,9 @@ class Table:
         Raises:
             ValueError: the table is mapped read-only.
         """
-        if not self.writeable:
+        if not self._first.flags.writeable:
             raise ValueError("the table is mapped read-only; load it with mmap=False to change it")
-        self._version += 1
+        self.version += 1
         if self.spec.codec != "float32":
             self.stored.settle()
             self.training_bytes["values"] = self.stored.training_bytes
@@ -138,6 +141,23 @@ class Table:
     def units(self) -> dict[str, int]:
         """Floats of the blocks that each parameter is made of: what "row" means to sparse gradients and optimisers."""
         return dict(self._units)
+
+    @functools.cached_property
+    def bundle(self) -> Bundle:
+        """Sketch and memory as the compiled loops read them."""
+        return Bundle([Part(self.sketch, self.stored.view)])
+
+    @functools.cached_property
+    def weigher_bundle(self) -> Bundle:
+        """The same of the weights."""
+        assert self.weigher is not None
+        assert isinstance(self.method, BlockMethod)
+        return Bundle([Part(self.weigher, self.method.weights_memory(self))])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            name: value for name, value in self.__dict__.items() if not name.endswith("bundle")
+        }  # they hold addresses
 
     @property
     def writeable(self) -> bool:
@@ -155,7 +175,7 @@ class Table:
     @property
     def generation(self) -> int:
         """How often `cluster()` has changed this table; optimisers drop what they know of an earlier generation."""
-        return int(self._arrays["generation"][0]) if "generation" in self._arrays else 0
+        return self._age.item()
 
     @contextlib.contextmanager
     def slots(self, name: str, layout: Layout) -> Iterator[NDArray[Any]]:
@@ -259,7 +279,7 @@ class Table:
         if self._projection is not None:
             inner, vectors = vectors, self._widened(vectors)
         vectors = vectors.reshape(*words.shape, self.spec.dim)
-        return Forward(vectors, flat, inner, saved, self, self.generation, self._version)
+        return Forward(vectors, flat, inner, saved, self, self.generation, self.version)
 
     def _widened(self, inner: NDArray[np.float32]) -> NDArray[np.float32]:
         """inner · W + b."""
@@ -302,7 +322,7 @@ class Table:
             if ids.generation != self.generation:
                 raise ValueError("the table was clustered since this forward pass: look the ids up again")
             flat, inner, saved, shape = ids.ids, ids.inner, ids.saved, ids.vectors.shape
-            if ids.version != self._version:  # trained since: what was kept may be out of date
+            if ids.version != self.version:  # trained since: what was kept may be out of date
                 inner = saved = None
         else:
             words = self._words(ids)
@@ -403,29 +423,3 @@ class Table:
             True
         """
         save_arrays(path, self.arrays(), self.spec.as_json())
-
-
-def load(path: str | os.PathLike[str], *, mmap: bool = False) -> Table:
-    """Read a table that `Table.save` wrote: the same bits.
-
-    Args:
-        path: the file.
-        mmap: map the file instead of reading it; the table is then read-only, and its pages come in as they are used.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        FileFormatError: the file is torn, truncated, foreign, or of a version that this library does not read.
-
-    Example:
-        >>> import os, tempfile, cce_core as cce
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = os.path.join(folder, "item.safetensors")
-        ...     cce.make_table("hash", vocab=100, dim=8, num_params=80, seed=3).save(path)
-        ...     cce.load(path).spec.seed
-        3
-    """
-    arrays, spec = load_arrays(path, mmap=mmap)
-    try:
-        return Table(TableSpec.from_json(spec), arrays)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FileFormatError(f"{os.fspath(path)} does not fit together: {error}") from error

@@ -109,7 +109,7 @@ def _values(
     d, r, w = np.uint64(rows), np.uint64(inner), np.uint64(width)
     for m in range(start, stop):
         p, i = np.uint64(parents[m]), np.uint64(digits[m])
-        add_product(out, np.uint64(m) * d * w, above, p * d * r, r, _one, core, i * r * w, d, r, w)
+        add_product(out, np.uint64(m) * d * w, w, above, p * d * r, r, _one, core, i * r * w, w, d, r, w)
 
 
 @jit
@@ -121,7 +121,7 @@ def _to_core(
     for m in range(places.shape[0]):
         if places[m] >= start and places[m] < stop:
             p, i = np.uint64(parents[m]), np.uint64(places[m])
-            add_product(out, i * r * w, above, p * d * r, _one, r, slopes, np.uint64(m) * d * w, r, d, w)
+            add_product(out, i * r * w, w, above, p * d * r, _one, r, slopes, np.uint64(m) * d * w, w, r, d, w)
 
 
 @jit
@@ -133,7 +133,7 @@ def _to_parents(
     for m in range(parents.shape[0]):
         if parents[m] >= start and parents[m] < stop:
             p, i = np.uint64(parents[m]), np.uint64(digits[m])
-            add_product(out, p * d * r, slopes, np.uint64(m) * d * w, w, _one, turned, i * w * r, d, w, r)
+            add_product(out, p * d * r, r, slopes, np.uint64(m) * d * w, w, _one, turned, i * w * r, r, d, w, r)
 
 
 @jit

@@ -8,30 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
-from cce_core._jit import jit
 from cce_core._threads import sliced
 from cce_core.sketching.gradient import SparseGradient
 from cce_core.training.optimizer import FLOATS_A_THREAD, Optimizer, State
-
-
-@jit
-def _rows(start: int, stop: int, p: Any, index: Any, g: Any, sums: Any, lr: Any, eps: Any, rowwise: bool) -> None:
-    unit = g.shape[1]
-    for n in range(start, stop):
-        row = n if index is None else index[n]
-        if rowwise:
-            mean = np.float32(0.0)
-            for i in range(unit):
-                mean += g[n, i] * g[n, i]
-            sums[row] += mean / np.float32(unit)
-            scale = lr / (np.sqrt(sums[row]) + eps)
-            for i in range(unit):
-                p[row * unit + i] -= scale * g[n, i]
-        else:
-            for i in range(unit):
-                at = row * unit + i
-                sums[at] += g[n, i] * g[n, i]
-                p[at] -= lr * g[n, i] / (np.sqrt(sums[at]) + eps)
+from cce_core.training.rules import ADAGRAD, ROWWISE, adagrad
 
 
 class Adagrad(Optimizer):
@@ -43,6 +23,7 @@ class Adagrad(Optimizer):
         lr: learning rate, at least 0.
         eps: ε, above 0.
         rowwise: one number of state a row (a block of the memory) instead of one a float.
+        max_norm: clip the gradients of a step to this norm.
 
     References:
         Duchi, Hazan, Singer, JMLR 12 (2011).
@@ -56,10 +37,21 @@ class Adagrad(Optimizer):
         40
     """
 
-    def __init__(self, lr: float = 1e-2, eps: float = 1e-10, *, rowwise: bool = False) -> None:
-        super().__init__(lr)
+    def __init__(
+        self, lr: float = 1e-2, eps: float = 1e-10, *, rowwise: bool = False, max_norm: float | None = None
+    ) -> None:
+        super().__init__(lr, max_norm)
         self.eps = _check.number("eps", eps, 0.0, open_at_least=True, in_float32=True)
         self.rowwise = bool(rowwise)
+        self.rule = ROWWISE if self.rowwise else ADAGRAD
+
+    def state_arrays(self, size: int, unit: int, state: State) -> list[NDArray[np.float32]]:
+        """The sums of squares."""
+        return [state.array("squares", size // unit if self.rowwise else size)]
+
+    def constants(self, step: int) -> tuple[float, ...]:
+        """They do not change."""
+        return self.lr, self.eps
 
     def _update(self, p: NDArray[Any], g: NDArray[Any], unit: int, state: State) -> None:
         self._apply(p, None, g.reshape(-1, unit), unit, state)
@@ -68,6 +60,6 @@ class Adagrad(Optimizer):
         self._apply(p, gradient.index, gradient.values, unit, state)
 
     def _apply(self, p: NDArray[Any], index: Any, g: NDArray[Any], unit: int, state: State) -> None:
-        sums = state.array("squares", p.size // unit if self.rowwise else p.size)
+        sums = self.state_arrays(p.size, unit, state)[0]
         lr, eps = np.float32(self.lr), np.float32(self.eps)
-        sliced(_rows, len(g), FLOATS_A_THREAD // unit, p, index, g, sums, lr, eps, self.rowwise)
+        sliced(adagrad, len(g), FLOATS_A_THREAD // unit, p, index, g, sums, lr, eps, self.rowwise)

@@ -8,39 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
-from cce_core._jit import jit
 from cce_core._threads import sliced
 from cce_core.sketching.gradient import SparseGradient
 from cce_core.training.optimizer import FLOATS_A_THREAD, Optimizer, State
-
-_1 = np.float32(1.0)
-
-
-@jit
-def _dense(
-    start: int, stop: int, p: Any, g: Any, m: Any, v: Any,
-    beta1: float, beta2: float, keep: float, rate: float, correct: float, eps: float,
-) -> None:  # fmt: skip
-    b1, b2, k, r = np.float32(beta1), np.float32(beta2), np.float32(keep), np.float32(rate)
-    c, e, a1, a2 = np.float32(correct), np.float32(eps), _1 - b1, _1 - b2
-    for i in range(np.uint64(start), np.uint64(stop)):  # unsigned, so that the loop becomes vector instructions
-        mean = b1 * m[i] + a1 * g[i]
-        square = b2 * v[i] + a2 * g[i] * g[i]
-        m[i] = mean
-        v[i] = square
-        p[i] = k * p[i] - r * mean / (np.sqrt(square) * c + e)
-
-
-@jit
-def _touched(
-    start: int, stop: int, p: Any, index: Any, g: Any, m: Any, v: Any,
-    beta1: float, beta2: float, keep: float, rate: float, correct: float, eps: float,
-) -> None:  # fmt: skip
-    unit = g.shape[1]
-    for n in range(start, stop):
-        at = index[n] * unit
-        own = slice(at, at + unit)
-        _dense(0, unit, p[own], g[n], m[own], v[own], beta1, beta2, keep, rate, correct, eps)
+from cce_core.training.rules import ADAM, adam, adam_touched
 
 
 class AdamW(Optimizer):
@@ -56,6 +27,7 @@ class AdamW(Optimizer):
         weight_decay: λ.
         lazy: leave what the batch does not touch as it is: its moments are not decayed, its values neither moved nor
             decayed. It then costs the touched units alone, but is another algorithm. A dense gradient touches all.
+        max_norm: clip the gradients of a step to this norm.
 
     References:
         Kingma and Ba, arXiv:1412.6980; Loshchilov and Hutter, arXiv:1711.05101.
@@ -77,8 +49,9 @@ class AdamW(Optimizer):
         weight_decay: float = 1e-2,
         *,
         lazy: bool = False,
+        max_norm: float | None = None,
     ) -> None:
-        super().__init__(lr)
+        super().__init__(lr, max_norm)
         self.betas = tuple(_below_one(f"betas[{i}]", beta) for i, beta in enumerate(betas))
         if len(self.betas) != 2:
             raise ValueError(f"betas must be two numbers, got {len(self.betas)}")
@@ -91,31 +64,40 @@ class AdamW(Optimizer):
             )
 
     def _update(self, p: NDArray[Any], g: NDArray[Any], unit: int, state: State) -> None:
-        sliced(_dense, p.size, FLOATS_A_THREAD, p, g, *self._numbers(p, state))
+        sliced(adam, p.size, FLOATS_A_THREAD, p, g, *self._numbers(p, state))
 
     def _update_touched(self, p: NDArray[Any], gradient: SparseGradient, unit: int, state: State) -> None:
         if not self.lazy:
             super()._update_touched(p, gradient, unit, state)
         else:
             n, grain = len(gradient.index), FLOATS_A_THREAD // unit
-            sliced(_touched, n, grain, p, gradient.index, gradient.values, *self._numbers(p, state))
+            sliced(adam_touched, n, grain, p, gradient.index, gradient.values, *self._numbers(p, state))
 
-    def _moves_all(self) -> bool:
+    def moves_all(self) -> bool:
         return not self.lazy
+
+    rule = ADAM
+
+    def state_arrays(self, size: int, unit: int, state: State) -> list[NDArray[np.float32]]:
+        """Both moments."""
+        return [state.array("m", size), state.array("v", size)]
+
+    def constants(self, step: int) -> tuple[float, ...]:
+        """β₁, β₂, what the decay leaves, the step size, the correction of v, and ε."""
+        b1, b2 = self.betas
+        rate, correct = self.lr / (1.0 - b1**step), (1.0 - b2**step) ** -0.5
+        return b1, b2, 1.0 - self.lr * self.weight_decay, rate, correct, self.eps
 
     def _numbers(self, p: NDArray[Any], state: State) -> tuple[Any, ...]:
         """The moments, and the step's constants."""
-        b1, b2 = self.betas
-        rate, correct = self.lr / (1.0 - b1**state.step), (1.0 - b2**state.step) ** -0.5
-        keep = 1.0 - self.lr * self.weight_decay
-        return state.array("m", p.size), state.array("v", p.size), b1, b2, keep, rate, correct, self.eps
+        return *self.state_arrays(p.size, 1, state), *self.constants(state.step)
 
 
 class Adam(AdamW):
     """Adam: AdamW without weight decay.
 
     Args:
-        lr, betas, eps, lazy: as for `AdamW`.
+        lr, betas, eps, lazy, max_norm: as for `AdamW`.
 
     References:
         Kingma and Ba, arXiv:1412.6980.
@@ -127,9 +109,15 @@ class Adam(AdamW):
     """
 
     def __init__(
-        self, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, *, lazy: bool = False
+        self,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        *,
+        lazy: bool = False,
+        max_norm: float | None = None,
     ) -> None:
-        super().__init__(lr, betas, eps, 0.0, lazy=lazy)
+        super().__init__(lr, betas, eps, 0.0, lazy=lazy, max_norm=max_norm)
 
 
 def _below_one(name: str, value: Any) -> float:

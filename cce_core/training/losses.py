@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from cce_core import _check
 from cce_core._jit import jit
 from cce_core._threads import sliced
+from cce_core.sketching.moves import array_at
 
 _GRAIN = 1 << 15
 _0, _1 = np.float32(0.0), np.float32(1.0)
@@ -17,11 +18,11 @@ _one, _four, _lanes = np.uint64(1), np.uint64(4), np.uint64(8)
 
 
 @jit
-def _dot(a: Any, b: Any, low: np.uint64, high: np.uint64) -> np.float32:
-    """Σ a[i]·b[i] over [low, high), in eight sums side by side: each need not wait for the one before."""
+def _dot(a: Any, b: Any, n: np.uint64) -> np.float32:
+    """Σ a[i]·b[i] over [0, n), in eight sums side by side: each need not wait for the one before."""
     s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = _0
-    whole = high - (high - low) % _lanes
-    for i in range(low, whole, _lanes):
+    whole = n - n % _lanes
+    for i in range(np.uint64(0), whole, _lanes):
         j, k, m = i + _one, i + _four, i + _four + _one
         s0 += a[i] * b[i]
         s1 += a[j] * b[j]
@@ -31,25 +32,38 @@ def _dot(a: Any, b: Any, low: np.uint64, high: np.uint64) -> np.float32:
         s5 += a[m] * b[m]
         s6 += a[m + _one] * b[m + _one]
         s7 += a[m + _one + _one] * b[m + _one + _one]
-    for i in range(whole, high):
+    for i in range(whole, n):
         s0 += a[i] * b[i]
     return ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
 
 
 @jit
-def _logistic(start: int, stop: int, u: Any, v: Any, d: int, labels: Any, share: np.float32, scores: Any) -> None:
-    dim = np.uint64(d)
-    for n in range(np.uint64(start), np.uint64(stop)):
-        low, high = n * dim, (n + _one) * dim
-        score = _dot(u, v, low, high)
+def _logistic(start: int, stop: int, us: Any, vs: Any, labels: Any, share: float, scores: Any) -> int:
+    """1, and nothing is written, where the matrices overlap; 2 where the floats of a row do not lie side by side."""
+    n_rows, d = us.shape
+    row, u_at, v_at, u_step, v_step = 4 * d, us.ctypes.data, vs.ctypes.data, us.strides[0], vs.strides[0]
+    if (d > 1 and (us.strides[1] != 4 or vs.strides[1] != 4)) or (n_rows > 1 and min(u_step, v_step) < row):
+        return 2
+    last = n_rows - 1
+    if u_at + last * u_step + row > v_at and v_at + last * v_step + row > u_at:
+        apart = (v_at - u_at) % max(u_step, row)  # the rows of two parts of one matrix lie between each other's
+        if u_step != v_step or apart < row or apart > u_step - row:
+            return 1
+    dim, s = np.uint64(d), np.float32(share)
+    for n in range(
+        start, stop
+    ):  # the type of a matrix does not say that a row's floats lie side by side; these arrays do
+        u, v = array_at(u_at + n * u_step, d, np.float32), array_at(v_at + n * v_step, d, np.float32)
+        score = _dot(u, v, dim)
         small = np.exp(-abs(score))  # never overflows
         chance = (_1 if score >= _0 else small) / (_1 + small)
-        slope = (chance - labels[n]) * share
+        slope = (chance - labels[n]) * s
         scores[n] = score
-        for i in range(low, high):
+        for i in range(dim):
             here = u[i]
             u[i] = slope * v[i]
             v[i] = slope * here
+    return 0
 
 
 def logistic_dot(u: Any, v: Any, labels: Any) -> NDArray[np.float32]:
@@ -59,7 +73,8 @@ def logistic_dot(u: Any, v: Any, labels: Any) -> NDArray[np.float32]:
         u_n ← (σ(s_n) − y_n) / N · v_n        v_n ← (σ(s_n) − y_n) / N · u_n
 
     Args:
-        u, v: contiguous, writeable float32 (N, d), such as two lookups gave; overwritten by the gradients.
+        u, v: writeable float32 (N, d), such as two lookups gave, the floats of a vector side by side (they may be the columns of
+            one array that belong to two tables); overwritten by the gradients.
         labels: real numbers (N,), y: 1 for a like, 0 for a dislike, or a chance between.
 
     Returns:
@@ -82,16 +97,15 @@ def logistic_dot(u: Any, v: Any, labels: Any) -> NDArray[np.float32]:
     for name, array in (("u", u), ("v", v)):
         if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.ndim != 2:
             raise TypeError(f"{name} must be a float32 array (pairs, dim), got {getattr(array, 'dtype', type(array))}")
-        flags = array.flags
-        if not (flags.c_contiguous and flags.writeable):
-            raise ValueError(f"{name} must be contiguous and writeable: it is overwritten by its gradient; pass a copy")
+        if not array.flags.writeable:
+            raise ValueError(f"{name} must be writeable: it is overwritten by its gradient; pass a copy")
     if u.shape != v.shape:
         raise ValueError(f"u and v must have the same shape, got {u.shape} and {v.shape}")
-    if np.may_share_memory(u, v):
-        raise ValueError("u and v must be two arrays, not views of one: each is overwritten; pass a copy")
     y = _check.as_float32("labels", labels, (len(u),))
-    scores = np.empty(len(u), np.float32)
-    if len(u):
-        share, d = np.float32(1.0 / len(u)), u.shape[1]
-        sliced(_logistic, len(u), _GRAIN // max(1, d), u.reshape(-1), v.reshape(-1), d, y, share, scores)
+    (n, d), scores = u.shape, np.empty(len(u), np.float32)
+    fault = sliced(_logistic, n, _GRAIN // max(1, d), u, v, y, 1.0 / max(1, n), scores)
+    if fault == 1:
+        raise ValueError("u and v must not overlap: each is overwritten; pass a copy")
+    if fault == 2:
+        raise ValueError("the floats of each vector must lie side by side: u and v are overwritten; pass a copy")
     return scores

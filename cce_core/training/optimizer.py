@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
+import math
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
+from cce_core.sketching.collection import Collection
 from cce_core.sketching.gradient import Gradient, SparseGradient
 from cce_core.sketching.table import Table
 
@@ -31,16 +35,38 @@ class State:
         return self.arrays[name]
 
 
+def _scaled(gradient: Gradient, scale: np.float32) -> Gradient:
+    if isinstance(gradient, SparseGradient):
+        return dataclasses.replace(gradient, values=gradient.values * scale)
+    return gradient * scale
+
+
+@functools.cache
+def _fused() -> Any:
+    """Loaded where it is needed: it holds compiled loops of all formulas."""
+    from cce_core.training import fused
+
+    return fused
+
+
 class Optimizer(abc.ABC):
     """Updates the parameters of tables in place from their gradients.
+
+    With `max_norm` the gradients of a step (of all its tables, in a collection) are scaled so that their common Euclidean norm,
+    after the gradients of equal units have been summed, is at most that.
 
     One optimiser serves any number of tables; its state goes when the table goes. `cluster()` changes what the rows of a
     memory (and its weights) mean, so their state is dropped then (moments and step count, as for a new parameter); the state of
     a projection, whose meaning stays, is kept.
     """
 
-    def __init__(self, lr: float) -> None:
+    rule: int | None = None  # how `fused` knows the formula; None where it does not
+
+    def __init__(self, lr: float, max_norm: float | None = None) -> None:
         self.lr = _check.number("lr", lr, 0.0, in_float32=True)
+        self.max_norm = None if max_norm is None else _check.number("max_norm", max_norm, 0.0, open_at_least=True)
+        self._plans: weakref.WeakKeyDictionary[Collection, tuple[Any, list[Any]]] = weakref.WeakKeyDictionary()
+        self._last: tuple[Callable[[], Any], list[int], list[Any]] = (lambda: None), [], []
         self._states: weakref.WeakKeyDictionary[Table, tuple[int, dict[str, State]]] = weakref.WeakKeyDictionary()
 
     def step(self, table: Table, grads: dict[str, Gradient]) -> None:
@@ -63,7 +89,22 @@ class Optimizer(abc.ABC):
                 grads = {**grads, name: _fitting(name, gradient, size, units[name])}
             else:
                 grads = {**grads, name: _check.as_float32(f"gradient of {name}", gradient, parameters[name].shape)}
-        self._step(table, parameters, units, grads)
+        self.take([(table, grads)])
+
+    def take(self, gradients: list[tuple[Table, dict[str, Gradient]]]) -> None:
+        """`step` of several tables, with gradients that fit: all are checked to be finite, and clipped, before any is used."""
+        square = 0.0
+        for _, grads in gradients:
+            for name, gradient in grads.items():
+                values = gradient.values if isinstance(gradient, SparseGradient) else gradient
+                _check.as_float32(f"gradient of {name}", values, values.shape)
+                if self.max_norm is not None:
+                    square += float(np.square(values, dtype=np.float64).sum())
+        scale = 1.0 if self.max_norm is None or square <= self.max_norm**2 else self.max_norm / math.sqrt(square)
+        for table, grads in gradients:
+            if scale != 1.0:
+                grads = {name: _scaled(gradient, np.float32(scale)) for name, gradient in grads.items()}
+            self._step(table, table.parameters(), table.units(), grads)
 
     def _step(self, table: Table, parameters: Any, units: Any, grads: dict[str, Gradient]) -> None:
         """`step` with gradients that are known to fit."""
@@ -85,13 +126,13 @@ class Optimizer(abc.ABC):
         if len(states) > known:
             table.training_bytes["optimiser"] = self.state_bytes(table)
 
-    def update(self, table: Table, ids: Any, grads: Any) -> None:
-        """Backward pass and step in one: `step(table, table.backward(ids, grads))`, with the kind of gradient that suits.
+    def update(self, table: Table | Collection, ids: Any, grads: Any) -> None:
+        """Backward pass and step in one, with the kind of gradient that suits: `step(table, table.backward(ids, grads))`.
 
         Args:
-            table: whose parameters are updated.
-            ids: what was looked up, or the `Forward` of it.
-            grads: of the vectors, real numbers (*ids.shape, dim), finite.
+            table: whose parameters are updated; or a collection, whose tables all are, in one call.
+            ids: what was looked up, or the forward pass of it.
+            grads: of the vectors, real numbers in their shape, finite.
 
         Raises:
             IndexError, TypeError, ValueError: as for `backward` and `step`. No parameter is changed.
@@ -102,15 +143,40 @@ class Optimizer(abc.ABC):
             >>> seen = table.forward([1, 2])
             >>> cce.Adam(lr=1e-3).update(table, seen, 2 * seen.vectors)
         """
-        out = table.backward(ids, grads, dense=self._moves_all())
-        for name, gradient in out.items():  # finite gradients of vectors may still add up to infinity
-            values = gradient.values if isinstance(gradient, SparseGradient) else gradient
-            _check.as_float32(f"gradient of {name}", values, values.shape)
-        self._step(table, table.parameters(), table.units(), out)
+        if isinstance(table, Collection):
+            return _fused().update(self, table, ids, grads)
+        self.take([(table, table.backward(ids, grads, dense=self.moves_all()))])
 
-    def _moves_all(self) -> bool:
+    def moves_all(self) -> bool:
         """Whether a step moves what a batch did not touch, so that a dense gradient suits it better."""
         return False
+
+    def state_arrays(self, size: int, unit: int, state: State) -> list[NDArray[np.float32]]:
+        """The state of a parameter of `size` floats as the formula of `rule` takes it; at most two arrays."""
+        return []
+
+    def constants(self, step: int) -> tuple[float, ...]:
+        """The constants of that step, as the formula of `rule` takes them; at most six."""
+        return (self.lr,)
+
+    def plans(self, both: Collection, now: list[int], make: Callable[[Optimizer, Collection, Any], Any]) -> list[Any]:
+        """What `make` made of each group of a collection, for as long as its tables' generations are `now`."""
+        last, then, plans = self._last
+        if last() is not both or then != now:
+            known = self._plans.get(both)
+            if known is None or known[0] != now:
+                known = self._plans[both] = now, [make(self, both, group) for group in both.groups]
+            plans = known[1]
+            self._last = weakref.ref(both), now, plans
+        return plans
+
+    def state_of(self, table: Table, name: str) -> State:
+        """The state of one parameter."""
+        return self._of(table).setdefault(name, State())
+
+    def update_dense(self, p: NDArray[Any], g: NDArray[Any], unit: int, state: State) -> None:
+        """Update all of a flat parameter; the step has been counted."""
+        self._update(p, g, unit, state)
 
     def state_bytes(self, table: Table) -> int:
         """Bytes of state that are held for a table."""

@@ -8,31 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
-from cce_core._jit import jit
 from cce_core._threads import sliced
 from cce_core.sketching.gradient import SparseGradient
 from cce_core.training.optimizer import FLOATS_A_THREAD, Optimizer, State
-
-
-@jit
-def _plain(start: int, stop: int, p: Any, g: Any, lr: Any, decay: Any) -> None:
-    for i in range(np.uint64(start), np.uint64(stop)):  # unsigned, so that the loop becomes vector instructions
-        p[i] -= lr * (g[i] + decay * p[i])
-
-
-@jit
-def _momentum(start: int, stop: int, p: Any, g: Any, b: Any, lr: Any, decay: Any, mu: Any) -> None:
-    for i in range(np.uint64(start), np.uint64(stop)):  # unsigned, so that the loop becomes vector instructions
-        b[i] = mu * b[i] + g[i] + decay * p[i]
-        p[i] -= lr * b[i]
-
-
-@jit
-def _touched(start: int, stop: int, p: Any, index: Any, g: Any, lr: Any) -> None:
-    for n in range(start, stop):
-        at = index[n] * g.shape[1]
-        for i in range(g.shape[1]):
-            p[at + i] -= lr * g[n, i]
+from cce_core.training.rules import SGD as SGD_RULE
+from cce_core.training.rules import sgd, sgd_momentum, sgd_touched
 
 
 class SGD(Optimizer):
@@ -44,7 +24,8 @@ class SGD(Optimizer):
     Args:
         lr: learning rate, at least 0.
         momentum: μ in [0, 1].
-        weight_decay: λ, added to the gradient.
+        weight_decay: λ, added to the gradient (after any clipping).
+        max_norm: clip the gradients of a step to this norm.
 
     Example:
         >>> import numpy as np, cce_core as cce
@@ -55,25 +36,32 @@ class SGD(Optimizer):
         array([0.5, 1. ], dtype=float32)
     """
 
-    def __init__(self, lr: float, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
-        super().__init__(lr)
+    def __init__(
+        self, lr: float, momentum: float = 0.0, weight_decay: float = 0.0, *, max_norm: float | None = None
+    ) -> None:
+        super().__init__(lr, max_norm)
         self.momentum = _check.number("momentum", momentum, 0.0, 1.0, in_float32=True)
         self.weight_decay = _check.number("weight_decay", weight_decay, 0.0, in_float32=True)
 
-    def _moves_all(self) -> bool:
+    @property
+    def rule(self) -> int | None:  # type: ignore[override]
+        """Plain descent alone is compiled together with the backward pass."""
+        return None if self.moves_all() else SGD_RULE
+
+    def moves_all(self) -> bool:
         return bool(self.momentum or self.weight_decay)
 
     def _update(self, p: NDArray[Any], g: NDArray[Any], unit: int, state: State) -> None:
         lr, decay = np.float32(self.lr), np.float32(self.weight_decay)
         if self.momentum:
             buffer = state.array("momentum", p.size)
-            sliced(_momentum, p.size, FLOATS_A_THREAD, p, g, buffer, lr, decay, np.float32(self.momentum))
+            sliced(sgd_momentum, p.size, FLOATS_A_THREAD, p, g, buffer, lr, decay, np.float32(self.momentum))
         else:
-            sliced(_plain, p.size, FLOATS_A_THREAD, p, g, lr, decay)
+            sliced(sgd, p.size, FLOATS_A_THREAD, p, g, lr, decay)
 
     def _update_touched(self, p: NDArray[Any], gradient: SparseGradient, unit: int, state: State) -> None:
         if self.momentum or self.weight_decay:
             super()._update_touched(p, gradient, unit, state)
         else:
             n, grain = len(gradient.index), FLOATS_A_THREAD // unit
-            sliced(_touched, n, grain, p, gradient.index, gradient.values, np.float32(self.lr))
+            sliced(sgd_touched, n, grain, p, gradient.index, gradient.values, np.float32(self.lr))

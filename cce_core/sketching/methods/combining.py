@@ -43,6 +43,10 @@ class Combining(RowMethod):
         """A product is not."""
         return bool(spec.option("combine") != "mul")
 
+    def is_plain(self, spec: TableSpec) -> bool:
+        """Nor is it a plain sum."""
+        return super().is_plain(spec) and bool(spec.option("combine") != "mul")
+
     def floats_per_row(self, request: Request) -> int:
         """A row in each of the chunks' codebooks."""
         return request.inner if request.options["combine"] == "concat" else request.inner * request.n_chunks

@@ -1,0 +1,179 @@
+"""The lookup: blocks summed into vectors, and its derivative by the weights, as compiled loops."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from cce_core._jit import jit
+from cce_core.sketching.addressing import TILE, find, stage
+from cce_core.sketching.bundle import (
+    CODES,
+    COLUMNS,
+    COUNT,
+    FIRST,
+    KEPT,
+    KEYS,
+    LEFT,
+    N_CODES,
+    N_KEYS,
+    N_POINTERS,
+    N_SCALES,
+    OFFSET,
+    PAIRS,
+    POINTERS,
+    SCALES,
+    TERMS,
+    WIDTH,
+    WORD,
+)
+from cce_core.sketching.layout import BASE, REGION
+from cce_core.sketching.moves import add_blocks, add_scaled, array_at, copy_blocks, copy_pairs, prefetch
+from cce_core.storage.codec import BLOCK, CODECS, INT4, codec, fetch
+
+_zero, _one, _15, _line, _block = np.uint64(0), np.uint64(1), np.uint64(15), np.uint64(16), np.uint64(BLOCK)
+_0 = np.float32(0.0)
+_CACHED = 1 << 17  # codes: a smaller memory is in the core's own cache anyway
+
+
+# The loops below index flat arrays with unsigned numbers: Numba then leaves out its test for negative indices. `kept` holds
+# the addresses of a forward pass for its backward pass; a lookup fills it, the others read it; None finds them anew.
+
+
+def _make_gather(number: int) -> Callable[..., int]:
+    """The lookup in memories of codec `number`, for the rows (ids, or bags) [start, stop) of every part."""
+    kind = codec(CODECS[number]).dtype
+    scaled, halves = codec(CODECS[number]).most > 0, number == INT4
+
+    @jit
+    def gather(
+        start: int, stop: int, parts: Any, columns: Any, ids: Any, places: Any, offsets: Any, amounts: Any, weights: Any,
+        kept: Any, stride: int, out: Any,
+    ) -> int:  # fmt: skip
+        words, rows = np.empty(TILE, np.uint64), np.empty(TILE, np.uint64)
+        scratch, other, before = np.empty(TILE, np.uint64), np.empty(TILE, np.uint64), words
+        spare, outside = np.empty(TILE, np.float32), 0
+        adds = offsets is not None or amounts is not None or weights is not None
+        for p in range(parts.shape[0]):
+            part, place = parts[p], places[p]
+            codes = array_at(part[CODES], part[N_CODES], kind)
+            scales = array_at(part[SCALES], part[N_SCALES], np.float32)
+            keys = array_at(part[KEYS], part[N_KEYS], np.uint64)
+            pointers = array_at(part[POINTERS], part[N_POINTERS], np.uint64)
+            own, terms, w = columns[part[FIRST] : part[FIRST] + part[COLUMNS]], part[TERMS], np.uint64(part[WIDTH])
+            first, last, bag = start, stop, start
+            if offsets is not None:
+                first, last = offsets[place[OFFSET] + start], offsets[place[OFFSET] + stop]
+            if adds:
+                for row in range(start, stop):
+                    at_left = row * stride + part[LEFT]
+                    out[at_left : at_left + own.shape[0] // terms * part[WIDTH]] = _0
+            for low in range(first, last, TILE):
+                high = min(low + TILE, last)
+                bag = stage(low, high, ids, place, offsets, bag, part, stride, words, rows)
+                if bag < 0:
+                    bag, outside = -1 - bag, 1
+                count = np.uint64(high - low)
+                for j in range(own.shape[0]):
+                    at = scratch if j % 2 == 0 else other
+                    if kept is not None:
+                        begin = place[KEPT] + j * place[COUNT]
+                        at = kept[begin + low : begin + high]
+                    find(0, high - low, words, own[j], keys, pointers, at)
+                    region = np.uint64(own[j, REGION])
+                    past, left = np.uint64(own[j, BASE]) + region, np.uint64(j // terms) * w
+                    if part[N_CODES] > _CACHED:
+                        for n in range(count):
+                            for i in range(_zero, w, _line):
+                                prefetch(codes, (at[n] + i) >> np.uint64(halves))
+                    if part[PAIRS] == 1 and not adds:
+                        if j % 2 == 1:
+                            left = np.uint64(j // 2) * w
+                            copy_pairs(out, rows, left, codes, scales, before, _zero, count, w, at, number)
+                        before = at
+                        continue
+                    copies = not adds and j % terms == 0
+                    top, split = _zero, False
+                    for n in range(count):
+                        top = max(top, at[n])
+                        if scaled:  # moves are of up to 16 floats, each with one scale
+                            a, end = at[n], at[n] + w - _one
+                            split |= (a & _15) != _zero and (
+                                a // _block != end // _block or (halves and (a & _one) == _one)
+                            )
+                    factors = spare
+                    if weights is not None:
+                        for n in range(count):
+                            spare[n] = weights[np.uint64(low) + n, np.uint64(j)]
+                            if amounts is not None:
+                                spare[n] *= amounts[np.uint64(place[WORD] + low) + n]
+                    elif amounts is not None:
+                        factors = amounts[place[WORD] + low : place[WORD] + high]
+                    if top + w <= past and not split:
+                        if weights is not None or amounts is not None:
+                            add_scaled(out, rows, left, codes, scales, at, _zero, count, w, factors, number)
+                        elif copies:
+                            copy_blocks(out, rows, left, codes, scales, at, _zero, count, w, factors, number)
+                        else:
+                            add_blocks(out, rows, left, codes, scales, at, _zero, count, w, factors, number)
+                        continue
+                    for n in range(count):
+                        for i in range(w):
+                            source = at[n] + i
+                            if source >= past:
+                                source -= region
+                            value, o = fetch(number, codes, scales, source), rows[n] + left + i
+                            if weights is not None or amounts is not None:
+                                value *= factors[n]
+                            out[o] = value if copies else out[o] + value
+        return outside
+
+    return gather
+
+
+def _make_dot(number: int) -> Callable[..., None]:
+    """The gradient of the weights: out[n, j] = ⟨vectors[n, chunk of j], block of column j⟩."""
+
+    @jit
+    def dot(
+        start: int, stop: int, ids: Any, columns: Any, keys: Any, pointers: Any, memory: Any, scales: Any,
+        kept: Any, terms: int, width: int, vectors: Any, out: Any,
+    ) -> None:  # fmt: skip
+        w = np.uint64(width)
+        dim = np.uint64(columns.shape[0] // terms) * w
+        scratch = np.empty(TILE, np.uint64)
+        for low in range(start, stop, TILE):
+            high = min(low + TILE, stop)
+            for j in range(columns.shape[0]):
+                at = scratch
+                if kept is None:
+                    find(low, high, ids, columns[j], keys, pointers, at)
+                else:
+                    at = kept[j * ids.shape[0] + low : j * ids.shape[0] + high]
+                region = np.uint64(columns[j, REGION])
+                past, left = np.uint64(columns[j, BASE]) + region, np.uint64(j // terms) * w
+                for n in range(np.uint64(high - low)):
+                    o, total = (np.uint64(low) + n) * dim + left, np.float32(0.0)
+                    for i in range(w):
+                        place = at[n] + i
+                        if place >= past:
+                            place -= region
+                        total += vectors[o + i] * fetch(number, memory, scales, place)
+                    out[np.uint64(low) + n, np.uint64(j)] = total
+
+    return dot
+
+
+@functools.cache
+def gather_of(number: int) -> Callable[..., int]:
+    """The lookup for memories of that codec."""
+    return _make_gather(number)
+
+
+@functools.cache
+def dot_of(number: int) -> Callable[..., None]:
+    """The derivative by the weights for memories of that codec."""
+    return _make_dot(number)

@@ -1,0 +1,73 @@
+"""Blocks moved by vector instructions, against slices; every width, codec and alignment that the lookup may ask for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cce_core._jit import jit
+from cce_core.sketching.moves import add_blocks, add_scaled, array_at, copy_blocks, prefetch
+from cce_core.storage.codec import CODECS, codec
+
+
+def mover(number):
+    kind = codec(CODECS[number]).dtype
+
+    @jit
+    def run(how, address, n, to, tos, shift, scales, froms, back, count, width, factors):
+        codes = array_at(address, n, kind)
+        prefetch(codes, np.uint64(n))  # past the end: only asked for
+        if how == 0:
+            copy_blocks(to, tos, shift, codes, scales, froms, back, count, width, factors, number)
+        elif how == 1:
+            add_blocks(to, tos, shift, codes, scales, froms, back, count, width, factors, number)
+        else:
+            add_scaled(to, tos, shift, codes, scales, froms, back, count, width, factors, number)
+
+    return run
+
+
+@pytest.mark.parametrize("number", range(len(CODECS)), ids=CODECS)
+def test_every_width_moves_its_floats_alone(number):
+    kept, run, rng = codec(CODECS[number]), mover(number), np.random.default_rng(number)
+    codes, scales = kept.encode(rng.standard_normal(64 * 12).astype(np.float32))
+    decoded = kept.decode(codes, scales, 64 * 12)
+    for width in (*range(1, 36), 64, 100):
+        # from places where no move of up to 16 floats crosses a scale's 64: those that the lookup sends here
+        froms = np.array([0, 64, 16 * 9, 64 * 5], np.uint64)
+        if width <= 16 and number < 2:
+            froms += np.uint64(3)  # without scales any place will do
+        tos = np.array([0, 1, 2, 3], np.uint64) * np.uint64(width + 2)
+        factors = rng.standard_normal(4).astype(np.float32)
+        for count in range(5):
+            for how in range(3):
+                to = rng.standard_normal(4 * (width + 2) + 5).astype(np.float32)
+                expected = to.copy()
+                for n in range(count):
+                    o, a = int(tos[n]) + 1, int(froms[n]) + 64
+                    block = decoded[a : a + width]
+                    if how == 0:
+                        expected[o : o + width] = block
+                    else:
+                        expected[o : o + width] += block * factors[n] if how == 2 else block
+                shift, back, number_of, w = (np.uint64(k) for k in (1, 64, count, width))
+                run(how, codes.ctypes.data, codes.size, to, tos, shift, scales, froms, back, number_of, w, factors)
+                np.testing.assert_array_equal(to, expected)
+
+
+def test_single_floats_of_int4_at_odd_places():
+    kept, run = codec("int4"), mover(CODECS.index("int4"))
+    codes, scales = kept.encode(np.arange(64, dtype=np.float32))
+    to, at = np.zeros(64, np.float32), np.arange(64, dtype=np.uint64)
+    zero, one = np.uint64(0), np.uint64(1)
+    run(0, codes.ctypes.data, codes.size, to, at, zero, scales, at, zero, np.uint64(64), one, np.ones(64, np.float32))
+    np.testing.assert_array_equal(to, kept.decode(codes, scales, 64))
+
+
+def test_overlapping_targets_are_added_in_order():
+    run, zero = mover(0), np.uint64(0)
+    memory, to = np.array([1.0, 2.0, 4.0, 8.0], np.float32), np.zeros(3, np.float32)
+    tos, froms = np.array([0, 1, 0], np.uint64), np.array([0, 2, 1], np.uint64)
+    ones = np.ones(3, np.float32)
+    run(1, memory.ctypes.data, 4, to, tos, zero, memory, froms, zero, np.uint64(3), np.uint64(2), ones)
+    np.testing.assert_array_equal(to, [1 + 2, 2 + 4 + 4, 8])
