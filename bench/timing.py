@@ -11,7 +11,12 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One comparison: medians in seconds, and how many times faster ours is than the peer."""
+    """One comparison: medians in seconds, and how many times faster ours is than the peer.
+
+    Attributes:
+        nbytes: what must be moved at least, 0 where nobody has counted.
+        floor: seconds that moving it takes at the bandwidth of a copy.
+    """
 
     name: str
     case: str
@@ -19,6 +24,8 @@ class Row:
     peer: str
     peers: list[float]
     target: float
+    nbytes: int = 0
+    floor: float = 0.0
 
     @property
     def ratio(self) -> float:
@@ -37,6 +44,8 @@ class Row:
             "peer_spread_s": [min(self.peers), max(self.peers)],
             "ratio": self.ratio,
             "target": self.target,
+            "bytes": self.nbytes,
+            "floor_s": self.floor,
         }
 
     def __str__(self) -> str:
@@ -45,6 +54,7 @@ class Row:
         return (
             f"{self.name} {self.case}: ours {ours * 1e3:.1f} ms ({spread}), {self.peer} {theirs * 1e3:.1f} ms "
             f"({min(self.peers) * 1e3:.1f}-{max(self.peers) * 1e3:.1f}): {self.ratio:.1f}x (target {self.target:g}x)"
+            + (f"; {self.nbytes / 1e6:.3g} MB, {ours / self.floor:.1f} times the floor" if self.floor else "")
         )
 
 
