@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 
-from bench import dhe, epoch, kmeans, tt
-from bench.timing import Row
+from bench import cluster, dhe, epoch, kmeans, tt
+from bench.timing import Figures, Row
 
-BENCHMARKS: dict[str, Callable[[bool], Iterable[Row]]] = {
+BENCHMARKS: dict[str, Callable[[bool], Iterable[Row | Figures]]] = {
+    "cluster": cluster.run,
     "dhe": dhe.run,
     "epoch": epoch.run,
     "kmeans": kmeans.run,
