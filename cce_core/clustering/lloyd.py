@@ -94,19 +94,27 @@ def _assign_line(start: int, stop: int, x: Any, line: Any, places: Any, labels: 
 @jit
 def add_up(start: int, stop: int, size: int, points: Any, n: int, labels: Any, weights: Any, sums: Any) -> None:
     """Per block [start, stop) of `size` tiles: weighted sums of each label's points, and its weight, (blocks, k, d + 1)."""
-    d = points.shape[1]
+    d, lanes, over = (
+        np.uint64(points.shape[1]),
+        np.uint64(LANES),
+        np.uint64(n),
+    )  # unsigned: no test for negative indices
     weighted = weights.shape[0] > 0
     for block in range(start, stop):
         total = sums[block]
-        for t in range(block * size, min(points.shape[0], (block + 1) * size)):
-            tile = points[t]
-            for i in range(min(LANES, n - t * LANES)):
-                place = t * LANES + i
-                row = total[labels[place]]
-                weight = np.float64(weights[place]) if weighted else np.float64(1.0)
-                for j in range(d):
-                    row[j] += weight * np.float64(tile[j, i])
-                row[d] += weight
+        for t in range(np.uint64(block * size), np.uint64(min(points.shape[0], (block + 1) * size))):
+            tile, first = points[t], t * lanes
+            for i in range(min(lanes, over - first)):
+                label = np.uint64(labels[first + i])
+                if weighted:
+                    weight = np.float64(weights[first + i])
+                    for j in range(d):
+                        total[label, j] += weight * np.float64(tile[j, i])
+                    total[label, d] += weight
+                else:
+                    for j in range(d):
+                        total[label, j] += np.float64(tile[j, i])
+                    total[label, d] += np.float64(1.0)
 
 
 def as_points(name: str, value: Any, d: int | None = None) -> Points:

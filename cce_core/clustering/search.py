@@ -183,7 +183,7 @@ def search_some(
     best, which, second = np.empty(LANES, np.float32), np.empty(LANES, np.int32), np.empty(LANES, np.float32)
     local = np.empty((d + 1, room if sifting else 0), np.float32)
     turned, lengths = np.empty((d, LANES), np.float32), np.empty(LANES, np.float32)
-    endless = np.full(LANES, np.inf, np.float32)
+    endless, doubts = np.full(LANES, np.inf, np.float32), np.empty(LANES, np.int32)
     longest = np.float32(np.inf)
     mid = centre
     if sifting and levels == 0:
@@ -217,13 +217,18 @@ def search_some(
         turn(here, mid, turned)
         lower(here, mid.reshape(d, 1), endless, lengths)
         sift(turned, local, count, best, which, second)
+        open_ones = 0
         for i in range(LANES):
-            nearest = which[i]
-            if second[i] - best[i] <= _doubtful(d, lengths[i], best[i], longest):
-                nearest = _settle(here, i, these, count, near)
-            total = np.float32(0.0)
-            for j in range(d):
-                apart = here[j, i] - these[j, nearest]
+            doubts[i] = second[i] - best[i] <= _doubtful(d, lengths[i], best[i], longest)
+            open_ones += doubts[i]
+        if open_ones > 0:
+            for i in range(LANES):
+                if doubts[i]:
+                    which[i] = _settle(here, i, these, count, near)
+        for i in range(LANES):
+            total, nearest = np.float32(0.0), np.uint64(which[i])
+            for j in range(np.uint64(d)):
+                apart = here[j, np.uint64(i)] - these[j, nearest]
                 total += apart * apart
             labels[first + i] = named[nearest]
             costs[first + i] = total
