@@ -105,8 +105,9 @@ def check(x: Any, start: Any, by_faiss: Peer | None) -> list[float]:
 
 
 def rounds(seconds: float, quick: bool) -> int:
-    """How many rounds of so many seconds: 5 of short ones (2 where `quick`), 1 of those that take a minute."""
-    return max(1, min(2 if quick else 5, int((5 if quick else 30) / seconds)))
+    """How many rounds of so many seconds: 25 of the shortest, 5 of short ones (2 where `quick`), 1 of half a minute."""
+    most = 25 if seconds < 0.1 else 2 if quick else 5
+    return max(1, min(most, int((5 if quick else 30) / seconds)))
 
 
 def compare(case: str, x: Any, start: Any, found: dict[str, Peer], quick: bool) -> Iterator[Row]:
@@ -128,8 +129,8 @@ def compare(case: str, x: Any, start: Any, found: dict[str, Peer], quick: bool) 
         yield Row("kmeans", case, times[0], names[best], times[1 + best], 3.0)
 
 
-def chunk_vectors(width: int) -> Iterator[tuple[str, Any]]:
-    """Chunk vectors of trained tables, all chunks of all ids."""
+def chunk_vectors(width: int) -> Iterator[tuple[str, Any, list[Any]]]:
+    """Chunk vectors of trained tables: all chunks of all ids, and one chunk of each table."""
     sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
     from movielens import GMF
 
@@ -154,7 +155,8 @@ def chunk_vectors(width: int) -> Iterator[tuple[str, Any]]:
             for table in tables:
                 table.cluster(show_progress=False)
         model.epoch(rows, 4096, rng)
-        yield name, np.concatenate([t.lookup(np.arange(t.spec.vocab)).reshape(-1, width) for t in tables])
+        vectors = [t.lookup(np.arange(t.spec.vocab)) for t in tables]
+        yield name, np.concatenate([v.reshape(-1, width) for v in vectors]), [v[:, :width] for v in vectors]
 
 
 def growth(quick: bool) -> Iterator[Figures]:
@@ -202,10 +204,15 @@ def run(quick: bool) -> Iterator[Row | Figures]:
             x, start = normal(d, k)
             yield from compare(f"normal, d {d}, k {k}, n {len(x)}", x, start, found, quick)
     for width in (2, 4, 8):
-        for name, vectors in chunk_vectors(width):
+        for name, vectors, ones in chunk_vectors(width):
             k = min(1024, max(16, len(vectors) // POINTS))
             some = np.random.default_rng(2).permutation(len(vectors))[: POINTS * k]
             x, start = problem(np.ascontiguousarray(vectors[some]), k)
             yield from compare(f"chunks, {name}, d {width}, k {k}, n {len(x)}", x, start, found, quick)
+            for one in ones if len(vectors) < 20_000 else []:  # as `cluster()` has them: calls weigh most there
+                for k in (64, 256):
+                    x, start = problem(np.ascontiguousarray(one), k)
+                    case = f"one chunk, {name}, d {width}, k {k}, n {len(x)}"
+                    yield from compare(case, x, start, found, quick)
     yield from growth(quick)
     print(f"kmeans: {time.perf_counter() - started:.0f} s in all")
