@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import platform
 import sys
-from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from bench import dhe, epoch, kmeans, lookups, tt
-from bench.timing import Row
-
-BENCHMARKS: dict[str, Callable[[bool], Iterable[Row]]] = {
-    "dhe": dhe.run,
-    "epoch": epoch.run,
-    "kmeans": kmeans.run,
-    "lookups": lookups.run,
-    "tt": tt.run,
-}
+# Each has a module of that name with `run(quick)`, loaded when it is asked for: what one needs the others may do without.
+BENCHMARKS = ("cluster", "dhe", "epoch", "gpu", "kmeans", "lookups", "scale", "torch_step", "tt")
+DEFAULT = tuple(name for name in BENCHMARKS if name not in ("gpu", "scale"))  # a GPU, and gigabytes, are not everyone's
 
 
 def machine() -> dict[str, str]:
@@ -42,19 +36,25 @@ def machine() -> dict[str, str]:
 def main() -> int:
     """Run the benchmarks that were named, all of them by default."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=str(__doc__).split(": ", 1)[1])
-    parser.add_argument("names", nargs="*", metavar="name", help=f"among {', '.join(BENCHMARKS)} (default: all)")
+    parser.add_argument(
+        "names", nargs="*", metavar="name", help=f"among {', '.join(BENCHMARKS)} (default: {', '.join(DEFAULT)})"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the rows there")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
-    parser.add_argument("--plot", metavar="FILE", help="draw there how k-means grows (needs matplotlib)")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="draw there how time grows, for kmeans and scale (needs matplotlib)"
+    )
     args = parser.parse_args()
-    kmeans.plot_to = args.plot
     unknown = sorted(set(args.names) - set(BENCHMARKS))
     if unknown:
         parser.error(f"unknown benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
     print("  ".join(f"{k} {v}" for k, v in machine().items()))
     rows = []
-    for name in args.names or BENCHMARKS:
-        for row in BENCHMARKS[name](args.quick):
+    for name in args.names or DEFAULT:
+        module: Any = importlib.import_module(f"bench.{name}")
+        if hasattr(module, "plot_to"):
+            module.plot_to = args.plot
+        for row in module.run(args.quick):
             print(row, flush=True)
             rows.append(row.as_json())
     if args.json:

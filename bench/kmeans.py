@@ -10,6 +10,7 @@ How time grows with points, centroids and coordinates is fitted as a power, and 
 from __future__ import annotations
 
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,10 +20,11 @@ from typing import Any
 import numpy as np
 
 import cce_core as cce
-from bench.timing import Row, in_turn
+from bench.timing import Figures, Row, in_turn
 from cce_core.clustering import assign
 
 ITERATIONS, THREADS, POINTS = 25, 2, 256
+LONG = 5.0  # seconds
 MOST_ABOVE = 1.001  # of faiss's inertia
 plot_to: str | None = None
 
@@ -81,9 +83,11 @@ def normal(d: int, k: int) -> tuple[Any, Any]:
     return problem(np.random.default_rng(d * k).normal(size=(POINTS * k, d)).astype(np.float32), k)
 
 
-def check(x: Any, start: Any, by_faiss: Peer | None) -> None:
-    """Refuse to time a fit whose labels are not the definition's, or that ends above faiss."""
+def check(x: Any, start: Any, by_faiss: Peer | None) -> list[float]:
+    """Refuse to time a fit whose labels are not the definition's, or that ends above faiss; seconds of the two fits."""
+    started = time.perf_counter()
     found = ours(x, start)
+    seconds = [time.perf_counter() - started]
     some = np.random.default_rng(0).choice(len(x), min(len(x), 500), replace=False)
     apart = np.zeros((len(some), len(start)), np.float32)
     for j in range(x.shape[1]):
@@ -91,29 +95,42 @@ def check(x: Any, start: Any, by_faiss: Peer | None) -> None:
     if not np.array_equal(apart.argmin(axis=1), found.labels_[some]):
         raise AssertionError("labels are not those of the definition; nothing is timed")
     if by_faiss is not None:
-        theirs = float(assign(x, by_faiss(x, start))[1].sum(dtype=np.float64))
+        started = time.perf_counter()
+        centroids = by_faiss(x, start)
+        seconds.append(time.perf_counter() - started)
+        theirs = float(assign(x, centroids)[1].sum(dtype=np.float64))
         if found.inertia_ > MOST_ABOVE * theirs:
             raise AssertionError(f"inertia {found.inertia_:.6g} is above faiss's {theirs:.6g}; nothing is timed")
+    return seconds
+
+
+def rounds(seconds: float, quick: bool) -> int:
+    """How many rounds of so many seconds: 25 of the shortest, 5 of short ones (2 where `quick`), 1 of half a minute."""
+    most = 25 if seconds < 0.1 else 2 if quick else 5
+    return max(1, min(most, int((5 if quick else 30) / seconds)))
 
 
 def compare(case: str, x: Any, start: Any, found: dict[str, Peer], quick: bool) -> Iterator[Row]:
     """One case against each peer, scikit-learn by the better of its two algorithms."""
     d, k = x.shape[1], len(start)
-    check(x, start, found.get("faiss"))
-    turns = 1 if k > 1024 else 2 if quick else 5
+    first = check(x, start, found.get("faiss"))
+    long = sum(first) > LONG  # then the fits that were checked count as well
     if "faiss" in found:
-        times = in_turn(turns, lambda: ours(x, start), lambda: found["faiss"](x, start))
+        turns = rounds(sum(first), quick)
+        times = in_turn(turns, lambda: ours(x, start), lambda: found["faiss"](x, start), warm=long)
+        times = [[*seconds, one] if long else seconds for seconds, one in zip(times, first, strict=True)]
         yield Row("kmeans", case, times[0], "faiss", times[1], 2.0 if d <= 4 else 1.0)
     if "scikit-learn lloyd" in found and d <= 8 and k <= 1024:
         names = ["scikit-learn lloyd", "scikit-learn elkan"]
         runs = [lambda f=found[name]: f(x, start) for name in names]  # type: ignore[misc]
-        times = in_turn(1 if quick else 3, lambda: ours(x, start), *runs)
-        best = min((0, 1), key=lambda i: sorted(times[1 + i])[len(times[1 + i]) // 2])
+        turns = rounds(150 * first[0], quick)  # at k = 1,024 theirs take so much longer
+        times = in_turn(turns, lambda: ours(x, start), *runs, warm=turns == 1)
+        best = min((0, 1), key=lambda i: statistics.median(times[1 + i]))
         yield Row("kmeans", case, times[0], names[best], times[1 + best], 3.0)
 
 
-def chunk_vectors(width: int) -> Iterator[tuple[str, Any]]:
-    """Chunk vectors of trained tables, all chunks of all ids."""
+def chunk_vectors(width: int) -> Iterator[tuple[str, Any, list[Any]]]:
+    """Chunk vectors of trained tables: all chunks of all ids, and one chunk of each table."""
     sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
     from movielens import GMF
 
@@ -138,10 +155,11 @@ def chunk_vectors(width: int) -> Iterator[tuple[str, Any]]:
             for table in tables:
                 table.cluster(show_progress=False)
         model.epoch(rows, 4096, rng)
-        yield name, np.concatenate([t.lookup(np.arange(t.spec.vocab)).reshape(-1, width) for t in tables])
+        vectors = [t.lookup(np.arange(t.spec.vocab)) for t in tables]
+        yield name, np.concatenate([v.reshape(-1, width) for v in vectors]), [v[:, :width] for v in vectors]
 
 
-def growth(quick: bool) -> None:
+def growth(quick: bool) -> Iterator[Figures]:
     """Time against points, centroids and coordinates, each with a power fitted to it."""
     base = 14 if quick else 16
     sweeps: dict[str, tuple[list[int], Callable[[int], tuple[int, int, int]]]] = {
@@ -160,8 +178,8 @@ def growth(quick: bool) -> None:
             seconds.append(min(in_turn(3, lambda: ours(x, start))[0]))  # noqa: B023
         power = np.polyfit(np.log(values), np.log(seconds), 1)[0]
         curves[name] = (values, seconds)
-        shown = ", ".join(f"{v}: {s * 1e3:.0f}" for v, s in zip(values, seconds, strict=True))
-        print(f"kmeans growth with {name}: power {power:.2f} (ms: {shown})", flush=True)
+        shown = {f"{v:,}": f"{s * 1e3:.1f} ms" for v, s in zip(values, seconds, strict=True)}
+        yield Figures("kmeans growth", f"with {name}", {"power": float(power), **shown})
     if plot_to:
         import matplotlib
 
@@ -177,7 +195,7 @@ def growth(quick: bool) -> None:
         print(f"kmeans: drawn to {plot_to}")
 
 
-def run(quick: bool) -> Iterator[Row]:
+def run(quick: bool) -> Iterator[Row | Figures]:
     """All cases; `quick` leaves out the largest."""
     cce.set_num_threads(THREADS)
     started, found = time.perf_counter(), peers()
@@ -186,10 +204,15 @@ def run(quick: bool) -> Iterator[Row]:
             x, start = normal(d, k)
             yield from compare(f"normal, d {d}, k {k}, n {len(x)}", x, start, found, quick)
     for width in (2, 4, 8):
-        for name, vectors in chunk_vectors(width):
+        for name, vectors, ones in chunk_vectors(width):
             k = min(1024, max(16, len(vectors) // POINTS))
             some = np.random.default_rng(2).permutation(len(vectors))[: POINTS * k]
             x, start = problem(np.ascontiguousarray(vectors[some]), k)
             yield from compare(f"chunks, {name}, d {width}, k {k}, n {len(x)}", x, start, found, quick)
-    growth(quick)
+            for one in ones if len(vectors) < 20_000 else []:  # as `cluster()` has them: calls weigh most there
+                for k in (64, 256):
+                    x, start = problem(np.ascontiguousarray(one), k)
+                    case = f"one chunk, {name}, d {width}, k {k}, n {len(x)}"
+                    yield from compare(case, x, start, found, quick)
+    yield from growth(quick)
     print(f"kmeans: {time.perf_counter() - started:.0f} s in all")

@@ -58,10 +58,27 @@ class Row:
         )
 
 
-def in_turn(n: int, *programs: Callable[[], Any]) -> list[list[float]]:
-    """Seconds of each program, n times A B A B …, after one round that is not counted."""
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """Figures that stand without a peer."""
+
+    name: str
+    case: str
+    figures: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines."""
+        return {"name": self.name, "case": self.case, **self.figures}
+
+    def __str__(self) -> str:
+        shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in self.figures.items())
+        return f"{self.name} {self.case}: {', '.join(shown)}"
+
+
+def in_turn(n: int, *programs: Callable[[], Any], warm: bool = False) -> list[list[float]]:
+    """Seconds of each program, n times A B A B …, after one round that is not counted (none where all is `warm`)."""
     times: list[list[float]] = [[] for _ in programs]
-    for turn in range(n + 1):
+    for turn in range(warm, n + 1):
         for program, seconds in zip(programs, times, strict=True):
             start = time.perf_counter()
             program()

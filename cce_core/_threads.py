@@ -153,3 +153,48 @@ def sliced(kernel: Callable[..., Any], n: int, grain: int, *args: Any, align: in
         one = future.result()
         given = given or one
     return given
+
+
+def side_by_side(call: Callable[[int], Any], n: int, workers: int, ended: threading.Event) -> None:
+    """`call(i)` for each i below n, on so many threads of its own, each of which has its share of the others.
+
+    Worker w takes w, w + workers, …, the caller's thread being the first. Whatever stops one of them, an interrupt too,
+    sets `ended`, which `call` is to look at now and then; it is raised when all have come to their end. (An interrupt
+    in the very start of a thread does not wait for that one.)
+
+    Args:
+        call: does its work for one i.
+        n: how many there are.
+        workers: at least 1; with 1 all is done in order, with all threads.
+        ended: not yet set.
+    """
+    if workers <= 1:
+        for i in range(n):
+            call(i)
+        return
+    share = max(1, get_num_threads() // workers)
+
+    def work(first: int) -> None:
+        try:
+            with using(share):
+                for i in range(first, n, workers):
+                    if not ended.is_set():
+                        call(i)
+        except BaseException:
+            ended.set()
+            raise
+
+    futures: list[Future[Any]] = []
+    pool = ThreadPoolExecutor(workers - 1, thread_name_prefix="cce-chunk")
+    try:
+        futures.extend(pool.submit(work, w) for w in range(1, workers))
+        work(0)
+        wait(futures)
+    except BaseException:
+        ended.set()
+        raise
+    finally:
+        _wait(futures)
+        pool.shutdown()
+    for future in futures:
+        future.result()

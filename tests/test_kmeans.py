@@ -16,6 +16,7 @@ from reference import kmeans as twin
 from cce_core import _threads
 from cce_core._jit import COMPILED
 from cce_core.clustering import KMeans, assign, k_means_plus_plus, lloyd, shortlists, update
+from cce_core.clustering import kmeans as driver
 from cce_core.clustering import search as searching
 from cce_core.clustering import tiles as tiling
 
@@ -68,7 +69,8 @@ def test_a_fit_is_assign_and_update_again_and_again(d, k, weighted):
     weights = rng.random(len(x)).astype(np.float32) if weighted else None
     start, steps = x[:k], 12 if COMPILED else 3
     km = KMeans(k, init=start, n_iter=steps).fit(x, sample_weight=weights)
-    order = tiling.tile(x, True).order
+    arranged = searching.worth_narrowing(len(x), d, k) or shortlists.worth_listing(len(x), d, k)
+    order = tiling.tile(x, True).order if arranged else np.arange(len(x))
     rows, mass = x[order], None if weights is None else weights[order]
     labels, _ = assign(rows, start)
     for _ in range(steps):
@@ -79,6 +81,41 @@ def test_a_fit_is_assign_and_update_again_and_again(d, k, weighted):
     assert same_bits(km.cluster_centers_, centroids)
     assert same_bits(km.labels_[order], labels)
     assert km.inertia_ == pytest.approx(twin.inertia(costs, mass), rel=1e-12)
+
+
+def fitted(km):
+    return km.cluster_centers_.tobytes(), km.labels_.tobytes(), km.inertia_, km.n_iter_
+
+
+@given(problems(n_points=60), st.integers(0, 8), st.sampled_from([0.0, 0.05, 1.0]), st.booleans(), st.data())
+def test_iterations_in_one_call_are_iterations(problem, n_iter, tol, rounded, data):
+    """A small fit is made in one compiled call: the same bits as an iteration a call, and as the way of large fits."""
+    x, start = problem
+    if rounded:
+        x, start = x * np.float32(0.1), start * np.float32(0.3)
+    weights = data.draw(st.none() | hnp.arrays(np.int64, len(x), elements=st.integers(0, 3)))
+    assume(weights is None or weights.any())
+    km, seen = KMeans(len(start), init=start, n_iter=n_iter, tol=tol), ([], [])
+    at_once = fitted(km.fit(x, sample_weight=weights))
+    one_by_one = fitted(km.fit(x, sample_weight=weights, on_iteration=lambda *what: seen[0].append(what)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "_SMALL", 0)
+        as_large = fitted(km.fit(x, sample_weight=weights, on_iteration=lambda *what: seen[1].append(what)))
+    assert at_once == one_by_one == as_large
+    assert seen[0] == seen[1]
+    assert [step for step, _ in seen[0]] == list(range(1, km.n_iter_ + 1))
+
+
+def test_several_blocks_of_sums_in_one_call(monkeypatch):
+    n, k = (20_000, 12) if COMPILED else (9000, 2)
+    x = blobs(n, k, 3, seed=2)
+    weights = np.random.default_rng(0).random(n)
+    seen = []
+    for small in (1 << 40, 0):
+        monkeypatch.setattr(driver, "_SMALL", small)
+        seen.append(fitted(KMeans(k, init=x[:k], n_iter=6 if COMPILED else 2).fit(x, sample_weight=weights)))
+    assert lloyd.blocks_of(n, k) > 1
+    assert seen[0] == seen[1]
 
 
 @given(problems(n_centroids=6), st.integers(0, 3), st.sampled_from(["k-means++", "k-means||", "random", "given"]))
@@ -115,15 +152,14 @@ def test_inertia_never_rises_where_sums_are_rounded(d):
 
 
 def test_an_iteration_that_raises_the_inertia_is_undone(monkeypatch):
-    from cce_core.clustering import kmeans
+    x, true_total, calls = blobs(40, 4, 2), driver.total, []
 
-    x, true_total, calls = blobs(40, 4, 2), kmeans._total, []
-
-    def rising(costs, weights):
-        calls.append(true_total(costs, weights) if len(calls) < 3 else 1e9)
+    def rising(n, costs, weights):
+        calls.append(true_total(n, costs, weights) if len(calls) < 3 else 1e9)
         return calls[-1]
 
-    monkeypatch.setattr(kmeans, "_total", rising)
+    monkeypatch.setattr(driver, "total", rising)
+    monkeypatch.setattr(driver, "_SMALL", 0)
     km = KMeans(4, init=x[:4], n_iter=20).fit(x)
     expected, labels = twin.kmeans(x, x[:4], 2)
     assert km.n_iter_ == 2
@@ -262,8 +298,8 @@ def test_the_number_of_threads_changes_no_bit(d, monkeypatch):
         return call
 
     kernels = {
-        "_search": searching,
-        "_add_up": lloyd,
+        "search_some": searching,
+        "add_up": lloyd,
         "_assign_line" if d == 1 else "_fill": lloyd if d == 1 else tiling,
     }
     for name, module in kernels.items():

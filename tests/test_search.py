@@ -161,10 +161,10 @@ def holds(x, centroids):
 @pytest.fixture(params=["as it is", "narrowed, scanned", "narrowed, sifted", "all scanned", "all sifted"], autouse=True)
 def ways(request, monkeypatch):
     if request.param != "as it is":
-        monkeypatch.setattr(searching, "_FEW", 0)
+        monkeypatch.setattr(searching, "FEW", 0)
         monkeypatch.setattr(searching, "_SIFTED", 0)
         monkeypatch.setattr(searching, "_SCANNED", 99 if "scanned" in request.param else 0)
-        monkeypatch.setattr(searching, "worth_narrowing", lambda d, k: "narrowed" in request.param)
+        monkeypatch.setattr(searching, "worth_narrowing", lambda n, d, k: "narrowed" in request.param)
 
 
 @given(problems(n_points=80, n_centroids=30))

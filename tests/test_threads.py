@@ -267,6 +267,35 @@ def bar_output(show, counted):
     return done.stdout, done.stderr
 
 
+@pytest.mark.parametrize(("n", "workers"), [(0, 1), (5, 1), (5, 2), (3, 3), (7, 4)])
+def test_side_by_side_does_each_once(n, workers):
+    ended, seen = threading.Event(), []
+    set_num_threads(4)
+    _threads.side_by_side(lambda i: seen.append((i, get_num_threads(), threading.get_ident())), n, workers, ended)
+    assert sorted(i for i, _, _ in seen) == list(range(n))
+    assert {share for _, share, _ in seen} <= {4 // workers}
+    assert len({thread for _, _, thread in seen}) <= workers
+    mine = [i for i, _, thread in seen if thread == threading.get_ident()]
+    assert mine == list(range(0, n, workers))
+    assert not ended.is_set()
+    assert get_num_threads() == 4
+
+
+@pytest.mark.parametrize("fails", [0, 1, 2])
+def test_side_by_side_ends_together(fails):
+    ended, running = threading.Event(), threading.Barrier(3)
+
+    def call(i):
+        running.wait(30)
+        if i == fails:
+            raise KeyboardInterrupt if i == 0 else ValueError
+        assert ended.wait(30)
+
+    with pytest.raises(KeyboardInterrupt if fails == 0 else ValueError):
+        _threads.side_by_side(call, 6, 3, ended)
+    assert not [t for t in threading.enumerate() if t.name.startswith("cce-chunk")]
+
+
 def test_a_bar_is_silent_when_piped():
     assert bar_output(None, 0) == ("", "")
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 
-_TABLE = 1 << 20  # pairs are counted in a table up to this many cells, by sorting beyond
+_TABLE = 1 << 20  # pairs are counted in a table up to this many cells, and up to four a label, by sorting beyond
 _CHUNK = 1 << 20  # labels counted at a time
 
 
@@ -67,7 +67,7 @@ def pair_entropy(a: Any, b: Any, k: int) -> float:
         IndexError: a label outside [0, k).
 
     Cost:
-        One pass over the labels where k² is at most 2^20, else one sort of n combined codes.
+        One pass over the labels where k² is at most 2^20 and 4·n, else one sort of n combined codes.
 
     References:
         Tsang and Ahle, arXiv:2210.05974.
@@ -144,7 +144,7 @@ def _column(column: NDArray[Any], k: int) -> float:
 
 def _pair(a: NDArray[Any], b: NDArray[Any], k: int) -> float:
     n = a.size
-    if k * k <= _TABLE:
+    if k * k <= min(_TABLE, 4 * n):
         counts = np.zeros(k * k, np.int64)
         for low in range(0, n, _CHUNK):
             part = slice(low, low + _CHUNK)

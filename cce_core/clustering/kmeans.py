@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 from cce_core import _check
 from cce_core.clustering.estimator import MOST, Estimator, first_centroids
 from cce_core.clustering.init import any_points, lowest, run_seed, start_places
-from cce_core.clustering.lloyd import as_weights, means, scale_of
-from cce_core.clustering.search import worth_narrowing
+from cce_core.clustering.lloyd import as_weights, blocks_of, means, scale_of
+from cce_core.clustering.search import FEW, worth_narrowing, worth_sifting
 from cce_core.clustering.shortlists import Nearest, worth_listing
+from cce_core.clustering.small import DONE, MORE, settle, total
 from cce_core.clustering.tiles import Points, Tiles, tile
+
+_SMALL = 1 << 22  # multiply-adds of a search below which iterations are made in one call, on one thread
 
 
 class KMeans(Estimator):
@@ -140,7 +143,7 @@ class KMeans(Estimator):
         unit = 4.0**exponent
         watch = None if on_iteration is None else lambda step, inertia: on_iteration(step, inertia * unit)
         drawn = isinstance(self.init, str) and self.init != "random"
-        tiles = tile(x, drawn or worth_narrowing(d, k) or worth_listing(d, k))
+        tiles = tile(x, drawn or worth_narrowing(n, d, k) or worth_listing(n, d, k))
         mass = tiles.back(weights)
         best: tuple[Points, NDArray[np.int32], float, int] | None = None
         for run in range(starts):
@@ -175,13 +178,26 @@ def _iterate(
 
     Weights and labels are in the order of the tiles.
     """
-    n, k = tiles.n, centroids.shape[0]
+    n, (k, d) = tiles.n, centroids.shape
     labels, costs = tiles.empty(np.int32), tiles.empty(np.float32)
     spare, spare_costs = np.empty_like(labels), np.empty_like(costs)
     nearest = Nearest(tiles, k)
     nearest(centroids, labels, labels, costs)
-    inertia, step = _total(costs[:n], weights), 0
+    inertia, step = total(n, costs, weights), 0
+    small = n * k * (d + 2) < _SMALL and not nearest.worth and not nearest.boxed
+    if small:
+        centroids, sums, sifting = centroids.copy(), np.empty((blocks_of(n, k), k, d + 1)), worth_sifting(d, k)
     while step < limit:
+        if small:
+            made, inertia, end = settle(
+                tiles.points, n, weights, sums, centroids, labels, costs, spare, spare_costs, FEW, sifting, inertia,
+                limit - step if watch is None else 1, tol,
+            )  # fmt: skip
+            step += made
+            if (made and watch is not None and watch(step, inertia)) or end == DONE:
+                break
+            if end == MORE:
+                continue
         moved, mass = means(tiles, labels, k, weights)
         settled = labels
         empty = np.flatnonzero(mass == 0)
@@ -195,22 +211,16 @@ def _iterate(
         if np.array_equal(moved, centroids):
             break
         nearest(moved, labels, spare, spare_costs)
-        total = _total(spare_costs[:n], weights)
-        if total > inertia:
+        now = total(n, spare_costs, weights)
+        if now > inertia:
             break
         unchanged = np.array_equal(spare[:n], settled[:n])
-        fall, before = inertia - total, inertia
+        fall, before = inertia - now, inertia
         labels, spare, costs, spare_costs = spare, labels, spare_costs, costs
-        centroids, inertia, step = moved, total, step + 1
+        centroids, inertia, step = moved, now, step + 1
         if (watch is not None and watch(step, inertia)) or unchanged or fall <= tol * before:
             break
     return centroids, labels, inertia, step
-
-
-def _total(costs: Points, weights: Points) -> float:
-    return float(
-        np.sum(costs, dtype=np.float64) if not weights.size else np.sum(np.multiply(costs, weights, dtype=np.float64))
-    )
 
 
 def refill(

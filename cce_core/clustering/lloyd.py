@@ -92,21 +92,29 @@ def _assign_line(start: int, stop: int, x: Any, line: Any, places: Any, labels: 
 
 
 @jit
-def _add_up(start: int, stop: int, size: int, points: Any, n: int, labels: Any, weights: Any, sums: Any) -> None:
+def add_up(start: int, stop: int, size: int, points: Any, n: int, labels: Any, weights: Any, sums: Any) -> None:
     """Per block [start, stop) of `size` tiles: weighted sums of each label's points, and its weight, (blocks, k, d + 1)."""
-    d = points.shape[1]
+    d, lanes, over = (
+        np.uint64(points.shape[1]),
+        np.uint64(LANES),
+        np.uint64(n),
+    )  # unsigned: no test for negative indices
     weighted = weights.shape[0] > 0
     for block in range(start, stop):
         total = sums[block]
-        for t in range(block * size, min(points.shape[0], (block + 1) * size)):
-            tile = points[t]
-            for i in range(min(LANES, n - t * LANES)):
-                place = t * LANES + i
-                row = total[labels[place]]
-                weight = np.float64(weights[place]) if weighted else np.float64(1.0)
-                for j in range(d):
-                    row[j] += weight * np.float64(tile[j, i])
-                row[d] += weight
+        for t in range(np.uint64(block * size), np.uint64(min(points.shape[0], (block + 1) * size))):
+            tile, first = points[t], t * lanes
+            for i in range(min(lanes, over - first)):
+                label = np.uint64(labels[first + i])
+                if weighted:
+                    weight = np.float64(weights[first + i])
+                    for j in range(d):
+                        total[label, j] += weight * np.float64(tile[j, i])
+                    total[label, d] += weight
+                else:
+                    for j in range(d):
+                        total[label, j] += np.float64(tile[j, i])
+                    total[label, d] += np.float64(1.0)
 
 
 def as_points(name: str, value: Any, d: int | None = None) -> Points:
@@ -165,19 +173,24 @@ def nearest(x: Points, centroids: Points, labels: NDArray[np.int32], distances: 
         return
     for low in range(0, n, _BATCH):
         high = min(low + _BATCH, n)
-        tiles = tile(x[low:high], k >= _MANY and worth_narrowing(d, k))
+        tiles = tile(x[low:high], k >= _MANY and worth_narrowing(high - low, d, k))
         near, costs = tiles.empty(np.int32), tiles.empty(np.float32)
         search(tiles, centroids, near, costs)
         tiles.into(near, labels[low:high])
         tiles.into(costs, distances[low:high])
 
 
+def blocks_of(n: int, k: int) -> int:
+    """Of how many blocks the sums of n points are made."""
+    return min(_BLOCKS, max(1, n // max(16 * k, 4096)))
+
+
 def means(tiles: Tiles, labels: NDArray[np.int32], k: int, weights: Points) -> tuple[Points, NDArray[np.float64]]:
     """`update` without checks, of points in tiles; `weights` is empty where all points count one."""
     count, d, _ = tiles.points.shape
-    blocks = min(_BLOCKS, max(1, tiles.n // max(16 * k, 4096)))
+    blocks = blocks_of(tiles.n, k)
     sums, size = np.zeros((blocks, k, d + 1)), -(-count // blocks)
-    sliced(_add_up, blocks, max(1, _SUM_GRAIN // (size * LANES)), size, tiles.points, tiles.n, labels, weights, sums)
+    sliced(add_up, blocks, max(1, _SUM_GRAIN // (size * LANES)), size, tiles.points, tiles.n, labels, weights, sums)
     total = sums[0]
     for block in range(1, blocks):  # one after the other: a fixed order of sums
         total += sums[block]

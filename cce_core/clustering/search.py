@@ -34,7 +34,7 @@ from cce_core.clustering.tiles import FAN, Points, Tiles
 _U = np.float32(2.0**-24)
 _TINY = np.float32(2.0**-100)
 _SCANNED = 4  # coordinates up to which the definition is as fast as the expanded square
-_FEW = 8  # centroids that are not worth narrowing
+FEW = 8  # centroids that are not worth narrowing
 _SIFTED = 112  # centroids from which the expanded square is worth settling its doubts
 _GRAIN = 1 << 21  # multiply-adds that make another thread worth waking
 
@@ -165,7 +165,7 @@ def _settle(points: Any, lane: int, centroids: Any, count: int, near: Any) -> in
 
 
 @jit
-def _search(
+def search_some(
     start: int, stop: int, points: Any, columns: Any, k: int, mids: Any, halves: Any, firsts: Any,
     centre: Any, few: int, sifting: bool, labels: Any, costs: Any,
 ) -> None:  # fmt: skip
@@ -183,7 +183,7 @@ def _search(
     best, which, second = np.empty(LANES, np.float32), np.empty(LANES, np.int32), np.empty(LANES, np.float32)
     local = np.empty((d + 1, room if sifting else 0), np.float32)
     turned, lengths = np.empty((d, LANES), np.float32), np.empty(LANES, np.float32)
-    endless = np.full(LANES, np.inf, np.float32)
+    endless, doubts = np.full(LANES, np.inf, np.float32), np.empty(LANES, np.int32)
     longest = np.float32(np.inf)
     mid = centre
     if sifting and levels == 0:
@@ -217,21 +217,34 @@ def _search(
         turn(here, mid, turned)
         lower(here, mid.reshape(d, 1), endless, lengths)
         sift(turned, local, count, best, which, second)
+        open_ones = 0
         for i in range(LANES):
-            nearest = which[i]
-            if second[i] - best[i] <= _doubtful(d, lengths[i], best[i], longest):
-                nearest = _settle(here, i, these, count, near)
-            total = np.float32(0.0)
-            for j in range(d):
-                apart = here[j, i] - these[j, nearest]
+            doubts[i] = second[i] - best[i] <= _doubtful(d, lengths[i], best[i], longest)
+            open_ones += doubts[i]
+        if open_ones > 0:
+            for i in range(LANES):
+                if doubts[i]:
+                    which[i] = _settle(here, i, these, count, near)
+        for i in range(LANES):
+            total, nearest = np.float32(0.0), np.uint64(which[i])
+            for j in range(np.uint64(d)):
+                apart = here[j, np.uint64(i)] - these[j, nearest]
                 total += apart * apart
             labels[first + i] = named[nearest]
             costs[first + i] = total
 
 
-def worth_narrowing(d: int, k: int) -> bool:
-    """Whether boxes leave out enough centroids to pay for themselves."""
-    return (d <= 4 and k >= 48) or (d <= 6 and k >= 2048)
+def worth_narrowing(n: int, d: int, k: int) -> bool:
+    """Whether boxes leave out enough centroids to pay for themselves: from n·k of about 2^(17.5 + 2.5·d) on.
+
+    Boxes grow smaller with more points, and lie between fewer centroids; both the slower, the more coordinates there are.
+    """
+    return d <= 6 and k >= 48 and (n * k) ** 2 >= 1 << 35 + 5 * d
+
+
+def worth_sifting(d: int, k: int) -> bool:
+    """Whether the expanded square is worth settling its doubts."""
+    return d > _SCANNED and k >= _SIFTED
 
 
 def in_columns(centroids: Points, extra: Any = 0.0) -> Points:
@@ -259,9 +272,9 @@ def search(tiles: Tiles, centroids: Points, labels: NDArray[np.int32], costs: Po
     """
     count, d, _ = tiles.points.shape
     k = centroids.shape[0]
-    firsts = tiles.firsts if worth_narrowing(d, k) else tiles.firsts[:0]
+    firsts = tiles.firsts if worth_narrowing(tiles.n, d, k) else tiles.firsts[:0]
     grain = max(1, _GRAIN // (LANES * min(k, 64 if firsts.size else k) * (d + 2)))
     sliced(
-        _search, count, grain, tiles.points, in_columns(centroids), k, tiles.mids, tiles.halves, firsts,
-        middle_of(centroids), _FEW, d > _SCANNED and k >= _SIFTED, labels, costs, align=FAN**2 if firsts.size else 1,
+        search_some, count, grain, tiles.points, in_columns(centroids), k, tiles.mids, tiles.halves, firsts,
+        middle_of(centroids), FEW, worth_sifting(d, k), labels, costs, align=FAN**2 if firsts.size else 1,
     )  # fmt: skip

@@ -33,7 +33,7 @@ _GRAIN = 1 << 8  # tiles that make another thread worth waking
 _FEW = 8  # centroids that are not worth narrowing
 _KEPT = 12  # searches back that a list may have been drawn up at
 _NARROWEST = 3  # coordinates from which lists are of use: boxes alone leave little to do for fewer
-_FEWEST = 96  # centroids from which lists are of use
+_FEWEST, _LEAST = 112, 1 << 20  # centroids, and points times centroids, from which lists are of use
 _CALM = 0.12  # of a point's distance: where centroids move farther, at first, lists would be long
 _RUNAWAYS = 48  # that lists take in; where there are more, they are drawn up anew
 
@@ -161,9 +161,9 @@ def _follow(
             costs[first + i] = best[i]
 
 
-def worth_listing(d: int, k: int) -> bool:
+def worth_listing(n: int, d: int, k: int) -> bool:
     """Whether lists leave out enough centroids to pay for themselves."""
-    return d >= _NARROWEST and k >= max(_FEWEST, _FEWEST * d // 9)
+    return d >= _NARROWEST and k >= max(_FEWEST, 16 * d) and n * k >= _LEAST
 
 
 class Nearest:
@@ -179,8 +179,8 @@ class Nearest:
         self.tiles, self.k, self.searches = tiles, k, 0
         self.last: Points | None = None
         self.scale = 0.0  # of distances, at the last search in full
-        self.worth = tiles.order is not None and worth_listing(d, k)
-        self.boxed = worth_narrowing(d, k)
+        self.worth = tiles.order is not None and worth_listing(tiles.n, d, k)
+        self.boxed = worth_narrowing(tiles.n, d, k)
         self.started = False
         self.horizon = 3.0 if self.boxed else 2.0  # σ of a centroid, in units of how far it last moved
         self.room = min(k, min(max(16 * d, 96), 256))

@@ -1,7 +1,8 @@
 """Learning the sketch while training: vectors → clusters → new pointers, as Clustered Compositional Embeddings do.
 
 For each chunk: the vectors of a sample of ids → k-means → every id to its nearest centroid, decoded in batches, so that
-the table is never built → pointers ← assignments, M ← centroids, hash ← a fresh one, M' ← 0 or the mean residual.
+the table is never built → pointers ← assignments, M ← centroids, hash ← a fresh one, M' ← 0 or the mean residual. Chunks
+know nothing of each other: with several threads they are clustered side by side, where memory allows.
 
 Nothing of the table changes before the last line, and that line is one compiled call, which Python does not interrupt:
 whatever stops the clustering, the table is as it was before, or wholly the new one.
@@ -11,10 +12,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
@@ -22,12 +24,16 @@ from cce_core._jit import jit
 from cce_core._progress import progress
 from cce_core.sketching.codes import CodesRun
 from cce_core.sketching.runs import Run
+from cce_core.sketching.samples import as_rows
 from cce_core.sketching.source import Source
 from cce_core.sketching.windows import WindowsRun
 
 if TYPE_CHECKING:
     from cce_core.sketching.table import Table
 
+MAX_BYTES = 1 << 29
+_locks: weakref.WeakKeyDictionary[Table, threading.Lock] = weakref.WeakKeyDictionary()
+_door = threading.Lock()
 _RUNS: dict[str, type[Run]] = {"codebooks": Run, "windows": WindowsRun, "codes": CodesRun}
 
 
@@ -46,7 +52,7 @@ class ClusterReport:
             columns have become copies of each other. It is the column's own for a single column.
         empty_clusters: centroids without an id, over all chunks.
         iterations: of k-means, for each chunk.
-        scratch_bytes: the largest extra memory that was held.
+        scratch_bytes: the most extra memory that was held, a copy of pointers and memory included: counted, from above.
         seconds: wall clock.
 
     Example:
@@ -99,7 +105,8 @@ def cluster(
     points_per_centroid: int = 256,
     residual: bool = True,
     warm_start: bool = True,
-    batch_size: int = 1 << 16,
+    batch_size: int = 1 << 18,
+    max_bytes: int = MAX_BYTES,
     show_progress: bool | None = None,
 ) -> ClusterReport:
     """Learn the pointers of a table from its vectors as they are now, or from given ones.
@@ -113,19 +120,21 @@ def cluster(
         points_per_centroid: k-means sees a sample of so many ids a centroid, or all ids where there are fewer.
         residual: fill the fresh half M' with the mean of what the centroids leave over; with zeros otherwise.
         warm_start: from the second time on, k-means starts at the means of the present clusters.
-        batch_size: ids decoded at once.
+        batch_size: most ids decoded at once (2^16 for `cce_robe` and `sparse`, which keep more of each).
+        max_bytes: most bytes to hold beside a copy of pointers and memory. Where it asks for it, the sample and the batches
+            are smaller than said above, and fewer chunks are clustered side by side.
         show_progress: a bar; None shows one on a terminal when it takes more than two seconds.
 
     Returns:
         A `ClusterReport`.
 
     Raises:
-        ValueError: the method learns nothing, a number is out of range, the weights or vectors do not fit, or NaN or
-            infinity is found. The table is as before, also after an interrupt.
+        ValueError: the method learns nothing, a number is out of range, the weights or vectors do not fit, `max_bytes` is
+            too few, or NaN or infinity is found. The table is as before, also after an interrupt.
 
     Cost:
         k-means over points_per_centroid · rows points, and one nearest-centroid search for every id, a chunk. Extra
-        memory: a copy of memory and pointers, the sample and one batch.
+        memory: a copy of memory and pointers, and `max_bytes`. Two threads that cluster the same table do so in turn.
 
     References:
         Tsang and Ahle, arXiv:2210.05974, Section 2.
@@ -138,41 +147,53 @@ def cluster(
     points_per_centroid = _check.integer("points_per_centroid", points_per_centroid, 1)
     batch_size = _check.integer("batch_size", batch_size, 1)
     n_iter = _check.integer("n_iter", n_iter, 1)
-    source = None if vectors is None else Source(table, vectors, batch_size)
-    run = _RUNS[table.method.learner](
-        table, _checked_weights(weights, table.spec.vocab or 0), points_per_centroid, batch_size, source
-    )
-    with progress(table.layout.n_chunks * run.vocab, "cluster", unit="id", show=show_progress) as bar:
-        run.learn(n_iter, residual, warm_start and table.generation > 0, bar)
-    column_entropy, pair_entropy = run.entropies()
-    report = ClusterReport(
-        generation=table.generation + 1,
-        n_clusters=run.n_clusters,
-        inertia_before=run.before,
-        inertia_after=run.after,
-        column_entropy=column_entropy,
-        pair_entropy=pair_entropy,
-        empty_clusters=run.empty,
-        iterations=tuple(run.iterations),
-        scratch_bytes=run.scratch,
-        seconds=time.perf_counter() - start,
-    )
-    table.training_bytes["cluster"] = run.scratch
-    old, new = run.old, run.new
-    arrays: Any = (*table.stored.pairs(run.memory), old.keys, new.keys, old.pointers, new.pointers)
-    held = table.arrays().get("projection", run.memory[:0])
-    fitted = None if source is None else source.projection
-    arrays += (held, held if fitted is None else fitted)
-    factors = table.arrays().get("weights", run.memory[:0])
-    arrays += (factors, factors if run.factors is None else run.factors, table.buffers()["generation"])
-    _commit(*arrays)
+    max_bytes = _check.integer("max_bytes", max_bytes, 1)
+    counts = _checked_weights(weights, table.spec.vocab or 0)
+    with _lock_of(table):  # read and written whole: two threads cluster it one after the other
+        source = (
+            None if vectors is None else Source(table, vectors, min(batch_size, 1 + max_bytes // (24 * table.spec.dim)))
+        )
+        run = _RUNS[table.method.learner](table, counts, points_per_centroid, batch_size, max_bytes, source)
+        with progress(run.work(n_iter), "cluster", unit="id", show=show_progress) as bar:
+            run.learn(n_iter, residual, warm_start and table.generation > 0, bar)
+        column_entropy, pair_entropy = run.entropies()
+        report = ClusterReport(
+            generation=table.generation + 1,
+            n_clusters=run.n_clusters,
+            inertia_before=float(run.costs[:, 0].sum()),
+            inertia_after=float(run.costs[:, 1].sum()),
+            column_entropy=column_entropy,
+            pair_entropy=pair_entropy,
+            empty_clusters=int(run.empty.sum()),
+            iterations=tuple(int(n) for n in run.iterations),
+            scratch_bytes=run.scratch,
+            seconds=time.perf_counter() - start,
+        )
+        table.training_bytes["cluster"] = run.scratch
+        _commit(*_changes(table, run))
     return report
 
 
-def _checked_weights(weights: Any, vocab: int) -> NDArray[np.float32] | None:
+def _lock_of(table: Table) -> threading.Lock:
+    with _door:
+        return _locks.setdefault(table, threading.Lock())
+
+
+def _changes(table: Table, run: Run) -> Any:
+    """What `_commit` is to copy where: each of the table's arrays, then what it is to hold."""
+    old, new = run.old, run.new
+    arrays: Any = (*table.stored.pairs(run.memory), old.keys, new.keys, old.pointers, new.pointers)
+    held = table.arrays().get("projection", run.memory[:0])
+    fitted = None if run.source is None else run.source.projection
+    arrays += (held, held if fitted is None else fitted)
+    factors = table.arrays().get("weights", run.memory[:0])
+    return (*arrays, factors, factors if run.factors is None else run.factors, table.buffers()["generation"])
+
+
+def _checked_weights(weights: Any, vocab: int) -> NDArray[Any] | None:
     if weights is None:
         return None
-    values = _check.as_float32("weights", weights, (vocab,))
+    values = as_rows("weights", weights, (vocab,))
     if float(values.min()) < 0 or float(values.max()) <= 0:
         raise ValueError("weights must be at least 0 and not all 0: how often each id was seen, say")
     return values

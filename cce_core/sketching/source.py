@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
+from cce_core.sketching.samples import as_rows
 
 if TYPE_CHECKING:
     from cce_core.sketching.table import Table
@@ -42,7 +43,7 @@ class Source:
                     f"vectors must be a table of vocab {vocab:,} and dim {dim}, got {shape[0]} and {shape[1]}"
                 )
         else:
-            self._array = _check.as_float32("vectors", vectors, (vocab, dim))
+            self._array = as_rows("vectors", vectors, (vocab, dim))
         if not spec.rank:
             return
         total, squares = np.zeros(dim), np.zeros((dim, dim))
@@ -61,5 +62,5 @@ class Source:
 
     def _whole(self, ids: NDArray[np.uint64]) -> NDArray[np.float32]:
         if self._table is None:
-            return self._array[ids]
+            return self._array[ids].astype(np.float32, copy=False)
         return _check.as_float32("vectors", self._table.lookup(ids), (len(ids), self._table.spec.dim))
