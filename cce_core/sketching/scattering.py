@@ -33,6 +33,15 @@ _zero, _one, _1 = np.uint64(0), np.uint64(1), np.float32(1.0)
 
 
 @jit
+def _shift(unit: np.uint64) -> Any:
+    """log₂ of a unit, and whether it is a power of two: then a shift spares a division."""
+    shift = _zero
+    while _one << (shift + _one) <= unit:
+        shift += _one
+    return shift, _one << shift == unit
+
+
+@jit
 def scatter_range(
     low: int, high: int, parts: Any, columns: Any, ids: Any, places: Any, offsets: Any, amounts: Any, weights: Any,
     kept: Any, slots: Any, stride: int, vectors: Any, out: Any,
@@ -51,7 +60,7 @@ def scatter_range(
         pointers = array_at(part[POINTERS], part[N_POINTERS], np.uint64)
         own, terms = columns[part[FIRST] : part[FIRST] + part[COLUMNS]], part[TERMS]
         w, u = np.uint64(part[WIDTH]), np.uint64(part[UNIT])
-        bag = 0
+        bag, (shift, even) = 0, _shift(u)
         for start in range(0, place[COUNT], TILE):
             stop = min(start + TILE, place[COUNT])
             bag = stage(start, stop, ids, place, offsets, bag, part, stride, words, rows)
@@ -90,7 +99,9 @@ def scatter_range(
                     found = _zero
                     for n in range(count):
                         if at[n] >= mine and at[n] < over:
-                            tos[found] = at[n] if slots is None else np.uint64(slots[at[n] // u]) * u
+                            tos[found] = at[n]
+                            if slots is not None:
+                                tos[found] = np.uint64(slots[at[n] >> shift if even else at[n] // u]) * u
                             froms[found], factors[found] = rows[n], factors[n]
                             found += _one
                     to = span if slots is None else _zero
@@ -121,6 +132,7 @@ def touch(
     keys = array_at(part[KEYS], part[N_KEYS], np.uint64)
     pointers = array_at(part[POINTERS], part[N_POINTERS], np.uint64)
     own, u, count = columns[part[FIRST] : part[FIRST] + part[COLUMNS]], np.uint64(part[UNIT]), 0
+    shift, even = _shift(u)
     words, rows, scratch = np.empty(TILE, np.uint64), np.empty(TILE, np.uint64), np.empty(TILE, np.uint64)
     mine, over = np.uint64(low), np.uint64(high)
     for start in range(0, place[COUNT], TILE):
@@ -141,7 +153,7 @@ def touch(
                     if to >= past:
                         to -= region
                     if to >= mine and to < over:
-                        to //= u
+                        to = to >> shift if even else to // u
                         if slots[to] < 0:
                             slots[to] = count
                             touched[count] = to

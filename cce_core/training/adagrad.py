@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
-from cce_core._threads import sliced
-from cce_core.sketching.gradient import SparseGradient
-from cce_core.training.optimizer import FLOATS_A_THREAD, Optimizer, State
-from cce_core.training.rules import ADAGRAD, ROWWISE, adagrad
+from cce_core.training.optimizer import Optimizer, State
+from cce_core.training.rules import ADAGRAD, ROWWISE
 
 
 class Adagrad(Optimizer):
@@ -52,14 +48,3 @@ class Adagrad(Optimizer):
     def constants(self, step: int) -> tuple[float, ...]:
         """They do not change."""
         return self.lr, self.eps
-
-    def _update(self, p: NDArray[Any], g: NDArray[Any], unit: int, state: State) -> None:
-        self._apply(p, None, g.reshape(-1, unit), unit, state)
-
-    def _update_touched(self, p: NDArray[Any], gradient: SparseGradient, unit: int, state: State) -> None:
-        self._apply(p, gradient.index, gradient.values, unit, state)
-
-    def _apply(self, p: NDArray[Any], index: Any, g: NDArray[Any], unit: int, state: State) -> None:
-        sums = self.state_arrays(p.size, unit, state)[0]
-        lr, eps = np.float32(self.lr), np.float32(self.eps)
-        sliced(adagrad, len(g), FLOATS_A_THREAD // unit, p, index, g, sums, lr, eps, self.rowwise)

@@ -8,10 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
-from cce_core._threads import sliced
-from cce_core.sketching.gradient import SparseGradient
-from cce_core.training.optimizer import FLOATS_A_THREAD, Optimizer, State
-from cce_core.training.rules import ADAM, adam, adam_touched
+from cce_core.training.optimizer import Optimizer, State
+from cce_core.training.rules import ADAM
 
 
 class AdamW(Optimizer):
@@ -63,16 +61,6 @@ class AdamW(Optimizer):
                 f"lr · weight_decay must be at most 1, or values change their sign, got {lr:g} · {weight_decay:g}"
             )
 
-    def _update(self, p: NDArray[Any], g: NDArray[Any], unit: int, state: State) -> None:
-        sliced(adam, p.size, FLOATS_A_THREAD, p, g, *self._numbers(p, state))
-
-    def _update_touched(self, p: NDArray[Any], gradient: SparseGradient, unit: int, state: State) -> None:
-        if not self.lazy:
-            super()._update_touched(p, gradient, unit, state)
-        else:
-            n, grain = len(gradient.index), FLOATS_A_THREAD // unit
-            sliced(adam_touched, n, grain, p, gradient.index, gradient.values, *self._numbers(p, state))
-
     def moves_all(self) -> bool:
         return not self.lazy
 
@@ -87,10 +75,6 @@ class AdamW(Optimizer):
         b1, b2 = self.betas
         rate, correct = self.lr / (1.0 - b1**step), (1.0 - b2**step) ** -0.5
         return b1, b2, 1.0 - self.lr * self.weight_decay, rate, correct, self.eps
-
-    def _numbers(self, p: NDArray[Any], state: State) -> tuple[Any, ...]:
-        """The moments, and the step's constants."""
-        return *self.state_arrays(p.size, 1, state), *self.constants(state.step)
 
 
 class Adam(AdamW):

@@ -19,14 +19,15 @@ from cce_core import _check
 from cce_core._jit import jit
 from cce_core._threads import sliced
 from cce_core.sketching import projecting
-from cce_core.sketching.bundle import COLUMNS, COUNT, SPAN, WIDTH
+from cce_core.sketching.bundle import COLUMNS, COUNT, SPAN, UNIT, WIDTH
+from cce_core.sketching.bundle import SIZE as SIZE_OF_PART
 from cce_core.sketching.collection import Collection, Group, Seen
 from cce_core.sketching.gradient import Gradient
 from cce_core.sketching.moves import array_at
 from cce_core.sketching.projecting import narrow_rows, slope_rows
 from cce_core.sketching.scattering import scatter_range, touch, untouch
 from cce_core.sketching.table import Table
-from cce_core.training.rules import ADAM, ROWWISE, SGD, adagrad, adam, adam_touched, sgd_touched
+from cce_core.training.rules import ADAM, ROWWISE, SGD, dense, touched
 
 if TYPE_CHECKING:
     from cce_core.training.optimizer import Optimizer, State
@@ -38,6 +39,7 @@ VALUES, FIRST, SECOND, SLOTS, START, SIZE, GRAIN = range(7)
 _FLOATS_A_THREAD = 1 << 15
 _SMALL = 1 << 12  # words: a batch below it is one call of one thread
 _SAFE = 1e37  # sums below it cannot overflow
+_CROWDED = 4  # blocks, times this, against units
 
 
 @dataclasses.dataclass
@@ -58,15 +60,24 @@ class Plan:
 
 
 @jit
-def _adam_range(low: int, high: int, rows: Any, numbers: Any, g: Any) -> None:
-    """Adam over the floats [low, high) of all gradients."""
+def _rule_range(low: int, high: int, rule: int, rows: Any, numbers: Any, g: Any) -> None:
+    """The formula over the floats [low, high) of all gradients."""
     for s in range(rows.shape[0]):
         start, size = rows[s, START], rows[s, SIZE]
         begin, end = max(low, start), min(high, start + size)
         if begin < end:
-            p, m = array_at(rows[s, VALUES], size, np.float32), array_at(rows[s, FIRST], size, np.float32)
-            v, own, c = array_at(rows[s, SECOND], size, np.float32), g[start : start + size], numbers[s]
-            adam(begin - start, end - start, p, own, m, v, c[0], c[1], c[2], c[3], c[4], c[5])
+            p, a, b = _arrays(rule, rows[s])
+            dense(begin - start, end - start, rule, rows[s, GRAIN], p, g[start : start + size], a, b, numbers[s])
+
+
+@jit
+def _arrays(rule: int, row: Any) -> Any:
+    """Values and state of a parameter."""
+    size = row[SIZE]
+    first = 0 if rule == SGD else size // row[GRAIN] if rule == ROWWISE else size
+    second = size if rule == ADAM else 0
+    p, a = array_at(row[VALUES], size, np.float32), array_at(row[FIRST], first, np.float32)
+    return p, a, array_at(row[SECOND], second, np.float32)
 
 
 @jit
@@ -79,22 +90,22 @@ def _scatter_zeroed(
 
 
 @jit
-def _adam_small(
-    rows_: int, parts: Any, columns: Any, words: Any, places: Any, offsets: Any, amounts: Any, kept: Any, projections: Any,
-    inner: Any, within: int, grads: Any, stride: int, size: int, g: Any, rows: Any, numbers: Any,
+def _small_step(
+    rule: int, n_rows: int, parts: Any, columns: Any, words: Any, places: Any, offsets: Any, amounts: Any, kept: Any,
+    projections: Any, inner: Any, within: int, grads: Any, stride: int, size: int, g: Any, rows: Any, numbers: Any,
 ) -> int:  # fmt: skip
     """The whole of it for a small batch; 1, and nothing is changed, where a gradient is not finite."""
     if projections is None:
         _scatter_zeroed(0, size, parts, columns, words, places, offsets, amounts, kept, stride, grads, g)
     else:
-        narrow = np.empty(rows_ * within, np.float32)
-        narrow_rows(0, rows_, projections, grads, stride, narrow, within)
+        narrow = np.empty(n_rows * within, np.float32)
+        narrow_rows(0, n_rows, projections, grads, stride, narrow, within)
         slopes = g[size:].reshape((1, g.shape[0] - size))
-        slope_rows(0, 1, rows_, projections, inner, within, grads, stride, size, slopes)
+        slope_rows(0, 1, n_rows, projections, inner, within, grads, stride, size, slopes)
         _scatter_zeroed(0, size, parts, columns, words, places, offsets, amounts, kept, within, narrow, g)
     if _check.first_not_finite(g) >= 0:
         return 1
-    _adam_range(0, g.shape[0], rows, numbers, g)
+    _rule_range(0, g.shape[0], rule, rows, numbers, g)
     return 0
 
 
@@ -105,31 +116,23 @@ def _touched_range(
 ) -> None:  # fmt: skip
     """Gradients of the touched units that begin in the floats [low, high) of all memories, and the formula on each."""
     for k in range(parts.shape[0]):
-        part, size, unit, span, c = parts[k], rows[k, SIZE], rows[k, GRAIN], parts[k, SPAN], numbers[k]
+        part, size, unit, span = parts[k], rows[k, SIZE], rows[k, GRAIN], parts[k, SPAN]
         begin = min(max(-((span - low) // unit) * unit, 0), size)
         end = min(max(-((span - high) // unit) * unit, 0), size)
         if begin >= end or places[k, COUNT] == 0:
             continue
         slots = array_at(rows[k, SLOTS], size // unit, np.int32)
         most = min((end - begin) // unit, places[k, COUNT] * part[COLUMNS] * (part[WIDTH] // unit))
-        touched = np.empty(most, np.int64)
-        count = touch(begin, end, part, columns, words, places[k], kept, slots, touched)
-        index, flat = touched[:count], np.zeros(count * unit, np.float32)
+        units = np.empty(most, np.int64)
+        count = touch(begin, end, part, columns, words, places[k], kept, slots, units)
+        index, flat = units[:count], np.zeros(count * unit, np.float32)
         scatter_range(
             span + begin, span + end, parts[k : k + 1], columns, words, places[k : k + 1], offsets, amounts, None, kept,
             slots, stride, vectors, flat,
         )  # fmt: skip
         untouch(slots, index)
-        g, p = flat.reshape((count, unit)), array_at(rows[k, VALUES], size, np.float32)
-        if rule == SGD:
-            sgd_touched(0, count, p, index, g, np.float32(c[0]))
-        elif rule == ADAM:
-            m, v = array_at(rows[k, FIRST], size, np.float32), array_at(rows[k, SECOND], size, np.float32)
-            adam_touched(0, count, p, index, g, m, v, c[0], c[1], c[2], c[3], c[4], c[5])
-        else:
-            many = size // unit if rule == ROWWISE else size
-            sums = array_at(rows[k, FIRST], many, np.float32)
-            adagrad(0, count, p, index, g, sums, np.float32(c[0]), np.float32(c[1]), rule == ROWWISE)
+        p, a, b = _arrays(rule, rows[k])
+        touched(0, count, rule, unit, index, p, flat, a, b, numbers[k])
 
 
 def update(optimizer: Optimizer, both: Collection, seen: Any, grads: Any) -> None:
@@ -140,7 +143,7 @@ def update(optimizer: Optimizer, both: Collection, seen: Any, grads: Any) -> Non
     if not grads.size:
         grads = np.zeros_like(grads)
     plans = optimizer.plans(both, seen.generations, _plan)
-    if optimizer.moves_all():
+    if optimizer.moves_all() or _crowded(optimizer, both, seen):
         _dense(optimizer, both, seen, grads, plans)
     elif not _touched(optimizer, both, seen, grads, plans):
         return one_by_one(optimizer, both, seen, grads)
@@ -150,6 +153,18 @@ def update(optimizer: Optimizer, both: Collection, seen: Any, grads: Any) -> Non
 
 def _fits(optimizer: Optimizer, both: Collection, seen: Seen) -> bool:
     return optimizer.rule is not None and optimizer.max_norm is None and both.is_plain and seen.batch.mode != "max"
+
+
+def _crowded(optimizer: Optimizer, both: Collection, seen: Seen) -> bool:
+    """Whether a batch touches so much that the whole gradient is the quicker one, where it gives the same."""
+    if optimizer.rule == ADAM:
+        return False
+    units = blocks = 0
+    for group, places in zip(both.groups, seen.places):
+        parts = group.bundle.parts
+        units += int((parts[:, SIZE_OF_PART] // parts[:, UNIT]).sum())
+        blocks += int((places[:, COUNT] * parts[:, COLUMNS] * (parts[:, WIDTH] // parts[:, UNIT])).sum())
+    return _CROWDED * blocks >= units
 
 
 def _plan(optimizer: Optimizer, both: Collection, group: Group) -> Plan:
@@ -189,14 +204,15 @@ def _begin_step(optimizer: Optimizer, plan: Plan) -> None:
 def _dense(optimizer: Optimizer, both: Collection, seen: Seen, grads: NDArray[np.float32], plans: list[Plan]) -> None:
     batch, offsets = seen.batch, seen.batch.flat_offsets
     flat, found = grads.reshape(-1), []
+    rule = SGD if optimizer.rule is None else optimizer.rule  # it is not None here
     small = len(both.groups) == 1 and len(batch.words) <= _SMALL
     for group, plan, kept, inner, places in zip(both.groups, plans, seen.kept, seen.inner, seen.places):
         bundle, size = group.bundle, group.bundle.size
         g = np.empty(size + group.n_projected, np.float32)
         if small:
             _begin_step(optimizer, plan)
-            if _adam_small(
-                batch.rows, bundle.parts, bundle.columns, batch.words, places, offsets, batch.amounts, kept,
+            if _small_step(
+                rule, batch.rows, bundle.parts, bundle.columns, batch.words, places, offsets, batch.amounts, kept,
                 group.projections, None if inner is None else inner.reshape(-1), group.within, flat, both.dim, size,
                 g, plan.rows, plan.numbers,
             ):  # fmt: skip
@@ -217,7 +233,7 @@ def _dense(optimizer: Optimizer, both: Collection, seen: Seen, grads: NDArray[np
         found.append(g)
     for plan, g in zip(plans, found):
         _begin_step(optimizer, plan)
-        sliced(_adam_range, g.size, _FLOATS_A_THREAD, plan.rows, plan.numbers, g)
+        sliced(_rule_range, g.size, _FLOATS_A_THREAD, rule, plan.rows, plan.numbers, g)
 
 
 def _touched(optimizer: Optimizer, both: Collection, seen: Seen, grads: NDArray[np.float32], plans: list[Plan]) -> bool:
@@ -248,7 +264,7 @@ def _touched(optimizer: Optimizer, both: Collection, seen: Seen, grads: NDArray[
         start = 0
         for t, state in zip(group.tables, plan.states[len(group.tables) :]):
             values = both.tables[t].parameters()["projection"].reshape(-1)
-            optimizer.update_dense(values, slopes[start : start + values.size], both.tables[t].spec.dim, state)
+            optimizer.apply(values, None, slopes[start : start + values.size], both.tables[t].spec.dim, state)
             start += values.size
     return True
 

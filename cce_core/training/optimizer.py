@@ -14,11 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
+from cce_core._threads import sliced
 from cce_core.sketching.collection import Collection
 from cce_core.sketching.gradient import Gradient, SparseGradient
 from cce_core.sketching.table import Table
+from cce_core.training import rules
 
 FLOATS_A_THREAD = 1 << 15
+_NOTHING = np.empty(0, np.float32)
 
 
 @dataclasses.dataclass
@@ -155,9 +158,9 @@ class Optimizer(abc.ABC):
         """The state of a parameter of `size` floats as the formula of `rule` takes it; at most two arrays."""
         return []
 
+    @abc.abstractmethod
     def constants(self, step: int) -> tuple[float, ...]:
         """The constants of that step, as the formula of `rule` takes them; at most six."""
-        return (self.lr,)
 
     def plans(self, both: Collection, now: list[int], make: Callable[[Optimizer, Collection, Any], Any]) -> list[Any]:
         """What `make` made of each group of a collection, for as long as its tables' generations are `now`."""
@@ -174,9 +177,15 @@ class Optimizer(abc.ABC):
         """The state of one parameter."""
         return self._of(table).setdefault(name, State())
 
-    def update_dense(self, p: NDArray[Any], g: NDArray[Any], unit: int, state: State) -> None:
-        """Update all of a flat parameter; the step has been counted."""
-        self._update(p, g, unit, state)
+    def apply(self, p: NDArray[Any], index: Any, g: NDArray[Any], unit: int, state: State) -> None:
+        """The formula of `rule` for a flat parameter, or (where index is not None) for those units of it; the step is counted."""
+        arrays = [*self.state_arrays(p.size, unit, state), _NOTHING, _NOTHING][:2]
+        constants, flat = np.array(self.constants(state.step)), g.reshape(-1)
+        if index is None:
+            sliced(rules.dense, p.size, FLOATS_A_THREAD, self.rule, unit, p, flat, *arrays, constants, align=unit)
+        else:
+            grain = max(1, FLOATS_A_THREAD // unit)
+            sliced(rules.touched, len(index), grain, self.rule, unit, index, p, flat, *arrays, constants)
 
     def state_bytes(self, table: Table) -> int:
         """Bytes of state that are held for a table."""
@@ -193,13 +202,16 @@ class Optimizer(abc.ABC):
             self._states[table] = (now, states)
         return states
 
-    @abc.abstractmethod
     def _update(self, p: NDArray[Any], g: NDArray[Any], unit: int, state: State) -> None:
         """Update all of a flat parameter from its whole gradient."""
+        self.apply(p, None, g, unit, state)
 
     def _update_touched(self, p: NDArray[Any], gradient: SparseGradient, unit: int, state: State) -> None:
-        """Update a flat parameter from the gradient of its touched units; here, by way of the whole gradient."""
-        self._update(p, gradient.dense(), unit, state)
+        """Update a flat parameter from the gradient of its touched units; by way of the whole one where all moves."""
+        if self.moves_all():
+            self._update(p, gradient.dense(), unit, state)
+        else:
+            self.apply(p, gradient.index, gradient.values, unit, state)
 
 
 def _fitting(name: str, gradient: SparseGradient, size: int, unit: int) -> SparseGradient:

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from cce_core._jit import jit
+from cce_core.sketching.moves import copy_blocks
+from cce_core.storage.codec import FLOAT32
 
 SGD, ADAGRAD, ROWWISE, ADAM = range(4)  # how compiled loops know the formulas
-_1 = np.float32(1.0)
+_0, _1, _FLOATS = np.uint64(0), np.float32(1.0), 1 << 10
 
 
 @jit
@@ -26,55 +28,83 @@ def sgd_momentum(start: int, stop: int, p: Any, g: Any, b: Any, lr: Any, decay: 
 
 
 @jit
-def sgd_touched(start: int, stop: int, p: Any, index: Any, g: Any, lr: Any) -> None:
-    for n in range(start, stop):
-        at = index[n] * g.shape[1]
-        for i in range(g.shape[1]):
-            p[at + i] -= lr * g[n, i]
-
-
-@jit
-def adagrad(start: int, stop: int, p: Any, index: Any, g: Any, sums: Any, lr: Any, eps: Any, rowwise: bool) -> None:
-    unit = g.shape[1]
-    for n in range(start, stop):
-        row = n if index is None else index[n]
-        if rowwise:
-            mean = np.float32(0.0)
-            for i in range(unit):
-                mean += g[n, i] * g[n, i]
-            sums[row] += mean / np.float32(unit)
-            scale = lr / (np.sqrt(sums[row]) + eps)
-            for i in range(unit):
-                p[row * unit + i] -= scale * g[n, i]
-        else:
-            for i in range(unit):
-                at = row * unit + i
-                sums[at] += g[n, i] * g[n, i]
-                p[at] -= lr * g[n, i] / (np.sqrt(sums[at]) + eps)
-
-
-@jit
-def adam(
-    start: int, stop: int, p: Any, g: Any, m: Any, v: Any,
-    beta1: float, beta2: float, keep: float, rate: float, correct: float, eps: float,
-) -> None:  # fmt: skip
-    b1, b2, k, r = np.float32(beta1), np.float32(beta2), np.float32(keep), np.float32(rate)
-    c, e, a1, a2 = np.float32(correct), np.float32(eps), _1 - b1, _1 - b2
-    for i in range(np.uint64(start), np.uint64(stop)):  # unsigned, so that the loop becomes vector instructions
+def _adam(start: int, stop: int, p: Any, g: Any, m: Any, v: Any, c: Any) -> None:
+    b1, b2, k, r = np.float32(c[0]), np.float32(c[1]), np.float32(c[2]), np.float32(c[3])
+    correct, e, a1, a2 = np.float32(c[4]), np.float32(c[5]), _1 - np.float32(c[0]), _1 - np.float32(c[1])
+    for i in range(np.uint64(start), np.uint64(stop)):
         mean = b1 * m[i] + a1 * g[i]
         square = b2 * v[i] + a2 * g[i] * g[i]
         m[i] = mean
         v[i] = square
-        p[i] = k * p[i] - r * mean / (np.sqrt(square) * c + e)
+        p[i] = k * p[i] - r * mean / (np.sqrt(square) * correct + e)
 
 
 @jit
-def adam_touched(
-    start: int, stop: int, p: Any, index: Any, g: Any, m: Any, v: Any,
-    beta1: float, beta2: float, keep: float, rate: float, correct: float, eps: float,
-) -> None:  # fmt: skip
-    unit = g.shape[1]
-    for n in range(start, stop):
-        at = index[n] * unit
-        own = slice(at, at + unit)
-        adam(0, unit, p[own], g[n], m[own], v[own], beta1, beta2, keep, rate, correct, eps)
+def _adagrad(start: int, stop: int, p: Any, g: Any, sums: Any, c: Any) -> None:
+    lr, eps = np.float32(c[0]), np.float32(c[1])
+    for i in range(np.uint64(start), np.uint64(stop)):
+        sums[i] += g[i] * g[i]
+        p[i] -= lr * g[i] / (np.sqrt(sums[i]) + eps)
+
+
+@jit
+def _adagrad_rows(start: int, stop: int, unit: int, p: Any, g: Any, sums: Any, c: Any) -> None:
+    lr, eps, u = np.float32(c[0]), np.float32(c[1]), np.uint64(unit)
+    for row in range(np.uint64(start), np.uint64(stop)):
+        mean, at = np.float32(0.0), row * u
+        for i in range(u):
+            mean += g[at + i] * g[at + i]
+        sums[row] += mean / np.float32(u)
+        scale = lr / (np.sqrt(sums[row]) + eps)
+        for i in range(u):
+            p[at + i] -= scale * g[at + i]
+
+
+@jit
+def dense(start: int, stop: int, rule: int, unit: int, p: Any, g: Any, a: Any, b: Any, c: Any) -> None:
+    """The formula `rule`, with the state a and b and the constants c, for the floats [start, stop) of p; row by row, for the rows
+    that begin there."""
+    if rule == SGD:
+        lr = np.float32(c[0])
+        for i in range(np.uint64(start), np.uint64(stop)):
+            p[i] -= lr * g[i]
+    elif rule == ADAGRAD:
+        _adagrad(start, stop, p, g, a, c)
+    elif rule == ROWWISE:
+        _adagrad_rows(-(-start // unit), -(-stop // unit), unit, p, g, a, c)
+    else:
+        _adam(start, stop, p, g, a, b, c)
+
+
+@jit
+def touched(start: int, stop: int, rule: int, unit: int, index: Any, p: Any, g: Any, a: Any, b: Any, c: Any) -> None:
+    """The same for the units index[start : stop] alone, whose gradients lie in g one after the other.
+
+    Values and state of some units at a time are moved side by side, so that the formula becomes vector instructions.
+    """
+    some, u = max(1, _FLOATS // unit), np.uint64(unit)
+    places, lines = np.empty(some, np.uint64), np.empty(some, np.uint64)
+    values, first = np.empty(some * unit, np.float32), np.empty(some * unit, np.float32)
+    second = np.empty(some * unit if rule == ADAM else 0, np.float32)
+    for low in range(start, stop, some):
+        n = np.uint64(min(some, stop - low))
+        for i in range(n):
+            places[i], lines[i] = np.uint64(index[np.uint64(low) + i]) * u, i * u
+        copy_blocks(values, lines, _0, p, p, places, _0, n, u, p, FLOAT32)
+        if rule == ROWWISE:
+            for i in range(n):
+                first[i] = a[index[np.uint64(low) + i]]
+        elif rule != SGD:
+            copy_blocks(first, lines, _0, a, a, places, _0, n, u, p, FLOAT32)
+        if rule == ADAM:
+            copy_blocks(second, lines, _0, b, b, places, _0, n, u, p, FLOAT32)
+        floats = min(some, stop - low) * unit
+        dense(0, floats, rule, unit, values, g[low * unit : low * unit + floats], first, second, c)
+        copy_blocks(p, places, _0, values, values, lines, _0, n, u, p, FLOAT32)
+        if rule == ROWWISE:
+            for i in range(n):
+                a[index[np.uint64(low) + i]] = first[i]
+        elif rule != SGD:
+            copy_blocks(a, places, _0, first, first, lines, _0, n, u, p, FLOAT32)
+        if rule == ADAM:
+            copy_blocks(b, places, _0, second, second, lines, _0, n, u, p, FLOAT32)

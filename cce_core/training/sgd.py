@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core._threads import sliced
-from cce_core.sketching.gradient import SparseGradient
 from cce_core.training.optimizer import FLOATS_A_THREAD, Optimizer, State
 from cce_core.training.rules import SGD as SGD_RULE
-from cce_core.training.rules import sgd, sgd_momentum, sgd_touched
+from cce_core.training.rules import sgd, sgd_momentum
 
 
 class SGD(Optimizer):
@@ -51,6 +50,10 @@ class SGD(Optimizer):
     def moves_all(self) -> bool:
         return bool(self.momentum or self.weight_decay)
 
+    def constants(self, step: int) -> tuple[float, ...]:
+        """The learning rate."""
+        return (self.lr,)
+
     def _update(self, p: NDArray[Any], g: NDArray[Any], unit: int, state: State) -> None:
         lr, decay = np.float32(self.lr), np.float32(self.weight_decay)
         if self.momentum:
@@ -58,10 +61,3 @@ class SGD(Optimizer):
             sliced(sgd_momentum, p.size, FLOATS_A_THREAD, p, g, buffer, lr, decay, np.float32(self.momentum))
         else:
             sliced(sgd, p.size, FLOATS_A_THREAD, p, g, lr, decay)
-
-    def _update_touched(self, p: NDArray[Any], gradient: SparseGradient, unit: int, state: State) -> None:
-        if self.momentum or self.weight_decay:
-            super()._update_touched(p, gradient, unit, state)
-        else:
-            n, grain = len(gradient.index), FLOATS_A_THREAD // unit
-            sliced(sgd_touched, n, grain, p, gradient.index, gradient.values, np.float32(self.lr))
