@@ -103,11 +103,12 @@ def add_up(start: int, stop: int, size: int, points: Any, n: int, labels: Any, w
     for block in range(start, stop):
         total = sums[block]
         for t in range(np.uint64(block * size), np.uint64(min(points.shape[0], (block + 1) * size))):
-            tile, first = points[t], t * lanes
+            tile, first = points[t], np.uint64(t) * lanes
             for i in range(min(lanes, over - first)):
-                label = np.uint64(labels[first + i])
+                place = first + np.uint64(i)
+                label = np.uint64(labels[place])
                 if weighted:
-                    weight = np.float64(weights[first + i])
+                    weight = np.float64(weights[place])
                     for j in range(d):
                         total[label, j] += weight * np.float64(tile[j, i])
                     total[label, d] += weight

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import threading
 import time
 import weakref
@@ -172,6 +173,17 @@ def cluster(
         table.training_bytes["cluster"] = run.scratch
         _commit(*_changes(table, run))
     return report
+
+
+def _forget() -> None:
+    """In a forked child the thread that held a lock is gone."""
+    global _door
+    _door = threading.Lock()
+    _locks.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def _lock_of(table: Table) -> threading.Lock:
