@@ -189,6 +189,8 @@ BAD = {
     "float offsets": (TypeError, "integers", lambda c: c.lookup([[1], [1]], [0.0, 1.0])),
     "offsets a table": (ValueError, "one a table", lambda c: c.lookup([[1], [1]], [[0, 1]])),
     "a matrix with offsets": (ValueError, "flat arrays", lambda c: c.lookup(np.zeros((1, 2), int), [0, 1])),
+    "one length": (TypeError, "lengths must be", lambda c: c.lookup([[1], [1]], lengths=1)),
+    "one weight": (TypeError, "weights must come", lambda c: c.lookup([[1], [1]], weights=2.0)),
     "mode": (ValueError, "sum, mean, max", lambda c: c.lookup(np.zeros((1, 2), int), mode="median")),
     "weights of a mean": (
         ValueError,

@@ -142,6 +142,8 @@ def _per_table(ids: Any, offsets: Any, lengths: Any, n_tables: int) -> tuple[lis
     if offsets is None and lengths is None:
         return arrays, None
     name, given = ("offsets", offsets) if lengths is None else ("lengths", lengths)
+    if np.ndim(given) == 0 and not isinstance(given, (list, tuple)):
+        raise TypeError(f"{name} must be one row of integers, or one a table ({n_tables}); got {given!r}")
     if not isinstance(given, np.ndarray) and len(given) and np.ndim(given[0]) == 0:
         given = [given] * n_tables  # one row of numbers: the bags of every table are alike
     if isinstance(given, np.ndarray) and given.ndim == 1 and given.dtype != object:
@@ -184,6 +186,8 @@ def _weights(weights: Any, arrays: Sequence[NDArray[np.uint64]], mode: str) -> N
         weights = [weights[:, t].reshape(-1) for t in range(weights.shape[1])]
     if isinstance(weights, np.ndarray) and weights.ndim == 1 and len(arrays) == 1:
         weights = [weights]
+    if not isinstance(weights, (list, tuple)):
+        raise TypeError(f"weights must come as ids do, a list of arrays, one a table; got {type(weights).__name__}")
     if len(weights) != len(arrays):
         raise ValueError(f"weights must be given for each of the {len(arrays)} tables, as ids are; got {len(weights)}")
     parts = [_check.as_float32(f"weights of table {t}", w, a.shape) for t, (w, a) in enumerate(zip(weights, arrays))]
