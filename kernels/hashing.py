@@ -8,11 +8,8 @@ they run under Triton's interpreter (`TRITON_INTERPRET=1`, set before this file 
 
 from __future__ import annotations
 
-import torch
-import triton
-import triton.language as tl
-
 from cce_core.hashing import derive_key
+from cce_kernels.needs import tl, torch, triton
 
 # The constants of cce_core/hashing/mix.py, version 1 of the family. A product with a uint64 is one, whatever they are.
 _G1 = tl.constexpr(0xBF58476D1CE4E5B9)
