@@ -10,6 +10,7 @@ from cce_core.sketching.methods import get_method
 from cce_core.sketching.spec import TableSpec
 from cce_core.storage.codec import codec as get_codec
 from cce_kernels import lookup as forward
+from cce_kernels import scatter, segments
 from cce_kernels.needs import floats, on_device, torch
 from cce_kernels.parts import Launch, Part, launches
 
@@ -66,16 +67,14 @@ class Tables:
         """What is handed to the kernels; made anew where a tensor was moved."""
         placed = tuple(array.data_ptr() for arrays in self.arrays for array in arrays.values())
         if placed != self._placed:
-            self._placed, self._launches = placed, launches(self.parts())
+            left, self._parts = 0, list[Part]()
+            for source, (spec, arrays) in enumerate(zip(self.specs, self.arrays)):
+                self._parts += parts_of(spec, arrays, source, left)
+                left += self._inner[source]
+            self._launches = launches(self._parts)
+            self._slots = self._gradient_slots()
+            self._placed = placed
         return self._launches
-
-    def parts(self) -> list[Part]:
-        """The parts of all tables, in their order."""
-        out, left = [], 0
-        for source, (spec, arrays) in enumerate(zip(self.specs, self.arrays)):
-            out += parts_of(spec, arrays, source, left)
-            left += self._inner[source]
-        return out
 
     # --- the way of an id ---------------------------------------------------------------------------------------------
 
@@ -153,6 +152,165 @@ class Tables:
         bag = place if offsets is None else int(torch.searchsorted(offsets, place, right=True)) - 1
         vocab, word = self.specs[bag // bags].vocab, int(flat[place : place + 1].to(torch.int64))
         raise IndexError(f"id {word} at place {place} must be between 0 and {(vocab or 0) - 1}, the table's last id")
+
+    # --- the way of a gradient ----------------------------------------------------------------------------------------
+
+    def backward(
+        self, ids: torch.Tensor, grads: torch.Tensor, offsets: torch.Tensor | None = None, *,
+        factors: torch.Tensor | None = None, mode: str = "sum", padding_idx: Any = None, check: bool = True,
+        seen: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None = None, deterministic: bool | None = None,
+        touched: bool = False, slopes: bool = False,
+    ) -> tuple[list[dict[str, Any]], torch.Tensor | None]:  # fmt: skip
+        """The gradients of all parameters, given those of the vectors: the adjoint of `lookup`.
+
+        Args:
+            ids, offsets, factors, mode, padding_idx, check: as for `lookup`; ids out of range count for nothing.
+            grads: float32, of the shape of the vectors.
+            seen: what `forward` of the same ids gave; without it, tables with a projection or a product are looked up again.
+            deterministic: sum in a fixed order; None does so under `torch.use_deterministic_algorithms(True)`.
+            touched: give `memory`'s gradient as `(units, values)`, int64 (m,) and float32 (m, unit), ascending: of the touched
+                blocks alone. Takes the fixed order, and tables whose weights do not lie in the memory.
+            slopes: give the gradient of `factors` too.
+
+        Returns:
+            A dict a table with the gradients of its parameters, float32, of the arrays' shapes (with a codec, `memory`'s is
+            of the floats that are stored); and the gradient of the factors, or None.
+
+        Raises:
+            TypeError, ValueError, IndexError: as for `lookup`; gradients of another shape or type.
+
+        Cost:
+            One launch; ids, offsets, pointers' words and gradients cross device memory once, and each block is added to in
+            place. In the fixed order, 20 bytes and a place in a sort for each block of each id besides.
+        """
+        flat, shape, offsets = self._given(ids, offsets, factors, mode, check)
+        floats("grads", grads, (*shape, sum(self.dims)))
+        on_device(ids=flat, grads=grads.contiguous())
+        if deterministic is None:
+            deterministic = torch.are_deterministic_algorithms_enabled()
+        if slopes and mode != "sum":
+            raise ValueError(f'factors go with mode="sum" only, got mode={mode!r}')
+        if touched and any(get_method(spec.method).weights_in_memory for spec in self.specs):  # type: ignore[attr-defined]
+            raise ValueError("touched=True: the weights of a 'rhemb' table lie in its memory; take the whole gradient")
+        given = grads = grads.reshape(-1, sum(self.dims))
+        out: list[dict[str, Any]] = [{} for _ in self.specs]
+        if any("projection" in arrays for arrays in self.arrays) or any(self._products):
+            if seen is None:
+                seen = self.forward(ids, offsets, factors=factors, mode=mode, padding_idx=padding_idx, check=False)
+            grads = self._inward(grads, seen, out)
+        grads, padding = grads.contiguous(), self._padding(padding_idx)
+        if check and grads.shape[0] and any(spec.vocab is not None for spec in self.specs):
+            self._within(flat, offsets)
+        slope = None
+        if slopes:
+            slope = self._bias_slopes(flat, offsets, padding, given)
+        if deterministic or touched:
+            if slope is not None:
+                raise ValueError("slopes=True sums by atomic additions: ask for it without deterministic or touched")
+            self._in_order(flat, offsets, padding, factors, MODES[mode], grads, touched, out)
+        else:
+            self._at_once(flat, offsets, padding, factors, MODES[mode], grads, slope, out)
+        return out, None if slope is None else slope.view(ids.shape)
+
+    def _inward(self, grads: torch.Tensor, seen: Any, out: list[dict[str, Any]]) -> torch.Tensor:
+        """The gradients of the memory's vectors; those of the projections go into `out`."""
+        _, inner, mass = seen
+        pieces = []
+        for k, (g, x) in enumerate(zip(grads.split(self.dims, 1), inner.split(self._inner, 1))):
+            spec, product = self.specs[k], self._products[k]
+            factors = x.view(len(x), product, spec.inner) if product else None
+            if "projection" in self.arrays[k]:
+                w, wide = self.arrays[k]["projection"], x if factors is None else factors.prod(1)
+                out[k]["projection"] = torch.cat([wide.T @ g, (mass[k] @ g)[None]])
+                g = g @ w[:-1].T
+            if factors is not None:  # each factor's gradient is the product's times all other factors
+                others = [torch.cat([factors[:, :c], factors[:, c + 1 :]], 1).prod(1) * g for c in range(product)]
+                g = torch.stack(others, 1).view(len(x), -1)
+            pieces.append(g)
+        return torch.cat(pieces, 1)
+
+    def _bias_slopes(
+        self, flat: torch.Tensor, offsets: torch.Tensor | None, padding: torch.Tensor | None, grads: torch.Tensor
+    ) -> torch.Tensor:
+        """What the factors owe to the projections' biases, which come once for each id: ⟨b, G⟩; 0 where there are none."""
+        bags = len(grads)
+        each = torch.zeros((len(self.specs), bags), dtype=torch.float32, device=self.device)
+        for k, g in enumerate(grads.split(self.dims, 1)):
+            if "projection" in self.arrays[k]:
+                each[k] = g @ self.arrays[k]["projection"][-1]
+        rows = torch.arange(each.numel(), device=self.device)
+        if offsets is not None:
+            rows = rows.repeat_interleave(offsets.diff())
+        slope = each.view(-1)[rows]
+        if padding is not None:
+            slope = torch.where(flat.to(torch.int64) == padding[rows // max(1, bags)], 0.0, slope)
+        return slope
+
+    def _gradient_slots(self) -> tuple[dict[tuple[int, str], tuple[int, int]], int, list[torch.Tensor]]:
+        """Where in one flat buffer the gradient of each table's `memory` and `weights` lies; its size; the same for the kernels."""
+        places, end = {}, 0
+        for part in self._parts:
+            sizes = part.layout.size, 0 if part.weighing is None else part.weighing.size
+            for name, size in zip(self._names(part), sizes):
+                if size and (part.source, name) not in places:
+                    places[part.source, name] = end, size
+                    end += size + -size % 4  # each begins at a multiple of 16 bytes
+        into = [
+            torch.tensor(
+                [[places[p.source, name][0] for name in self._names(p)] for p in launch.parts], dtype=torch.int64
+            )
+            for launch in self._launches
+        ]
+        return places, end, [where.to(launch.device) for where, launch in zip(into, self._launches)]
+
+    def _names(self, part: Part) -> tuple[str, str]:
+        """Which parameters a part's memory and weights are."""
+        own = "memory" if part.memory is self.arrays[part.source]["memory"] else "weights"
+        return own, "weights" if part.weights is not None else own
+
+    def _at_once(
+        self, flat: Any, offsets: Any, padding: Any, factors: Any, mode: int, grads: Any, slope: Any, out: Any
+    ) -> None:
+        launches = self.launches()
+        places, size, into = self._slots
+        total = torch.zeros(size, dtype=torch.float32, device=self.device)
+        for launch, where in zip(launches, into):
+            if grads.shape[0]:
+                scatter.run(launch, flat, offsets, padding, factors, mode, grads, where, total, slope)
+        for (source, name), (start, n) in places.items():
+            out[source][name] = total[start : start + n]
+
+    def _in_order(
+        self, flat: Any, offsets: Any, padding: Any, factors: Any, mode: int, grads: Any, touched: bool, out: Any
+    ) -> None:
+        self.launches()
+        places, size, _ = self._slots
+        total = torch.zeros(size, dtype=torch.float32, device=self.device)
+        for (source, name), (start, n) in places.items():
+            out[source][name] = total[start : start + n]
+        for part in self._parts:
+            memory, weights = segments.run(Launch([part]), flat, offsets, padding, factors, mode, grads)
+            own, other = self._names(part)
+            if touched and own == "memory":
+                out[part.source]["memory"] = memory
+            else:
+                _add(out[part.source][own], *memory)
+            if weights is not None:
+                _add(out[part.source][other], *weights)
+
+    def _within(self, flat: torch.Tensor, offsets: torch.Tensor | None) -> None:
+        """IndexError for the first id that its table does not have."""
+        bags = (flat.numel() if offsets is None else len(offsets) - 1) // len(self.specs)
+        ends = [flat.numel()] if offsets is None else offsets[bags::bags].tolist()
+        ends = [bags * (k + 1) for k in range(len(self.specs))] if offsets is None else ends
+        start = 0
+        for end, spec in zip(ends, self.specs):
+            words = flat[start:end].to(torch.int64)
+            if spec.vocab is not None and len(words):
+                bad = (words < 0) | (words >= spec.vocab)
+                if bool(bad.any()):
+                    self._refuse(start + int(bad.nonzero()[0, 0]), flat, offsets)
+            start = end
 
     # --- checks -------------------------------------------------------------------------------------------------------
 
@@ -240,6 +398,12 @@ def parts_of(spec: TableSpec, arrays: Arrays, source: int = 0, left: int = 0) ->
     assert weighing is not None
     assert weights is not None
     return [part, Part(weighing, weights, keys, pointers, vocab=spec.vocab, source=source, left=left + layout.dim)]
+
+
+def _add(total: torch.Tensor, index: torch.Tensor, values: torch.Tensor) -> None:
+    """Add values to distinct units of a flat tensor."""
+    rows = total.view(-1, values.shape[1])
+    rows[index] = rows[index] + values
 
 
 def from_table(table: Any, device: str | torch.device) -> dict[str, torch.Tensor]:
