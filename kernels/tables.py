@@ -53,6 +53,7 @@ class Tables:
             product = method.chunked and dict(spec.options).get("combine") == "mul"
             self._products.append(spec.n_chunks if product else 0)
             self._inner.append(spec.inner * (spec.n_chunks if product else 1))
+        self.generations = [0] * len(tables)  # how often each was clustered here
         self._placed: tuple[int, ...] = ()
         self._launches: list[Launch] = []
         self.launches()
@@ -75,6 +76,28 @@ class Tables:
             self._slots = self._gradient_slots()
             self._placed = placed
         return self._launches
+
+    @property
+    def parts(self) -> list[Part]:
+        """The parts of all tables, in their order."""
+        self.launches()
+        return self._parts
+
+    @property
+    def direct(self) -> bool:
+        """Whether a gradient may be added straight into the memories: float32, no weights, no projections, no products."""
+        plain = all(part.codec == 0 and part.weighing is None for part in self.parts)
+        return plain and len(self.parts) == len(self.specs) and self._inner == self.dims
+
+    def units(self, k: int) -> dict[str, int]:
+        """Floats of the blocks that each parameter of table `k` is made of, as `Table.units()` says."""
+        units = {name: array.unit for name, array in get_method(self.specs[k].method).arrays(self.specs[k]).items()}
+        units |= {"projection": self.specs[k].dim} if self.specs[k].rank else {}
+        return {name: unit for name, unit in units.items() if unit}
+
+    def size_of(self, k: int) -> int:
+        """Floats of the memory of table `k`."""
+        return next(part.layout.size for part in self.parts if part.source == k)
 
     # --- the way of an id ---------------------------------------------------------------------------------------------
 
@@ -168,8 +191,8 @@ class Tables:
             grads: float32, of the shape of the vectors.
             seen: what `forward` of the same ids gave; without it, tables with a projection or a product are looked up again.
             deterministic: sum in a fixed order; None does so under `torch.use_deterministic_algorithms(True)`.
-            touched: give `memory`'s gradient as `(units, values)`, int64 (m,) and float32 (m, unit), ascending: of the touched
-                blocks alone. Takes the fixed order, and tables whose weights do not lie in the memory.
+            touched: give the gradients of memory and weights as `(units, values)`, int64 (m,) and float32 (m, unit), ascending:
+                of the touched units alone. Takes the fixed order.
             slopes: give the gradient of `factors` too.
 
         Returns:
@@ -190,8 +213,6 @@ class Tables:
             deterministic = torch.are_deterministic_algorithms_enabled()
         if slopes and mode != "sum":
             raise ValueError(f'factors go with mode="sum" only, got mode={mode!r}')
-        if touched and any(get_method(spec.method).weights_in_memory for spec in self.specs):  # type: ignore[attr-defined]
-            raise ValueError("touched=True: the weights of a 'rhemb' table lie in its memory; take the whole gradient")
         given = grads = grads.reshape(-1, sum(self.dims))
         out: list[dict[str, Any]] = [{} for _ in self.specs]
         if any("projection" in arrays for arrays in self.arrays) or any(self._products):
@@ -212,6 +233,24 @@ class Tables:
             self._at_once(flat, offsets, padding, factors, MODES[mode], grads, slope, out)
         return out, None if slope is None else slope.view(ids.shape)
 
+    def add_into_memory(
+        self, ids: torch.Tensor, grads: torch.Tensor, offsets: torch.Tensor | None = None, *, scale: float,
+        factors: torch.Tensor | None = None, mode: str = "sum", padding_idx: Any = None, check: bool = True,
+    ) -> None:  # fmt: skip
+        """Add `scale` times the gradient into the memories themselves, where `direct` says that this is all there is to do."""
+        flat, shape, offsets = self._given(ids, offsets, factors, mode, check)
+        grads = floats("grads", grads, (*shape, sum(self.dims))).reshape(-1, sum(self.dims)).contiguous()
+        if not self.direct:
+            raise ValueError("these tables have codecs, weights, projections or products: use backward")
+        if check:
+            self._within(flat, offsets)
+        padding, anchor = self._padding(padding_idx), self.parts[0].memory
+        for launch in self.launches():
+            apart = [[(part.memory.data_ptr() - anchor.data_ptr()) // 4] * 2 for part in launch.parts]
+            into = torch.tensor(apart, dtype=torch.int64).to(self.device)
+            if grads.shape[0]:
+                scatter.run(launch, flat, offsets, padding, factors, MODES[mode], grads, into, anchor, None, scale)
+
     def _inward(self, grads: torch.Tensor, seen: Any, out: list[dict[str, Any]]) -> torch.Tensor:
         """The gradients of the memory's vectors; those of the projections go into `out`."""
         _, inner, mass = seen
@@ -225,7 +264,7 @@ class Tables:
                 g = g @ w[:-1].T
             if factors is not None:  # each factor's gradient is the product's times all other factors
                 others = [torch.cat([factors[:, :c], factors[:, c + 1 :]], 1).prod(1) * g for c in range(product)]
-                g = torch.stack(others, 1).view(len(x), -1)
+                g = torch.stack(others, 1).flatten(1)
             pieces.append(g)
         return torch.cat(pieces, 1)
 
@@ -247,7 +286,7 @@ class Tables:
         return slope
 
     def _gradient_slots(self) -> tuple[dict[tuple[int, str], tuple[int, int]], int, list[torch.Tensor]]:
-        """Where in one flat buffer the gradient of each table's `memory` and `weights` lies; its size; the same for the kernels."""
+        """Where in one flat buffer each table's gradients of `memory` and `weights` lie; its size; the same for the kernels."""
         places, end = {}, 0
         for part in self._parts:
             sizes = part.layout.size, 0 if part.weighing is None else part.weighing.size
@@ -283,20 +322,29 @@ class Tables:
     def _in_order(
         self, flat: Any, offsets: Any, padding: Any, factors: Any, mode: int, grads: Any, touched: bool, out: Any
     ) -> None:
-        self.launches()
-        places, size, _ = self._slots
-        total = torch.zeros(size, dtype=torch.float32, device=self.device)
-        for (source, name), (start, n) in places.items():
-            out[source][name] = total[start : start + n]
-        for part in self._parts:
+        found: dict[tuple[int, str], list[tuple[torch.Tensor, torch.Tensor]]] = {name: [] for name in self._slots[0]}
+        units = {}
+        for part in self.parts:
             memory, weights = segments.run(Launch([part]), flat, offsets, padding, factors, mode, grads)
             own, other = self._names(part)
-            if touched and own == "memory":
-                out[part.source]["memory"] = memory
-            else:
-                _add(out[part.source][own], *memory)
-            if weights is not None:
-                _add(out[part.source][other], *weights)
+            found[part.source, own].append(memory)
+            units.setdefault((part.source, own), part.layout.unit)
+            if weights is not None and part.weighing is not None:
+                found[part.source, other].append(weights)
+                units.setdefault((part.source, other), part.weighing.unit)
+        for (source, name), sums in found.items():
+            unit, size = units[source, name], self._slots[0][source, name][1]
+            if touched and len(sums) == 1 and sums[0][1].shape[1] == unit:
+                out[source][name] = sums[0]
+                continue
+            total = torch.zeros(size, dtype=torch.float32, device=self.device)
+            for index, values in sums:  # several sums of one array, or of finer units than it is made of
+                rows = total.view(-1, values.shape[1])
+                rows[index] = rows[index] + values
+            out[source][name] = total
+            if touched:
+                index = torch.cat([index * values.shape[1] // unit for index, values in sums]).unique()
+                out[source][name] = index, total.view(-1, unit)[index]
 
     def _within(self, flat: torch.Tensor, offsets: torch.Tensor | None) -> None:
         """IndexError for the first id that its table does not have."""
@@ -398,12 +446,6 @@ def parts_of(spec: TableSpec, arrays: Arrays, source: int = 0, left: int = 0) ->
     assert weighing is not None
     assert weights is not None
     return [part, Part(weighing, weights, keys, pointers, vocab=spec.vocab, source=source, left=left + layout.dim)]
-
-
-def _add(total: torch.Tensor, index: torch.Tensor, values: torch.Tensor) -> None:
-    """Add values to distinct units of a flat tensor."""
-    rows = total.view(-1, values.shape[1])
-    rows[index] = rows[index] + values
 
 
 def from_table(table: Any, device: str | torch.device) -> dict[str, torch.Tensor]:
