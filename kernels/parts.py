@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from cce_core.sketching.block_method import BlockMethod
 from cce_core.sketching.layout import HASH, POINTER, Layout
+from cce_core.sketching.methods import get_method
+from cce_core.sketching.spec import TableSpec
 from cce_core.storage.codec import BFLOAT16, FLOAT32, INT4, INT8
+from cce_core.storage.codec import codec as get_codec
 from cce_kernels.addresses import COLUMN, MIXED, NONE
 from cce_kernels.needs import floats, on_device, power_of_two, torch, triton
 
@@ -36,6 +40,7 @@ FIELDS = 16
     SOURCE,
     COLUMNS,
 ) = range(FIELDS)
+Arrays = Mapping[str, torch.Tensor]
 _WORDS = (torch.uint64, torch.int64)
 _DTYPES = {
     FLOAT32: (torch.float32,),
@@ -127,6 +132,30 @@ class Part:
             _at(self.scales), _at(self.keys), _at(self.pointers), _at(weights), scales, wcodec, self.source,
             len(layout.columns),
         ]  # fmt: skip
+
+
+def parts_of(spec: TableSpec, arrays: Arrays, source: int = 0, left: int = 0) -> list[Part]:
+    """The parts of one table; a table whose weights are coordinates of its vectors has a second one for them."""
+    method = get_method(spec.method)
+    assert isinstance(method, BlockMethod)
+    layout, weighing = method.layout(spec), method.weighing(spec)
+    expected = {name: array for name, array in method.arrays(spec).items() if name != "generation"}
+    missing = sorted(set(expected) - set(arrays)) + (["projection"] if spec.rank and "projection" not in arrays else [])
+    if missing:
+        raise ValueError(f"a {spec.method!r} table needs the array {missing[0]!r}; got {sorted(arrays)}")
+    if spec.rank:
+        floats("projection", arrays["projection"], (spec.rank + 1, spec.dim))
+    keys, pointers = arrays.get("keys"), arrays.get("pointers")
+    weights = None if weighing is None or method.weights_in_memory else arrays["weights"]
+    part = Part(
+        layout, arrays["memory"], keys, pointers, arrays.get("scales"), get_codec(spec.codec).number, spec.vocab,
+        weighing, weights, source, left,
+    )  # fmt: skip
+    if not method.appends_weights(spec):
+        return [part]
+    assert weighing is not None
+    assert weights is not None
+    return [part, Part(weighing, weights, keys, pointers, vocab=spec.vocab, source=source, left=left + layout.dim)]
 
 
 def _at(tensor: torch.Tensor | None) -> int:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from cce_core.sketching.block_method import BlockMethod
 from cce_core.sketching.methods import get_method
 from cce_core.sketching.spec import TableSpec
-from cce_core.storage.codec import codec as get_codec
 from cce_kernels import lookup as forward
 from cce_kernels import scatter, segments
 from cce_kernels.needs import floats, on_device, torch
-from cce_kernels.parts import Launch, Part, launches
+from cce_kernels.parts import Arrays, Launch, Part, launches, parts_of
 
 INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 MODES = {"sum": forward.SUM, "mean": forward.MEAN}
-Arrays = Mapping[str, torch.Tensor]
 
 
 class Tables:
@@ -422,30 +420,6 @@ class Tables:
                 )
             words.append(-1 if id is None else id + (spec.vocab or 0) if id < 0 else id)
         return torch.tensor(words, dtype=torch.int64).to(self.device)
-
-
-def parts_of(spec: TableSpec, arrays: Arrays, source: int = 0, left: int = 0) -> list[Part]:
-    """The parts of one table; a table whose weights are coordinates of its vectors has a second one for them."""
-    method = get_method(spec.method)
-    assert isinstance(method, BlockMethod)
-    layout, weighing = method.layout(spec), method.weighing(spec)
-    expected = {name: array for name, array in method.arrays(spec).items() if name != "generation"}
-    missing = sorted(set(expected) - set(arrays)) + (["projection"] if spec.rank and "projection" not in arrays else [])
-    if missing:
-        raise ValueError(f"a {spec.method!r} table needs the array {missing[0]!r}; got {sorted(arrays)}")
-    if spec.rank:
-        floats("projection", arrays["projection"], (spec.rank + 1, spec.dim))
-    keys, pointers = arrays.get("keys"), arrays.get("pointers")
-    weights = None if weighing is None or method.weights_in_memory else arrays["weights"]
-    part = Part(
-        layout, arrays["memory"], keys, pointers, arrays.get("scales"), get_codec(spec.codec).number, spec.vocab,
-        weighing, weights, source, left,
-    )  # fmt: skip
-    if not method.appends_weights(spec):
-        return [part]
-    assert weighing is not None
-    assert weights is not None
-    return [part, Part(weighing, weights, keys, pointers, vocab=spec.vocab, source=source, left=left + layout.dim)]
 
 
 def from_table(table: Any, device: str | torch.device) -> dict[str, torch.Tensor]:

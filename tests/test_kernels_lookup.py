@@ -10,8 +10,8 @@ from kernel_tables import CODECS, DEVICE, METHODS, make, poisoned, tables, tenso
 
 from cce_kernels import lookup as kernel
 from cce_kernels.needs import on_device
-from cce_kernels.parts import Part, launches
-from cce_kernels.tables import Tables, from_table, parts_of
+from cce_kernels.parts import Part, launches, parts_of
+from cce_kernels.tables import Tables, from_table
 
 pytestmark = pytest.mark.triton
 few = settings(max_examples=12, suppress_health_check=list(HealthCheck))
