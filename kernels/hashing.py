@@ -9,7 +9,7 @@ they run under Triton's interpreter (`TRITON_INTERPRET=1`, set before this file 
 from __future__ import annotations
 
 from cce_core.hashing import derive_key
-from cce_kernels.needs import tl, torch, triton
+from cce_kernels.needs import INTEGERS, tl, torch, triton
 
 # The constants of cce_core/hashing/mix.py, version 1 of the family. A product with a uint64 is one, whatever they are.
 _G1 = tl.constexpr(0xBF58476D1CE4E5B9)
@@ -18,7 +18,6 @@ _F2 = tl.constexpr(0x9FB21C651E98DF25)
 _F3 = tl.constexpr(0x243F6A8885A308D3)
 
 _BLOCK = 1024
-_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 
 @triton.jit
@@ -91,7 +90,7 @@ def mix_hash(
         >>> mix_hash(torch.arange(1000, device="cuda"), 10, streams=(0, 1)).shape  # doctest: +SKIP
         torch.Size([1000, 2])
     """
-    if ids.dtype not in _INTEGERS:
+    if ids.dtype not in INTEGERS:
         raise TypeError(f"ids must be integers, got {ids.dtype}; ids = ids.to(torch.int64)")
     if n_buckets is not None and not 1 <= n_buckets <= 2**63:
         raise ValueError(f"n_buckets must be between 1 and {2**63:,}, got {n_buckets:,}")

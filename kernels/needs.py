@@ -16,6 +16,7 @@ except ImportError as error:
 
 tl = tl
 
+INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 # Under the interpreter tensors live on the CPU, and a program costs milliseconds: tiles are large there.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # A product and a sum are rounded one by one, as on the CPU: with fusion the same lookup would have other bits.
@@ -59,3 +60,21 @@ def floats(name: str, value: torch.Tensor, shape: tuple[int, ...]) -> torch.Tens
 def power_of_two(n: int) -> int:
     """The least power of two that is at least n."""
     return 1 << max(0, n - 1).bit_length()
+
+
+def checked_ids(ids: torch.Tensor, vocab: int | None, check: bool) -> torch.Tensor:
+    """Flat int64 ids, all below the vocabulary: IndexError names the first that is not, or (`check=False`) they are clamped."""
+    if not isinstance(ids, torch.Tensor) or ids.dtype not in INTEGERS:
+        raise TypeError(f"ids must be an integer tensor, got {getattr(ids, 'dtype', type(ids).__name__)}")
+    words = ids.reshape(-1).to(torch.int64)
+    if vocab is None:
+        return words
+    if not check:
+        return words.clamp(0, vocab - 1)
+    bad = (words < 0) | (words >= vocab)
+    if bool(bad.any()):
+        place = int(bad.nonzero()[0, 0])
+        raise IndexError(
+            f"id {int(words[place])} at place {place} must be between 0 and {vocab - 1}, the table's last id"
+        )
+    return words

@@ -10,10 +10,9 @@ from cce_core.sketching.methods import get_method
 from cce_core.sketching.spec import TableSpec
 from cce_kernels import lookup as forward
 from cce_kernels import scatter, segments
-from cce_kernels.needs import floats, on_device, torch
+from cce_kernels.needs import INTEGERS, floats, on_device, torch
 from cce_kernels.parts import Arrays, Launch, Part, launches, parts_of
 
-INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 MODES = {"sum": forward.SUM, "mean": forward.MEAN}
 
 
