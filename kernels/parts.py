@@ -221,7 +221,17 @@ class Launch:
         }
 
     def rows_of_a_tile(self, tile: int, n_rows: int) -> int:
-        """How many vectors a program takes, so that a tile holds about `tile` floats."""
+        """How many vectors a program takes, so that a tile holds about `tile` floats.
+
+        A quarter of that where weights are found too, or the parts differ in kind: what is in hand must fit the registers
+        (as compiled for sm_80 and sm_90, a whole tile spilled up to 1,272 bytes a thread there).
+        """
+        if (
+            self.weighted
+            or self.meta["CODEC"] == MIXED
+            or MIXED in (self.meta["KINDS"] >> 3 * t & 7 for t in range(64))
+        ):
+            tile //= 4
         return max(1, min(tile // (self.meta["C"] * self.meta["W"]), power_of_two(max(1, n_rows))))
 
     def grid(self, n_rows: int, block: int) -> tuple[int, int]:
