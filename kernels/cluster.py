@@ -143,7 +143,7 @@ class _Run:
         launch = Launch([Part(part, self.old, self.arrays.get("keys"), self.arrays["pointers"], vocab=self.vocab)])
         out = torch.empty((len(ids), width), dtype=torch.float32, device=self.device)
         error = torch.full((1,), forward.GOOD, dtype=torch.int64, device=self.device)
-        forward.run(launch, ids, None, None, None, forward.SUM, out, None, error)
+        forward.run(launch, ids, None, None, None, forward.SUM, out, error)
         return out
 
     def chunk(self, chunk: int, n_iter: int, residual: bool, warm: bool) -> None:

@@ -14,12 +14,15 @@ from cce_kernels.needs import EXACT, INTERPRETED, tl, torch, triton
 from cce_kernels.parts import (
     CHUNKS,
     CODEC,
+    DIM,
     FIELDS,
+    FINAL,
     FIRST,
     KEYS,
     LEFT,
     MEMORY,
     POINTERS,
+    PROJECTION,
     SCALES,
     SOURCE,
     TERMS,
@@ -35,6 +38,7 @@ _FIELDS, _VOCAB, _TERMS, _WIDTH = tl.constexpr(FIELDS), tl.constexpr(VOCAB), tl.
 _CHUNKS, _LEFT, _FIRST, _CODEC = tl.constexpr(CHUNKS), tl.constexpr(LEFT), tl.constexpr(FIRST), tl.constexpr(CODEC)
 _MEMORY, _SCALES, _KEYS = tl.constexpr(MEMORY), tl.constexpr(SCALES), tl.constexpr(KEYS)
 _POINTERS, _SOURCE, _WCODEC = tl.constexpr(POINTERS), tl.constexpr(SOURCE), tl.constexpr(WCODEC)
+_FINAL, _PROJECTION, _DIM = tl.constexpr(FINAL), tl.constexpr(PROJECTION), tl.constexpr(DIM)
 _WEIGHTS, _WSCALES = tl.constexpr(WEIGHTS), tl.constexpr(WSCALES)
 
 SUM, MEAN = 0, 1
@@ -92,12 +96,31 @@ def term(
 
 
 @triton.jit
+def project(
+    table, total, seen, out, out_stride, b, inside, N: tl.constexpr, C: tl.constexpr, W: tl.constexpr, D: tl.constexpr
+):
+    """out[b] = total[b] · W + seen[b] · bias, D columns at a time; the products in float32, as the CPU's are."""
+    width, chunks, dim = tl.load(table + _WIDTH), tl.load(table + _CHUNKS), tl.load(table + _DIM)
+    weights = tl.load(table + _PROJECTION).to(tl.pointer_type(tl.float32))
+    e, vectors = tl.arange(0, C * W), tl.reshape(total, [N, C * W])
+    row, here = e // W * width + e % W, (e // W < chunks) & (e % W < width)
+    final = tl.load(table + _FINAL)
+    for low in range(0, dim, D):
+        d = low + tl.arange(0, D)
+        w = tl.load(weights + row[:, None] * dim + d[None, :], mask=here[:, None] & (d < dim)[None, :], other=0.0)
+        bias = tl.load(weights + chunks * width * dim + d, mask=d < dim, other=0.0)
+        value = tl.dot(vectors, w, input_precision="ieee") + seen[:, None] * bias[None, :]
+        to = out + b[:, None] * out_stride + final + d[None, :]
+        tl.store(to, value, mask=inside[:, None] & (d < dim)[None, :])
+
+
+@triton.jit
 def _lookup(
-    rows, columns, ids, offsets, padding, factors, out, mass, error, n_rows, out_stride,
+    rows, columns, ids, offsets, padding, factors, out, inner, mass, error, n_rows, out_stride, inner_stride,
     N: tl.constexpr, C: tl.constexpr, W: tl.constexpr, TERMS: tl.constexpr, KINDS: tl.constexpr, WKIND: tl.constexpr,
     CODEC: tl.constexpr, WCODEC: tl.constexpr, SIGNED: tl.constexpr, WRAP: tl.constexpr, WWRAP: tl.constexpr,
     ALIGN: tl.constexpr, OUT: tl.constexpr, BOUNDED: tl.constexpr, BAGS: tl.constexpr, MEAN: tl.constexpr, PADDED: tl.constexpr,
-    FACTORS: tl.constexpr, MASS: tl.constexpr,
+    FACTORS: tl.constexpr, MASS: tl.constexpr, INNER: tl.constexpr, PROJECT: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """Program (block, part): N rows of one part. `error` gets the least place of an id outside its vocabulary."""
     table = rows + tl.program_id(1) * _FIELDS
@@ -142,9 +165,19 @@ def _lookup(
     if MEAN:
         total = tl.div_rn(total, tl.maximum(seen, 1.0)[:, None, None] + tl.zeros_like(total))
         seen = tl.minimum(seen, 1.0)
-    left = tl.multiple_of(tl.load(table + _LEFT), OUT)
-    to = out + b[:, None, None] * out_stride + left + (c * width)[:, :, None] + i
-    tl.store(to, total, mask=inside[:, None, None] & (c < chunks)[:, :, None] & (i < width))
+    live = inside[:, None, None] & (c < chunks)[:, :, None] & (i < width)
+    across = (c * width)[:, :, None] + i
+    final = tl.multiple_of(tl.load(table + _FINAL), OUT)
+    projection = tl.load(table + _PROJECTION)
+    if INNER:  # what torch makes more of, and what a projection's gradient is made from
+        left = tl.multiple_of(tl.load(table + _LEFT), OUT)
+        more = (across * 0 + final < 0) | (across * 0 + projection != 0)
+        tl.store(inner + b[:, None, None] * inner_stride + left + across, total, mask=live & more)
+    if PROJECT:
+        if projection != 0:
+            project(table, total, seen, out, out_stride, b, inside, N, C, W, D)
+        live = live & (across * 0 + projection == 0)
+    tl.store(out + b[:, None, None] * out_stride + final + across, total, mask=live & (across * 0 + final >= 0))
     if MASS:
         tl.store(mass + tl.load(table + _SOURCE) * n_rows + b, seen, mask=inside)
     if BOUNDED:
@@ -154,15 +187,18 @@ def _lookup(
 
 def run(
     launch: Launch, ids: torch.Tensor, offsets: torch.Tensor | None, padding: torch.Tensor | None,
-    factors: torch.Tensor | None, mode: int, out: torch.Tensor, mass: torch.Tensor | None, error: torch.Tensor,
+    factors: torch.Tensor | None, mode: int, out: torch.Tensor, error: torch.Tensor,
+    inner: torch.Tensor | None = None, mass: torch.Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Fill the columns of `out` (rows, all columns) that the launch's parts have. All arguments are checked by the caller."""
+    """Fill the columns of `out` (rows, Σ dim), and of `inner` (rows, Σ of the memories' vectors) those that are not the same, for
+    the launch's parts. All arguments are checked by the caller."""
     n_rows = out.shape[0]
     block = launch.rows_of_a_tile(TILE, n_rows)
     nothing = launch.rows  # an argument that the compiled code does not touch
     _lookup[launch.grid(n_rows, block)](
         launch.rows, launch.columns, ids, nothing if offsets is None else offsets, nothing if padding is None else padding,
-        error if factors is None else factors, out, out if mass is None else mass, error, n_rows, out.stride(0),
+        out if factors is None else factors, out, out if inner is None else inner, out if mass is None else mass, error,
+        n_rows, out.stride(0), out.stride(0) if inner is None else inner.stride(0),
         N=block, BAGS=offsets is not None, MEAN=mode == MEAN, PADDED=padding is not None, FACTORS=factors is not None,
-        MASS=mass is not None, **launch.meta, **EXACT,
+        MASS=mass is not None, INNER=inner is not None, **launch.wide, **launch.meta, **EXACT,
     )  # fmt: skip

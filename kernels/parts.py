@@ -21,7 +21,7 @@ from cce_core.storage.codec import codec as get_codec
 from cce_kernels.addresses import COLUMN, MIXED, NONE
 from cce_kernels.needs import floats, on_device, power_of_two, torch, triton
 
-FIELDS = 16
+FIELDS = 19
 (
     VOCAB,
     TERMS,
@@ -39,6 +39,9 @@ FIELDS = 16
     WCODEC,
     SOURCE,
     COLUMNS,
+    FINAL,
+    PROJECTION,
+    DIM,
 ) = range(FIELDS)
 Arrays = Mapping[str, torch.Tensor]
 _WORDS = (torch.uint64, torch.int64)
@@ -64,7 +67,9 @@ class Part:
         weighing: the layout of the columns' weights, if they have any; `weights` is its float32 array, None where the
             weights lie in the memory itself.
         source: which of the tables this part belongs to: whose ids it reads.
-        left: the first of its columns in the output.
+        left: the first of its columns among the vectors of all memories.
+        final: the first of its columns among the vectors that come out; −1 where torch makes those later.
+        projection: float32 (layout.dim + 1, dim), if the kernel is to make the vectors dim wide.
     """
 
     layout: Layout
@@ -78,6 +83,8 @@ class Part:
     weights: torch.Tensor | None = None
     source: int = 0
     left: int = 0
+    final: int = 0
+    projection: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         self.device  # noqa: B018 - checked once
@@ -106,8 +113,14 @@ class Part:
     def device(self) -> torch.device:
         """Where all tensors are."""
         return on_device(
-            memory=self.memory, keys=self.keys, pointers=self.pointers, scales=self.scales, weights=self.weights
-        )
+            memory=self.memory, keys=self.keys, pointers=self.pointers, scales=self.scales, weights=self.weights,
+            projection=self.projection,
+        )  # fmt: skip
+
+    @property
+    def dim(self) -> int:
+        """Floats of a vector that comes out."""
+        return self.layout.dim if self.projection is None else self.projection.shape[1]
 
     def columns(self) -> np.ndarray:
         """int64 (columns, 2, COLUMN): each column, and where its weight lies."""
@@ -130,12 +143,15 @@ class Part:
         return [
             self.vocab or 0, layout.terms, layout.width, layout.n_chunks, self.left, first, self.codec, _at(self.memory),
             _at(self.scales), _at(self.keys), _at(self.pointers), _at(weights), scales, wcodec, self.source,
-            len(layout.columns),
+            len(layout.columns), self.final, _at(self.projection), self.dim,
         ]  # fmt: skip
 
 
-def parts_of(spec: TableSpec, arrays: Arrays, source: int = 0, left: int = 0) -> list[Part]:
-    """The parts of one table; a table whose weights are coordinates of its vectors has a second one for them."""
+def parts_of(spec: TableSpec, arrays: Arrays, source: int = 0, left: int = 0, final: int = 0) -> list[Part]:
+    """The parts of one table; a table whose weights are coordinates of its vectors has a second one for them.
+
+    Products of chunks (`final` is −1), and projections of two parts, are left to torch.
+    """
     method = get_method(spec.method)
     assert isinstance(method, BlockMethod)
     layout, weighing = method.layout(spec), method.weighing(spec)
@@ -149,13 +165,18 @@ def parts_of(spec: TableSpec, arrays: Arrays, source: int = 0, left: int = 0) ->
     weights = None if weighing is None or method.weights_in_memory else arrays["weights"]
     part = Part(
         layout, arrays["memory"], keys, pointers, arrays.get("scales"), get_codec(spec.codec).number, spec.vocab,
-        weighing, weights, source, left,
+        weighing, weights, source, left, final,
     )  # fmt: skip
     if not method.appends_weights(spec):
-        return [part]
+        return [dataclasses.replace(part, projection=arrays["projection"])] if spec.rank and final >= 0 else [part]
     assert weighing is not None
     assert weights is not None
-    return [part, Part(weighing, weights, keys, pointers, vocab=spec.vocab, source=source, left=left + layout.dim)]
+    final = -1 if spec.rank else final
+    more = Part(
+        weighing, weights, keys, pointers, vocab=spec.vocab, source=source, left=left + layout.dim,
+        final=final if final < 0 else final + layout.dim,
+    )  # fmt: skip
+    return [dataclasses.replace(part, final=final), more]
 
 
 def _at(tensor: torch.Tensor | None) -> int:
@@ -188,6 +209,12 @@ class Launch:
         layouts = [part.layout for part in self.parts]
         chunks = power_of_two(max(layout.n_chunks for layout in layouts))
         width = power_of_two(max(layout.width for layout in layouts))
+        # What only the lookup is compiled for. A product of tiles takes at least 16 of everything.
+        project = any(part.projection is not None for part in self.parts)
+        self.least = 16 if project else 1
+        width = max(width, self.least // chunks)
+        widest = max([part.dim for part in self.parts if part.projection is not None], default=1)
+        self.wide = {"PROJECT": project, "D": max(self.least, min(64, power_of_two(widest)))}
         arrays = [part.columns() for part in self.parts]
         firsts = np.cumsum([0, *map(len, arrays)])
         self.columns = torch.from_numpy(np.concatenate(arrays)).to(device)
@@ -216,7 +243,7 @@ class Launch:
             "WRAP": any(_wraps(layout, layout.width) for layout in layouts),
             "WWRAP": any(_wraps(p.weighing, p.weighing.width) for p in self.parts if p.weighing),
             "ALIGN": math.gcd(16, *steps) if all(aligned) else 1,
-            "OUT": math.gcd(16, *(n for p in self.parts for n in (p.layout.width, p.left))),
+            "OUT": math.gcd(16, *(n for p in self.parts for n in (p.layout.width, p.left, max(p.final, 0)))),
             "BOUNDED": any(p.vocab is not None for p in self.parts),
         }
 
@@ -232,7 +259,7 @@ class Launch:
             or MIXED in (self.meta["KINDS"] >> 3 * t & 7 for t in range(64))
         ):
             tile //= 4
-        return max(1, min(tile // (self.meta["C"] * self.meta["W"]), power_of_two(max(1, n_rows))))
+        return max(self.least, min(tile // (self.meta["C"] * self.meta["W"]), power_of_two(max(1, n_rows))))
 
     def grid(self, n_rows: int, block: int) -> tuple[int, int]:
         """Programs: blocks of rows, parts."""

@@ -65,10 +65,10 @@ class Tables:
         """What is handed to the kernels; made anew where a tensor was moved."""
         placed = tuple(array.data_ptr() for arrays in self.arrays for array in arrays.values())
         if placed != self._placed:
-            left, self._parts = 0, list[Part]()
+            left, final, self._parts = 0, 0, list[Part]()
             for source, (spec, arrays) in enumerate(zip(self.specs, self.arrays)):
-                self._parts += parts_of(spec, arrays, source, left)
-                left += self._inner[source]
+                self._parts += parts_of(spec, arrays, source, left, -1 if self._products[source] else final)
+                left, final = left + self._inner[source], final + spec.dim
             self._launches = launches(self._parts)
             self._slots = self._gradient_slots()
             self._placed = placed
@@ -83,8 +83,8 @@ class Tables:
     @property
     def direct(self) -> bool:
         """Whether a gradient may be added straight into the memories: float32, no weights, no projections, no products."""
-        plain = all(part.codec == 0 and part.weighing is None for part in self.parts)
-        return plain and len(self.parts) == len(self.specs) and self._inner == self.dims
+        plain = all(p.codec == 0 and p.weighing is None and p.projection is None and p.final >= 0 for p in self.parts)
+        return plain and len(self.parts) == len(self.specs)
 
     def units(self, k: int) -> dict[str, int]:
         """Floats of the blocks that each parameter of table `k` is made of, as `Table.units()` says."""
@@ -98,7 +98,10 @@ class Tables:
 
     # --- the way of an id ---------------------------------------------------------------------------------------------
 
-    def lookup(self, ids: torch.Tensor, offsets: torch.Tensor | None = None, **settings: Any) -> torch.Tensor:
+    def lookup(
+        self, ids: torch.Tensor, offsets: torch.Tensor | None = None, *, factors: torch.Tensor | None = None,
+        mode: str = "sum", padding_idx: Any = None, check: bool = True,
+    ) -> torch.Tensor:  # fmt: skip
         """The vectors of ids, or of bags of ids, of all tables side by side.
 
             out[b] = [ Σ_{n in bag b of table 0} factors[n] · T₀[ids[n]],  the same of table 1,  … ]
@@ -121,49 +124,56 @@ class Tables:
             IndexError: an id is not below its table's vocabulary; names it and its place.
 
         Cost:
-            One launch. Ids, offsets, pointers' words, blocks and vectors cross device memory once; behind a projection,
-            the vectors of the memory (rank wide) once more.
+            One launch, the projection in it. Ids, offsets, pointers' words, blocks and vectors cross device memory once; the
+            factors of a product, and the sums of `hemb` with both a rank and weights in the vector, once more each way.
         """
-        return self.forward(ids, offsets, **settings)[0]
+        return self._forward(ids, offsets, factors, mode, padding_idx, check, keep=False)[0]
 
     def forward(
         self, ids: torch.Tensor, offsets: torch.Tensor | None = None, *, factors: torch.Tensor | None = None,
         mode: str = "sum", padding_idx: Any = None, check: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:  # fmt: skip
-        """`lookup`, and what `backward` needs of it: the memory's vectors (rows, Σ inner) and each row's count of biases.
+        """`lookup`, and what `backward` needs of it: the memories' vectors (rows, Σ inner), and each row's count of biases.
 
-        The second is the first itself where no table has a projection or a product; the third is None then.
+        The second is the first itself where no table has a projection or a product, and else filled for those tables alone; the
+        third is None where there is no projection.
         """
+        return self._forward(ids, offsets, factors, mode, padding_idx, check, keep=True)
+
+    def _forward(
+        self, ids: Any, offsets: Any, factors: Any, mode: str, padding_idx: Any, check: bool, keep: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         flat, shape, offsets = self._given(ids, offsets, factors, mode, check)
         rows = (len(offsets) - 1 if offsets is not None else flat.numel()) // len(self.specs)
-        wide = sum(self._inner)
-        inner = torch.empty((rows, wide), dtype=torch.float32, device=self.device)
-        projected = any("projection" in arrays for arrays in self.arrays)
-        mass = torch.empty((len(self.specs), rows), dtype=torch.float32, device=self.device) if projected else None
+        out = torch.empty((rows, sum(self.dims)), dtype=torch.float32, device=self.device)
+        later = {part.source for part in self.parts if part.final < 0}
+        projected = any(spec.rank for spec in self.specs)
+        inner = mass = None
+        if later or (keep and projected):
+            inner = torch.empty((rows, sum(self._inner)), dtype=torch.float32, device=self.device)
+        if inner is not None and projected:
+            mass = torch.empty((len(self.specs), rows), dtype=torch.float32, device=self.device)
         if rows:
-            self._run(flat, offsets, self._padding(padding_idx), factors, MODES[mode], inner, mass, check)
-        vectors = inner
-        if projected or any(self._products):
-            pieces = zip(inner.split(self._inner, 1), self.specs, self.arrays, self._products)
-            done = []
-            for k, (piece, spec, arrays, product) in enumerate(pieces):
-                if product:
-                    piece = piece.view(rows, product, spec.inner).prod(1)
-                if mass is not None and "projection" in arrays:
-                    w = arrays["projection"]
-                    piece = torch.addmm(mass[k][:, None] * w[-1], piece, w[:-1])
-                done.append(piece)
-            vectors = torch.cat(done, 1)
-        return vectors.view(*shape, sum(self.dims)), inner, mass
+            padding, error = self._padding(padding_idx), torch.full((1,), forward.GOOD, device=self.device)
+            for launch in self.launches():
+                forward.run(launch, flat, offsets, padding, factors, MODES[mode], out, error, inner, mass)
+            if check and any(spec.vocab is not None for spec in self.specs):
+                self._refuse(int(error), flat, offsets)
+        if inner is not None:
+            for k, (piece, into) in enumerate(zip(inner.split(self._inner, 1), out.split(self.dims, 1))):
+                if k in later:
+                    into.copy_(self._made(k, piece, mass))
+        return out.view(*shape, sum(self.dims)), out if inner is None else inner, mass
 
-    def _run(
-        self, flat: Any, offsets: Any, padding: Any, factors: Any, mode: int, out: Any, mass: Any, check: bool
-    ) -> None:
-        error = torch.full((1,), forward.GOOD, dtype=torch.int64, device=self.device)
-        for launch in self.launches():
-            forward.run(launch, flat, offsets, padding, factors, mode, out, mass, error)
-        if check and any(spec.vocab is not None for spec in self.specs):
-            self._refuse(int(error), flat, offsets)
+    def _made(self, k: int, piece: torch.Tensor, mass: torch.Tensor | None) -> torch.Tensor:
+        """The vectors of table `k` from its memory's: their product, and its projection, where torch makes them."""
+        if self._products[k]:
+            piece = piece.view(len(piece), self._products[k], self.specs[k].inner).prod(1)
+        if not self.specs[k].rank:
+            return piece
+        assert mass is not None
+        w = self.arrays[k]["projection"]
+        return torch.addmm(mass[k][:, None] * w[-1], piece, w[:-1])
 
     def _refuse(self, place: int, flat: torch.Tensor, offsets: torch.Tensor | None) -> None:
         if place == forward.GOOD:
@@ -212,7 +222,7 @@ class Tables:
             raise ValueError(f'factors go with mode="sum" only, got mode={mode!r}')
         given = grads = grads.reshape(-1, sum(self.dims))
         out: list[dict[str, Any]] = [{} for _ in self.specs]
-        if any("projection" in arrays for arrays in self.arrays) or any(self._products):
+        if any(spec.rank for spec in self.specs) or any(self._products):
             if seen is None:
                 seen = self.forward(ids, offsets, factors=factors, mode=mode, padding_idx=padding_idx, check=False)
             grads = self._inward(grads, seen, out)

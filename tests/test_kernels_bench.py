@@ -1,4 +1,4 @@
-"""The benchmark of the GPU: its programs run and agree, on the CPU under the interpreter and at small sizes; it times nothing here."""
+"""The benchmark of the GPU: its programs run and agree, at small sizes under the interpreter; nothing is timed here."""
 
 from __future__ import annotations
 

@@ -260,3 +260,25 @@ def test_moved_memory_is_seen():
     before = device.lookup(ids)
     device.arrays[0]["memory"] = 2 * device.arrays[0]["memory"]
     assert torch.equal(device.lookup(ids), 2 * before)
+
+
+@pytest.mark.parametrize(("method", "rank", "dim", "options"), [
+    ("cce", 4, 100, {}), ("cce", 20, 70, {}), ("full", 1, 3, {}), ("hash", 5, 130, {}), ("robe", 4, 8, {}),
+    ("hemb", 8, 20, {"weights": "concat"}), ("hemb", 8, 20, {}), ("ce", 4, 20, {"combine": "mul"}),
+])  # fmt: skip
+def test_projections_of_any_size(method, rank, dim, options):
+    """More columns than the kernel takes at a time, fewer than 16 of anything; ids, bags, and what is kept for the way back."""
+    table = make(method, 60, dim, rank=rank, **options)
+    ids = np.random.default_rng(0).integers(0, 60, 33)
+    device = on(table)
+    np.testing.assert_allclose(device.lookup(tensor(ids)).cpu().numpy(), table.lookup(ids), rtol=1e-5, atol=1e-6)
+    vectors, inner, mass = device.forward(tensor(ids))
+    np.testing.assert_allclose(vectors.cpu().numpy(), table.lookup(ids), rtol=1e-5, atol=1e-6)
+    assert torch.equal(mass, torch.ones_like(mass))
+    kept, _ = table.method.forward(table, ids.astype(np.uint64), keep=False)
+    if options.get("combine") != "mul":
+        np.testing.assert_array_equal(inner.cpu().numpy(), kept)
+        for mode in ("sum", "mean"):
+            offsets = np.array([0, 0, 7, 33])
+            got = device.lookup(tensor(ids), tensor(offsets), mode=mode).cpu().numpy()
+            np.testing.assert_allclose(got, bags_of(table, ids, offsets, mode), rtol=1e-4, atol=1e-5)
