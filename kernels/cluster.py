@@ -128,9 +128,9 @@ class _Run:
         if self.weights is None:
             ids = rng.choice(self.vocab, self.points, replace=False, shuffle=False)
             return torch.from_numpy(np.sort(ids)).to(self.device), None
-        ends = self.weights.double().cumsum(0)
+        ends = kmeans.ends_of(self.weights.double())
         uniforms = torch.from_numpy(rng.random(self.points)).to(self.device)
-        drawn = torch.searchsorted(ends, uniforms * ends[-1], right=True).clamp_(max=self.vocab - 1)
+        drawn = torch.searchsorted(ends, (uniforms * ends[-1]).long(), right=True).clamp_(max=self.vocab - 1)
         ids, counts = drawn.unique(return_counts=True)
         return ids, counts.float()
 

@@ -7,7 +7,7 @@ from typing import Any
 from cce_core.storage.codec import BFLOAT16, BLOCK, FLOAT32, INT4, Codec
 from cce_kernels.addresses import fetch
 from cce_kernels.hashing import keyed, premix
-from cce_kernels.needs import EXACT, INTERPRETED, tl, torch, triton
+from cce_kernels.needs import INTERPRETED, call, tl, torch, triton
 
 _BFLOAT16, _INT4, _BLOCK = tl.constexpr(BFLOAT16), tl.constexpr(INT4), tl.constexpr(BLOCK)
 _BLOCKS = 256 if INTERPRETED else 16  # of 64 floats, a program
@@ -84,13 +84,20 @@ def encode_into(codec: Codec, values: torch.Tensor, codes: torch.Tensor, scales:
     word = torch.tensor([key or 0], dtype=torch.uint64).to(values.device)
     block = _BLOCKS * BLOCK
     if codec.number == BFLOAT16:
-        _encode_bfloat16[(triton.cdiv(size, block),)](
-            values.view(torch.int32), codes.view(torch.uint16), word, size, N=block, RANDOM=key is not None, **EXACT
+        call(
+            _encode_bfloat16,
+            (triton.cdiv(size, block),),
+            values.view(torch.int32),
+            codes.view(torch.uint16),
+            word,
+            size,
+            N=block,
+            RANDOM=key is not None,
         )
     else:
-        _encode_scaled[(triton.cdiv(size, block),)](
+        call(_encode_scaled, (triton.cdiv(size, block),),
             values, codes, scales, word, size, float(codec.most), N=_BLOCKS, FOUR=codec.number == INT4,
-            RANDOM=key is not None, **EXACT,
+            RANDOM=key is not None,
         )  # fmt: skip
 
 
@@ -99,7 +106,14 @@ def decode(codec: Codec, codes: torch.Tensor, scales: torch.Tensor | None, size:
     out = torch.empty(size, dtype=torch.float32, device=codes.device)
     block = _BLOCKS * BLOCK
     codes = codes.view(torch.uint16) if codec.number == BFLOAT16 else codes
-    _decode[(triton.cdiv(size, block),)](
-        codes, out if scales is None else scales, out, size, N=block, CODEC=codec.number, **EXACT
+    call(
+        _decode,
+        (triton.cdiv(size, block),),
+        codes,
+        out if scales is None else scales,
+        out,
+        size,
+        N=block,
+        CODEC=codec.number,
     )
     return out

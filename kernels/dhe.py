@@ -16,7 +16,7 @@ from cce_core.hashing import derive_key
 from cce_core.sketching.methods.dhe import BUCKETS
 from cce_core.sketching.spec import KEYS, TableSpec
 from cce_kernels.hashing import as_word, keyed, multiply_high, premix
-from cce_kernels.needs import EXACT, INTERPRETED, checked_ids, floats, on_device, power_of_two, tl, torch, triton
+from cce_kernels.needs import INTERPRETED, call, checked_ids, floats, on_device, power_of_two, tl, torch, triton
 from cce_kernels.parts import Arrays
 
 _BUCKETS = tl.constexpr(BUCKETS)
@@ -56,9 +56,9 @@ def encode(spec: TableSpec, ids: torch.Tensor) -> torch.Tensor:
     wide = min(power_of_two(hashes), 256)
     block = max(1, min(_TILE // wide, power_of_two(max(1, n))))
     if n:
-        _encode[(triton.cdiv(n, block), triton.cdiv(hashes, wide))](
+        call(_encode, (triton.cdiv(n, block), triton.cdiv(hashes, wide)),
             ids, _keys(spec.seed, hashes, ids.device), out, n, hashes, N=block, H=wide,
-            GAUSSIAN=spec.option("transform") == "gaussian", **EXACT,
+            GAUSSIAN=spec.option("transform") == "gaussian",
         )  # fmt: skip
     return out
 

@@ -9,7 +9,7 @@ they run under Triton's interpreter (`TRITON_INTERPRET=1`, set before this file 
 from __future__ import annotations
 
 from cce_core.hashing import derive_key
-from cce_kernels.needs import INTEGERS, tl, torch, triton
+from cce_kernels.needs import INTEGERS, call, tl, torch, triton
 
 # The constants of cce_core/hashing/mix.py, version 1 of the family. A product with a uint64 is one, whatever they are.
 _G1 = tl.constexpr(0xBF58476D1CE4E5B9)
@@ -102,5 +102,5 @@ def mix_hash(
         keys = torch.tensor([derive_key(seed, s) for s in streams], dtype=torch.uint64).to(ids.device)
         buckets = torch.tensor([n_buckets or 0], dtype=torch.uint64).to(ids.device)
         grid = (triton.cdiv(flat.numel(), _BLOCK),)
-        _mix_hash[grid](flat, keys, buckets, out, flat.numel(), n_keys=len(streams), BLOCK=_BLOCK)
+        call(_mix_hash, grid, flat, keys, buckets, out, flat.numel(), n_keys=len(streams), BLOCK=_BLOCK)
     return out.view(*ids.shape, len(streams))

@@ -16,7 +16,7 @@ import numpy as np
 from cce_core import _check
 from cce_core.hashing import derive_key
 from cce_core.storage.packed import Packing
-from cce_kernels.needs import EXACT, INTERPRETED, floats, on_device, power_of_two, tl, torch, triton
+from cce_kernels.needs import INTERPRETED, call, floats, on_device, power_of_two, tl, torch, triton
 from cce_kernels.packing import put_bits
 from cce_kernels.segments import sum_runs
 
@@ -117,9 +117,9 @@ def assign(
         place = words.view(torch.uint64), first, packing.bits_per_id, packing.offsets[field], packing.bits[field]
     if n:
         words, *numbers = place
-        _assign[(triton.cdiv(n, _POINTS),)](
+        call(_assign, (triton.cdiv(n, _POINTS),),
             X, centroids.T.contiguous(), labels, distances, words, n, k, *numbers, N=_POINTS, K=_CENTROIDS, D=d,
-            PACK=pack is not None, **EXACT,
+            PACK=pack is not None,
         )  # fmt: skip
     if exponent:
         distances = _times_power(distances, 2 * exponent).clamp_(max=torch.finfo(torch.float32).max)
@@ -162,7 +162,9 @@ def update(
     elif n:
         wide = power_of_two(d + 1)
         block = max(1, _POINTS * _CENTROIDS // 2 // wide)
-        _add_up[(triton.cdiv(n, block),)](
+        call(
+            _add_up,
+            (triton.cdiv(n, block),),
             X,
             labels,
             X if weights is None else weights,
@@ -172,7 +174,6 @@ def update(
             D=d,
             U=wide,
             WEIGHTED=weights is not None,
-            **EXACT,
         )
     counts = sums[:, d].clone()
     return (sums[:, :d] / torch.where(counts > 0, counts, 1.0)[:, None]).float(), counts
@@ -258,8 +259,8 @@ def spread_out(X: torch.Tensor, k: int, seed: int = 0, weights: torch.Tensor | N
     picked = torch.zeros(k, dtype=torch.int64, device=X.device)
     nearest, shares = None, mass
     for j in range(k):
-        ends = shares.cumsum(0)
-        place = torch.searchsorted(ends, (draws[j] * ends[-1]).view(1), right=True).clamp_(max=n - 1)
+        ends = ends_of(shares)
+        place = torch.searchsorted(ends, (draws[j] * ends[-1]).long().view(1), right=True).clamp_(max=n - 1)
         # Nothing is left to draw from where all distances are 0: an earlier point again.
         place = torch.where(ends[-1] > 0, place, picked[j // 2])
         picked[j] = place[0]
@@ -267,6 +268,12 @@ def spread_out(X: torch.Tensor, k: int, seed: int = 0, weights: torch.Tensor | N
         nearest = away if nearest is None else torch.minimum(nearest, away)
         shares = mass * nearest
     return X[picked]
+
+
+def ends_of(shares: torch.Tensor) -> torch.Tensor:
+    """Where the share of each point ends, whole numbers that add up to about 2^53: their sums have no order to depend on."""
+    total = shares.sum()
+    return (shares * (2.0**53 / torch.where(total > 0, total, 1.0))).long().cumsum(0)
 
 
 def _total(costs: torch.Tensor, weights: torch.Tensor | None) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from cce_kernels.addresses import addresses, block_weight, column, fetch, flag, wrapped
 from cce_kernels.hashing import as_word, premix
-from cce_kernels.needs import EXACT, INTERPRETED, tl, torch, triton
+from cce_kernels.needs import INTERPRETED, call, tl, torch, triton
 from cce_kernels.parts import (
     CHUNKS,
     CODEC,
@@ -195,10 +195,10 @@ def run(
     n_rows = out.shape[0]
     block = launch.rows_of_a_tile(TILE, n_rows)
     nothing = launch.rows  # an argument that the compiled code does not touch
-    _lookup[launch.grid(n_rows, block)](
+    call(_lookup, launch.grid(n_rows, block),
         launch.rows, launch.columns, ids, nothing if offsets is None else offsets, nothing if padding is None else padding,
         out if factors is None else factors, out, out if inner is None else inner, out if mass is None else mass, error,
         n_rows, out.stride(0), out.stride(0) if inner is None else inner.stride(0),
         N=block, BAGS=offsets is not None, MEAN=mode == MEAN, PADDED=padding is not None, FACTORS=factors is not None,
-        MASS=mass is not None, INNER=inner is not None, **launch.wide, **launch.meta, **EXACT,
+        MASS=mass is not None, INNER=inner is not None, **launch.wide, **launch.meta,
     )  # fmt: skip

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from typing import Any
 
 try:
     import torch as torch
@@ -19,8 +21,16 @@ tl = tl
 INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 # Under the interpreter tensors live on the CPU, and a program costs milliseconds: tiles are large there.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# A product and a sum are rounded one by one, as on the CPU: with fusion the same lookup would have other bits.
-EXACT = {"enable_fp_fusion": False}
+
+
+def call(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+    """Launch a kernel on the device of its first tensor, which need not be the current one.
+
+    A product and a sum are rounded one by one, as on the CPU: with fusion the same lookup would have other bits.
+    """
+    device = next(arg.device for arg in args if isinstance(arg, torch.Tensor))
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        kernel[grid](*args, **constants, enable_fp_fusion=False)
 
 
 def on_device(**tensors: torch.Tensor | None) -> torch.device:

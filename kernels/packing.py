@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cce_core.storage.packed import Packing
 from cce_kernels.addresses import read_bits
-from cce_kernels.needs import EXACT, INTERPRETED, tl, torch, triton
+from cce_kernels.needs import INTERPRETED, tl, torch, triton
 
 _BLOCK = 1 << 13 if INTERPRETED else 1 << 10
 
@@ -42,7 +42,7 @@ def read(packing: Packing, words: torch.Tensor, field: int, ids: torch.Tensor) -
     if ids.numel():
         _read[(triton.cdiv(ids.numel(), _BLOCK),)](
             words.view(torch.uint64), ids, out, ids.numel(), packing.bits_per_id, packing.offsets[field],
-            packing.bits[field], N=_BLOCK, **EXACT,
+            packing.bits[field], N=_BLOCK,
         )  # fmt: skip
     return out
 
@@ -52,5 +52,5 @@ def write(packing: Packing, words: torch.Tensor, field: int, first: int, values:
     if values.numel():
         _write[(triton.cdiv(values.numel(), _BLOCK),)](
             words.view(torch.uint64), values, values.numel(), first, packing.bits_per_id, packing.offsets[field],
-            packing.bits[field], N=_BLOCK, **EXACT,
+            packing.bits[field], N=_BLOCK,
         )  # fmt: skip

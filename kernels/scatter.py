@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from cce_kernels.addresses import fetch, wrapped
 from cce_kernels.lookup import MEAN, TILE, bag_of, ids_at, term
-from cce_kernels.needs import EXACT, tl, torch, triton
+from cce_kernels.needs import call, tl, torch, triton
 from cce_kernels.parts import CHUNKS, CODEC, FIELDS, LEFT, MEMORY, SCALES, WIDTH, Launch
 
 _FIELDS, _WIDTH, _CHUNKS, _LEFT = tl.constexpr(FIELDS), tl.constexpr(WIDTH), tl.constexpr(CHUNKS), tl.constexpr(LEFT)
@@ -98,9 +98,9 @@ def run(
     n_rows = grads.shape[0]
     block = launch.rows_of_a_tile(TILE, n_rows)
     nothing = launch.rows  # an argument that the compiled code does not touch
-    _scatter[launch.grid(n_rows, block)](
+    call(_scatter, launch.grid(n_rows, block),
         launch.rows, launch.columns, ids, nothing if offsets is None else offsets, nothing if padding is None else padding,
         grads if factors is None else factors, grads, into, out, out if slopes is None else slopes, n_rows,
         grads.stride(0), scale, N=block, BAGS=offsets is not None, MEAN=mode == MEAN, PADDED=padding is not None,
-        FACTORS=factors is not None, SLOPES=slopes is not None, **launch.meta, **EXACT,
+        FACTORS=factors is not None, SLOPES=slopes is not None, **launch.meta,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from cce_kernels.addresses import fetch, wrapped
 from cce_kernels.lookup import MEAN, TILE, bag_of, ids_at, term
-from cce_kernels.needs import EXACT, INTERPRETED, power_of_two, tl, torch, triton
+from cce_kernels.needs import INTERPRETED, call, power_of_two, tl, torch, triton
 from cce_kernels.parts import CODEC, COLUMNS, LEFT, MEMORY, SCALES, TERMS, WIDTH, Launch
 
 _WIDTH, _LEFT = tl.constexpr(WIDTH), tl.constexpr(LEFT)
@@ -141,9 +141,9 @@ def sum_runs(
         if count:
             wide = power_of_two(unit)
             block = max(1, min(_SUMS // wide, power_of_two(count)))
-            _sum_pieces[(triton.cdiv(count, block),)](
+            call(_sum_pieces, (triton.cdiv(count, block),),
                 order, sources, sources if coefficients is None else coefficients, values, starts, out, count, unit,
-                N=block, U=wide, ORDERED=first, SCALED=first and coefficients is not None, **EXACT,
+                N=block, U=wide, ORDERED=first, SCALED=first and coefficients is not None,
             )  # fmt: skip
         if count == len(index):
             return index, out
@@ -177,12 +177,12 @@ def run(
     block = launch.rows_of_a_tile(TILE, n_rows)
     nothing = launch.rows
     if n_rows and n:
-        _write_down[(triton.cdiv(n_rows, block),)](
+        call(_write_down, (triton.cdiv(n_rows, block),),
             launch.rows, launch.columns, ids, nothing if offsets is None else offsets,
             nothing if padding is None else padding, grads if factors is None else factors, grads, keys, sources,
             coefficients, weight_keys, slopes, n_rows, grads.stride(0), layout.unit, N=block, U=power_of_two(units),
             BAGS=offsets is not None, MEAN=mode == MEAN, PADDED=padding is not None, FACTORS=factors is not None,
-            **launch.meta, **EXACT,
+            **launch.meta,
         )  # fmt: skip
     memory = sum_runs(keys, sources, coefficients, grads, layout.unit)
     if not launch.weighted:

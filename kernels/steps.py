@@ -22,7 +22,7 @@ from cce_core.storage.codec import codec as get_codec
 from cce_core.training import SGD, Adagrad, AdamW
 from cce_core.training.optimizer import Optimizer
 from cce_kernels import codecs
-from cce_kernels.needs import EXACT, INTERPRETED, power_of_two, tl, torch, triton
+from cce_kernels.needs import INTERPRETED, call, power_of_two, tl, torch, triton
 from cce_kernels.tables import Tables
 
 PLAIN, MOMENTUM, EACH, ROWWISE, MOMENTS = range(5)
@@ -134,9 +134,9 @@ def step(optimizer: Optimizer, p: torch.Tensor, gradient: Any, unit: int, state:
     block = max(1, min(_TILE // wide, power_of_two(max(1, rows))))
     one, two = ([*arrays, p, p])[:2]
     if rows:
-        _step[(triton.cdiv(rows, block),)](
+        call(_step, (triton.cdiv(rows, block),),
             p, p if index is None else index, gradient, one, two, rows, unit, lr, decay, *numbers, N=block, U=wide,
-            RULE=rule, INDEXED=index is not None, **EXACT,
+            RULE=rule, INDEXED=index is not None,
         )  # fmt: skip
 
 
