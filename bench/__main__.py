@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 
-from bench import dhe, epoch, gpu, kmeans, tt
+from bench import dhe, epoch, gpu, gpu_auc, kmeans, tt
 from bench.timing import Row
 
-BENCHMARKS: dict[str, Callable[[bool], Iterable[Row]]] = {
+BENCHMARKS: dict[str, Callable[[bool], Iterable[Row | gpu_auc.AucRow]]] = {
     "dhe": dhe.run,
     "epoch": epoch.run,
     "gpu": gpu.run,

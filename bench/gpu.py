@@ -4,6 +4,7 @@
               that a device-to-device copy reaches, counting only ids, pointers and vectors; eager torch; torch.compile of that
     train     lookup, backward and Adagrad, fused, against autograd and torch.optim.Adagrad
     assign    nearest of 4,096 centroids for 10 M points of 8 coordinates, against torch.cdist and argmin in blocks
+    auc       what the MovieLens example reaches, and how far that is from the CPU (`gpu_auc.py`)
 
 Every case is checked against its definition before it is timed, by device events, in turn with its peer, over inputs that take
 turns too, so that none stays in a cache. Needs a GPU: without one it says so and times nothing.
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 import cce_core as cce
+from bench import gpu_auc
 from bench.timing import Row
 from cce_core.clustering import assign as cpu_assign
 
@@ -196,7 +198,7 @@ def copy_bandwidth(device: str, nbytes: int) -> float:
     return 2 * nbytes / statistics.median(times[0])
 
 
-def run(quick: bool) -> Iterator[Row]:
+def run(quick: bool) -> Iterator[Row | gpu_auc.AucRow]:
     """All cases at the sizes above; `quick` repeats them less."""
     try:
         import torch
@@ -214,3 +216,4 @@ def run(quick: bool) -> Iterator[Row]:
         yield from lookups("cuda", 100_000_000, 1_000_000, dim, turns, copy, gpu)
         torch.cuda.empty_cache()
     yield from assignments("cuda", 10_000_000, 4096, 8, 5 if quick else 20, copy, gpu)
+    yield from gpu_auc.run("cuda", quick)

@@ -35,6 +35,25 @@ def test_every_case_runs_and_is_checked(gpu, monkeypatch):
         list(gpu.assignments("cpu", 3000, 50, 8, 1, 1e9, "none"))
 
 
+def test_the_examples_model_takes_the_same_steps(gpu):
+    """On the device as on the CPU, from the same tables: scores of three batches, and after them of all rows."""
+    import numpy as np
+
+    import cce_core as cce
+
+    gpu.gpu_auc  # noqa: B018 - it puts the examples on the path
+    from movielens import GMF, make_tables, parse
+
+    args = parse([])
+    split = cce.datasets.load("synthetic-ml-100k", seed=0)
+    ours, theirs = GMF(*make_tables(split, args), cce.AdamW(lr=1e-2)), make_tables(split, args)
+    device = gpu.gpu_auc.model_on("cpu", *theirs, 1e-2)
+    for low in range(0, 600, 200):
+        batch = [values[low : low + 200] for values in (split.train.users, split.train.items, split.train.labels)]
+        np.testing.assert_allclose(device.step(*batch), ours.step(*batch), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(device.score(split.valid), ours.score(split.valid), rtol=1e-3, atol=1e-3)
+
+
 def test_without_a_gpu_it_says_so(gpu, capsys):
     import torch
 
