@@ -1,7 +1,7 @@
 """MovieLens 100K on a GPU: the example's own protocol, `cce` tables clustered between epochs, against the same run on the CPU.
 
 Both runs of a seed begin with the same tables and see the same batches; the first clustering of the device draws other starts,
-and its sums have another order. Where CCE_DATA names no folder that holds the data set, a synthetic one of its shape stands for it.
+and its sums have another order. Where CCE_DATA names no folder that holds the data set, a synthetic one of its shape stands in.
 """
 
 from __future__ import annotations

@@ -104,6 +104,8 @@ def assign(
     (n, d), k = X.shape, centroids.shape[0]
     if not 1 <= k < 2**31 - _CENTROIDS:
         raise ValueError(f"there must be at least one centroid and fewer than 2^31, got {k}")
+    if k * d >= 2**31:
+        raise ValueError(f"centroids must hold fewer than 2^31 floats, got {k:,} · {d:,}")
     floats("X", X, (n, d))
     floats("centroids", centroids, (k, d))
     exponent = _scale_of(X, centroids) if check else 0

@@ -431,6 +431,13 @@ class Tables:
         return torch.tensor(words, dtype=torch.int64).to(self.device)
 
 
+def lookup(
+    spec: TableSpec, arrays: Arrays, ids: torch.Tensor, offsets: torch.Tensor | None = None, **settings: Any
+) -> torch.Tensor:
+    """`Tables.lookup` of one table, once: a pass that is repeated keeps its `Tables`."""
+    return Tables([(spec, arrays)]).lookup(ids, offsets, **settings)
+
+
 def from_table(table: Any, device: str | torch.device) -> dict[str, torch.Tensor]:
     """A table's arrays as tensors on a device: copies with the same bits."""
     return {name: torch.from_numpy(array.copy()).to(device) for name, array in table.arrays().items()}

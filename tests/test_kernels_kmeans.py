@@ -141,6 +141,9 @@ def test_what_callers_get_wrong():
         kmeans.assign(x, tensor(points(3, 4)))
     with pytest.raises(ValueError, match="at least one centroid"):
         kmeans.assign(x, x[:0])
+    wide = torch.zeros((1, 1), device=DEVICE).expand(1 << 16, 1 << 15)
+    with pytest.raises(ValueError, match="must be contiguous"):
+        kmeans.assign(wide[:1], wide)
     with pytest.raises(ValueError, match=r"X must have shape \(points, coordinates\)"):
         kmeans.assign(x[0], x)
     with pytest.raises(ValueError, match="labels must be int32"):

@@ -12,6 +12,7 @@ from cce_kernels import lookup as kernel
 from cce_kernels.needs import on_device
 from cce_kernels.parts import Part, launches, parts_of
 from cce_kernels.tables import Tables, from_table
+from cce_kernels.tables import lookup as lookup_once
 
 pytestmark = pytest.mark.triton
 few = settings(max_examples=12, suppress_health_check=list(HealthCheck))
@@ -260,6 +261,7 @@ def test_moved_memory_is_seen():
     before = device.lookup(ids)
     device.arrays[0]["memory"] = 2 * device.arrays[0]["memory"]
     assert torch.equal(device.lookup(ids), 2 * before)
+    assert torch.equal(lookup_once(table.spec, from_table(table, DEVICE), ids), before)
 
 
 @pytest.mark.parametrize(("method", "rank", "dim", "options"), [
