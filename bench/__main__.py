@@ -1,8 +1,9 @@
-"""python -m bench [name …] [--json FILE] [--quick] [--plot FILE]: correct first, then medians against a peer in one run."""
+"""python -m bench [name …] [--json FILE] [--csv FILE] [--quick] [--plot FILE]: correct first, then medians against a peer."""
 
 from __future__ import annotations
 
 import argparse
+import csv
 import importlib
 import json
 import platform
@@ -25,7 +26,7 @@ def machine() -> dict[str, str]:
             (s.split(":")[1].strip() for s in info.read_text().splitlines() if s.startswith("model name")), model
         )
     versions = {}
-    for name in ("numpy", "numba", "scipy", "torch", "faiss-cpu", "scikit-learn"):
+    for name in ("numpy", "numba", "scipy", "torch", "triton", "faiss-cpu", "scikit-learn"):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -40,6 +41,7 @@ def main() -> int:
         "names", nargs="*", metavar="name", help=f"among {', '.join(BENCHMARKS)} (default: {', '.join(DEFAULT)})"
     )
     parser.add_argument("--json", metavar="FILE", help="write the rows there")
+    parser.add_argument("--csv", metavar="FILE", help="write the rows there, a line each, with machine and versions")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     parser.add_argument(
         "--plot", metavar="FILE", help="draw there how time grows, for kmeans and scale (needs matplotlib)"
@@ -59,6 +61,12 @@ def main() -> int:
             rows.append(row.as_json())
     if args.json:
         Path(args.json).write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+    if args.csv and rows:
+        lines = [{**row, **machine()} for row in rows]
+        with Path(args.csv).open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(name for line in lines for name in line)))
+            writer.writeheader()
+            writer.writerows(lines)
     return 0
 
 

@@ -8,11 +8,8 @@ they run under Triton's interpreter (`TRITON_INTERPRET=1`, set before this file 
 
 from __future__ import annotations
 
-import torch
-import triton
-import triton.language as tl
-
 from cce_core.hashing import derive_key
+from cce_kernels.needs import INTEGERS, call, tl, torch, triton
 
 # The constants of cce_core/hashing/mix.py, version 1 of the family. A product with a uint64 is one, whatever they are.
 _G1 = tl.constexpr(0xBF58476D1CE4E5B9)
@@ -21,7 +18,6 @@ _F2 = tl.constexpr(0x9FB21C651E98DF25)
 _F3 = tl.constexpr(0x243F6A8885A308D3)
 
 _BLOCK = 1024
-_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 
 @triton.jit
@@ -94,7 +90,7 @@ def mix_hash(
         >>> mix_hash(torch.arange(1000, device="cuda"), 10, streams=(0, 1)).shape  # doctest: +SKIP
         torch.Size([1000, 2])
     """
-    if ids.dtype not in _INTEGERS:
+    if ids.dtype not in INTEGERS:
         raise TypeError(f"ids must be integers, got {ids.dtype}; ids = ids.to(torch.int64)")
     if n_buckets is not None and not 1 <= n_buckets <= 2**63:
         raise ValueError(f"n_buckets must be between 1 and {2**63:,}, got {n_buckets:,}")
@@ -106,5 +102,5 @@ def mix_hash(
         keys = torch.tensor([derive_key(seed, s) for s in streams], dtype=torch.uint64).to(ids.device)
         buckets = torch.tensor([n_buckets or 0], dtype=torch.uint64).to(ids.device)
         grid = (triton.cdiv(flat.numel(), _BLOCK),)
-        _mix_hash[grid](flat, keys, buckets, out, flat.numel(), n_keys=len(streams), BLOCK=_BLOCK)
+        call(_mix_hash, grid, flat, keys, buckets, out, flat.numel(), n_keys=len(streams), BLOCK=_BLOCK)
     return out.view(*ids.shape, len(streams))

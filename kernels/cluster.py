@@ -1,0 +1,217 @@
+"""`cluster()` on the device: vectors → k-means → packed pointers, for tables with a codebook a chunk (`cce`, `pq`).
+
+The steps are those of `cce_core.sketching.runs`: for each chunk, the vectors of a sample of ids (the same ids), k-means, all ids
+decoded and assigned in batches, their labels packed by the kernel that finds them; the fresh hash drawn once, before anything is
+decoded; M' the mean residual. No table of vectors is ever built, and no id's pointer leaves the device. Two things differ: the
+first clustering starts from k-means++ with one draw a centre, and sums are taken in another fixed order.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from cce_core import _check
+from cce_core.hashing import derive_key
+from cce_core.sketching.block_method import BlockMethod
+from cce_core.sketching.layout import HASH, POINTER, Column, Layout
+from cce_core.sketching.learning import ClusterReport
+from cce_core.sketching.methods import get_method
+from cce_core.sketching.spec import SAMPLES
+from cce_core.storage.codec import codec as get_codec
+from cce_kernels import codecs, kmeans, packing, scatter, segments
+from cce_kernels import lookup as forward
+from cce_kernels.needs import floats, on_device, torch
+from cce_kernels.parts import Launch, Part
+from cce_kernels.tables import Tables
+
+_ENTROPY_IDS = 1 << 20
+
+
+def cluster(
+    tables: Tables, k: int = 0, *, vectors: torch.Tensor | None = None, weights: torch.Tensor | None = None,
+    n_iter: int = 50, points_per_centroid: int = 256, residual: bool = True, warm_start: bool = True,
+    batch_size: int = 1 << 18,
+) -> ClusterReport:  # fmt: skip
+    """Learn the pointers of table `k` from its vectors as they are now, or from given ones; its arrays change in place.
+
+    Args:
+        tables: on one device.
+        k: which of them; its method has a codebook a chunk: `cce`, or `pq` with `vectors`.
+        vectors: float32 (vocab, dim) to learn from instead, for a table without a projection.
+        weights: float32 (vocab,), how much each id counts: at least 0, not all 0.
+        n_iter, points_per_centroid, residual, warm_start: as for `Table.cluster`.
+        batch_size: ids decoded at once.
+
+    Returns:
+        A `ClusterReport`, as `Table.cluster` gives it. Same table, settings and seed: the same bits.
+
+    Raises:
+        ValueError: another method (`Table.cluster` on the CPU has them all), wrong shapes, NaN or infinity; nothing is changed.
+
+    Cost:
+        For each chunk, 3·vocab·rows·width operations for the assignment, and the sample's k-means.
+    """
+    began = time.perf_counter()
+    run = _Run(tables, k, vectors, weights, _check.integer("points_per_centroid", points_per_centroid, 1), batch_size)
+    for chunk in range(run.layout.n_chunks):
+        run.chunk(chunk, _check.integer("n_iter", n_iter, 0), residual, warm_start and run.generation > 0)
+    column, pair = run.entropies()
+    run.commit()
+    return ClusterReport(
+        generation=run.generation + 1,
+        n_clusters=run.rows,
+        inertia_before=run.before,
+        inertia_after=run.after,
+        column_entropy=column,
+        pair_entropy=pair,
+        empty_clusters=run.empty,
+        iterations=tuple(run.iterations),
+        scratch_bytes=run.scratch,
+        seconds=time.perf_counter() - began,
+    )
+
+
+class _Run:
+    """One clustering: the new arrays as they are made, beside the table, which is only read until `commit`."""
+
+    def __init__(self, tables: Tables, k: int, vectors: Any, weights: Any, points: int, batch: int) -> None:
+        k = _check.integer("k", k, 0, len(tables.specs) - 1)
+        self.tables, self.k, self.spec, self.arrays = tables, k, tables.specs[k], tables.arrays[k]
+        spec, method = self.spec, get_method(self.spec.method)
+        assert isinstance(method, BlockMethod)
+        if not method.learns or method.learner != "codebooks":
+            raise ValueError(f"a {spec.method!r} table is not clustered on the device: use Table.cluster of cce_core")
+        if method.post_training and vectors is None:
+            raise ValueError(f"a {spec.method!r} table learns from a trained one: give its vectors")
+        self.layout, self.vocab, self.batch = (
+            method.layout(spec),
+            spec.vocab or 0,
+            _check.integer("batch_size", batch, 1),
+        )
+        self.device = on_device(memory=self.arrays["memory"], vectors=vectors, weights=weights)
+        self.rows = next(c.rows for c in self.layout.columns if c.kind == POINTER)
+        self.old = codecs.decode(
+            get_codec(spec.codec), self.arrays["memory"], self.arrays.get("scales"), self.layout.size
+        )
+        if not bool(self.old.isfinite().all()):
+            raise ValueError("the memory must be finite, got NaN or infinity; nothing was changed")
+        self.vectors = vectors
+        if vectors is not None:
+            if spec.rank:
+                raise ValueError(
+                    "vectors for a table with a projection: use Table.cluster of cce_core, which fits it too"
+                )
+            floats("vectors", vectors, (self.vocab, spec.dim))
+        self.weights = weights
+        if weights is not None:
+            floats("weights", weights, (self.vocab,))
+            if not (float(weights.min()) >= 0 and 0 < float(weights.max()) < float("inf")):
+                raise ValueError("weights must be at least 0 and not all 0: how often each id was seen, say")
+        self.generation = int(self.arrays["generation"])
+        self.memory, self.packing = self.old.clone(), method.packing(spec)
+        self.keys = torch.from_numpy(method.keys(spec, self.generation + 1)).to(self.device)
+        self.words = torch.zeros(self.packing.n_words, dtype=torch.int64, device=self.device).view(torch.uint64)
+        self.points = min(self.vocab, points * self.rows)
+        self.before = self.after = 0.0
+        self.empty, self.iterations = 0, list[int]()
+        self.scratch = 4 * 3 * self.layout.size + 8 * self.packing.n_words
+
+    def sample(self, chunk: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The ids that `cce_core` would draw for k-means, and what each counts."""
+        if self.points == self.vocab:
+            return torch.arange(self.vocab, device=self.device), self.weights
+        seed = derive_key(self.spec.seed, SAMPLES, self.generation, chunk)
+        rng = np.random.Generator(np.random.PCG64(seed))
+        if self.weights is None:
+            ids = rng.choice(self.vocab, self.points, replace=False, shuffle=False)
+            return torch.from_numpy(np.sort(ids)).to(self.device), None
+        ends = kmeans.ends_of(self.weights.double())
+        uniforms = torch.from_numpy(rng.random(self.points)).to(self.device)
+        drawn = torch.searchsorted(ends, (uniforms * ends[-1]).long(), right=True).clamp_(max=self.vocab - 1)
+        ids, counts = drawn.unique(return_counts=True)
+        return ids, counts.float()
+
+    def decode(self, chunk: int, ids: torch.Tensor) -> torch.Tensor:
+        """The chunk's vectors of int64 ids, as the table or the given vectors have them."""
+        width, terms = self.layout.width, self.layout.terms
+        if self.vectors is not None:
+            return self.vectors[ids, chunk * width : (chunk + 1) * width].contiguous()
+        part = self.layout.part(self.layout.columns[chunk * terms : (chunk + 1) * terms], terms)
+        launch = Launch([Part(part, self.old, self.arrays.get("keys"), self.arrays["pointers"], vocab=self.vocab)])
+        out = torch.empty((len(ids), width), dtype=torch.float32, device=self.device)
+        error = torch.full((1,), forward.GOOD, dtype=torch.int64, device=self.device)
+        forward.run(launch, ids, None, None, None, forward.SUM, out, error)
+        return out
+
+    def chunk(self, chunk: int, n_iter: int, residual: bool, warm: bool) -> None:
+        """Cluster one chunk: k-means on a sample, then every id to its nearest centroid."""
+        layout, width, terms = self.layout, self.layout.width, self.layout.terms
+        columns = layout.columns[chunk * terms : (chunk + 1) * terms]
+        pointer = next(c for c in columns if c.kind == POINTER)
+        hashed = next((c for c in columns if c.kind == HASH), None)
+        ids, counts = self.sample(chunk)
+        x = self.decode(chunk, ids)
+        present = packing.read(self.packing, self.arrays["pointers"], chunk, ids).clamp_(max=self.rows - 1)
+        means, _ = kmeans.update(x, present, self.rows, counts, deterministic=True)
+        costs = (x - means[present.long()]).square().sum(1, dtype=torch.float64)
+        total = float(len(ids) if counts is None else counts.sum(dtype=torch.float64))
+        self.before += float(costs.sum() if counts is None else (costs * counts).sum()) / total
+        seed = derive_key(self.spec.seed, SAMPLES, self.generation, chunk, 1)
+        start = means if warm else kmeans.spread_out(x, self.rows, seed, counts)
+        centroids, _, inertia, made = kmeans.k_means(x, start, n_iter, counts)
+        self.after += inertia / total
+        self.iterations.append(made)
+        self.memory[pointer.base : pointer.base + self.rows * width] = centroids.view(-1)
+        rest = self._hashed_alone(hashed) if hashed is not None and residual else None
+        sums, seen = torch.zeros((2, layout.size), dtype=torch.float32, device=self.device)
+        into = torch.zeros((1, 2), dtype=torch.int64, device=self.device)
+        used = torch.zeros(self.rows, dtype=torch.bool, device=self.device)
+        for low in range(0, self.vocab, self.batch):
+            batch = torch.arange(low, min(low + self.batch, self.vocab), device=self.device)
+            vectors = self.decode(chunk, batch)
+            labels, _ = kmeans.assign(vectors, centroids, pack=(self.packing, self.words, chunk, low))
+            labels = labels.long()
+            used[labels] = True
+            if rest is not None:
+                (units, values), _ = segments.run(
+                    rest, batch, None, None, None, forward.SUM, vectors - centroids[labels]
+                )
+                sums.view(-1, layout.unit)[units] += values
+                # Whole numbers: atomic additions of them have no order.
+                scatter.run(rest, batch, None, None, None, forward.SUM, torch.ones_like(vectors), into, seen, None)
+        self.empty += self.rows - int(used.sum())
+        if hashed is not None:
+            region = slice(hashed.base, hashed.base + hashed.rows * width)
+            self.memory[region] = (sums[region] / seen[region].clamp(min=1)) if rest is not None else 0.0
+        self.scratch = max(self.scratch, 4 * (6 * x.numel() + 8 * len(x)), 4 * self.batch * (4 * width + 8))
+
+    def _hashed_alone(self, column: Column) -> Launch:
+        part: Layout = self.layout.part((column,))
+        return Launch([Part(part, self.old, self.keys, vocab=self.vocab)])
+
+    def entropies(self) -> tuple[float, float]:
+        """The least entropy of a new pointer column and of a pair of them, over at most a million ids, in nats."""
+        chunks = len(self.packing.bits)
+        ids = torch.linspace(0, self.vocab - 1, min(self.vocab, _ENTROPY_IDS), dtype=torch.float64).long().unique()
+        labels = [packing.read(self.packing, self.words, c, ids.to(self.device)).long() for c in range(chunks)]
+        first = min(_entropy(column) for column in labels)
+        pairs = [_entropy(a * self.rows + b) for i, a in enumerate(labels) for b in labels[:i]]
+        return first, min(pairs, default=first)
+
+    def commit(self) -> None:
+        """All that was made, into the table's own arrays."""
+        arrays = self.arrays
+        codecs.encode_into(get_codec(self.spec.codec), self.memory, arrays["memory"], arrays.get("scales"))
+        if "keys" in arrays:
+            arrays["keys"].copy_(self.keys.view(arrays["keys"].dtype))
+        arrays["pointers"].copy_(self.words.view(arrays["pointers"].dtype))
+        arrays["generation"] += 1
+        self.tables.generations[self.k] += 1
+
+
+def _entropy(column: torch.Tensor) -> float:
+    shares = column.unique(return_counts=True)[1].double() / len(column)
+    return float(-(shares * shares.log()).sum())

@@ -1,0 +1,443 @@
+"""Tables on a GPU: the specs and arrays of `cce_core`, as torch tensors; lookups and gradients of many in one launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cce_core.sketching.block_method import BlockMethod
+from cce_core.sketching.methods import get_method
+from cce_core.sketching.spec import TableSpec
+from cce_kernels import lookup as forward
+from cce_kernels import scatter, segments
+from cce_kernels.needs import INTEGERS, floats, on_device, torch
+from cce_kernels.parts import Arrays, Launch, Part, launches, parts_of
+
+MODES = {"sum": forward.SUM, "mean": forward.MEAN}
+
+
+class Tables:
+    """Compressed tables on one device, looked up together.
+
+    Args:
+        tables: pairs of a table's spec and its arrays, as `Table.spec` and `Table.arrays()` have them, but torch tensors
+            (`from_table` copies them). They stay the caller's own and are read at each call; training changes them in place.
+
+    Raises:
+        TypeError, ValueError: an array is missing, or of another type, size or device than the spec says; or the method
+            is not made of blocks (`tt`: see `trains`; `dhe`: see `dhe`).
+
+    Example:
+        >>> import cce_core as cce
+        >>> table = cce.make_table("cce", vocab=1000, dim=16, num_params=1024)
+        >>> tables = Tables([(table.spec, from_table(table, "cuda"))])  # doctest: +SKIP
+        >>> tables.lookup(torch.tensor([1, 2], device="cuda")).shape  # doctest: +SKIP
+        torch.Size([2, 16])
+    """
+
+    def __init__(self, tables: Sequence[tuple[TableSpec, Arrays]]) -> None:
+        if not tables:
+            raise ValueError("tables must hold at least one pair of spec and arrays, got none")
+        self.specs = [spec for spec, _ in tables]
+        self.arrays = [dict(arrays) for _, arrays in tables]
+        self._inner: list[int] = []
+        self._products: list[int] = []
+        for spec in self.specs:
+            method = get_method(spec.method)
+            if not isinstance(method, BlockMethod):
+                home = {"tt": "cce_kernels.trains", "dhe": "cce_kernels.dhe"}.get(spec.method, "cce_core")
+                raise ValueError(f"a {spec.method!r} table is not made of blocks: use {home}")
+            product = method.chunked and dict(spec.options).get("combine") == "mul"
+            self._products.append(spec.n_chunks if product else 0)
+            self._inner.append(spec.inner * (spec.n_chunks if product else 1))
+        self.generations = [0] * len(tables)  # how often each was clustered here
+        self._placed: tuple[int, ...] = ()
+        self._launches: list[Launch] = []
+        self.launches()
+        self.device = self._launches[0].device
+
+    @property
+    def dims(self) -> list[int]:
+        """Floats of a vector, a table each."""
+        return [spec.dim for spec in self.specs]
+
+    def launches(self) -> list[Launch]:
+        """What is handed to the kernels; made anew where a tensor was moved."""
+        placed = tuple(array.data_ptr() for arrays in self.arrays for array in arrays.values())
+        if placed != self._placed:
+            left, final, self._parts = 0, 0, list[Part]()
+            for source, (spec, arrays) in enumerate(zip(self.specs, self.arrays)):
+                self._parts += parts_of(spec, arrays, source, left, -1 if self._products[source] else final)
+                left, final = left + self._inner[source], final + spec.dim
+            self._launches = launches(self._parts)
+            self._slots = self._gradient_slots()
+            self._placed = placed
+        return self._launches
+
+    @property
+    def parts(self) -> list[Part]:
+        """The parts of all tables, in their order."""
+        self.launches()
+        return self._parts
+
+    @property
+    def direct(self) -> bool:
+        """Whether a gradient may be added straight into the memories: float32, no weights, no projections, no products."""
+        plain = all(p.codec == 0 and p.weighing is None and p.projection is None and p.final >= 0 for p in self.parts)
+        return plain and len(self.parts) == len(self.specs)
+
+    def units(self, k: int) -> dict[str, int]:
+        """Floats of the blocks that each parameter of table `k` is made of, as `Table.units()` says."""
+        units = {name: array.unit for name, array in get_method(self.specs[k].method).arrays(self.specs[k]).items()}
+        units |= {"projection": self.specs[k].dim} if self.specs[k].rank else {}
+        return {name: unit for name, unit in units.items() if unit}
+
+    def size_of(self, k: int) -> int:
+        """Floats of the memory of table `k`."""
+        return next(part.layout.size for part in self.parts if part.source == k)
+
+    # --- the way of an id ---------------------------------------------------------------------------------------------
+
+    def lookup(
+        self, ids: torch.Tensor, offsets: torch.Tensor | None = None, *, factors: torch.Tensor | None = None,
+        mode: str = "sum", padding_idx: Any = None, check: bool = True,
+    ) -> torch.Tensor:  # fmt: skip
+        """The vectors of ids, or of bags of ids, of all tables side by side.
+
+            out[b] = [ Σ_{n in bag b of table 0} factors[n] · T₀[ids[n]],  the same of table 1,  … ]
+
+        Args:
+            ids: integers. Of one table, any shape; of several without bags, (tables, *shape). With bags, flat: all ids of
+                table 0, then all of table 1, …
+            offsets: int64 (tables · bags + 1): where each bag begins in `ids`, and their end; None looks up ids.
+            factors: float32, one an id, `mode="sum"` only: what each vector is multiplied by.
+            mode: "sum" or "mean" of a bag. An empty bag is 0.
+            padding_idx: an id that counts for nothing, its vector 0; or one a table, None for none.
+            check: raise for ids out of range (this waits for the device). Without it such an id counts for nothing:
+                memory is safe, but nobody is told.
+
+        Returns:
+            float32 (*shape, Σ dim) or (bags, Σ dim). Without a projection the bits are those of `cce_core`'s lookup.
+
+        Raises:
+            TypeError, ValueError: wrong types, devices or shapes.
+            IndexError: an id is not below its table's vocabulary; names it and its place.
+
+        Cost:
+            One launch, the projection in it. Ids, offsets, pointers' words, blocks and vectors cross device memory once; the
+            factors of a product, and the sums of `hemb` with both a rank and weights in the vector, once more each way.
+        """
+        return self._forward(ids, offsets, factors, mode, padding_idx, check, keep=False)[0]
+
+    def forward(
+        self, ids: torch.Tensor, offsets: torch.Tensor | None = None, *, factors: torch.Tensor | None = None,
+        mode: str = "sum", padding_idx: Any = None, check: bool = True,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:  # fmt: skip
+        """`lookup`, and what `backward` needs of it: the memories' vectors (rows, Σ inner), and each row's count of biases.
+
+        The second is the first itself where no table has a projection or a product, and else filled for those tables alone; the
+        third is None where there is no projection.
+        """
+        return self._forward(ids, offsets, factors, mode, padding_idx, check, keep=True)
+
+    def _forward(
+        self, ids: Any, offsets: Any, factors: Any, mode: str, padding_idx: Any, check: bool, keep: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        flat, shape, offsets = self._given(ids, offsets, factors, mode, check)
+        rows = (len(offsets) - 1 if offsets is not None else flat.numel()) // len(self.specs)
+        out = torch.empty((rows, sum(self.dims)), dtype=torch.float32, device=self.device)
+        later = {part.source for part in self.parts if part.final < 0}
+        projected = any(spec.rank for spec in self.specs)
+        inner = mass = None
+        if later or (keep and projected):
+            inner = torch.empty((rows, sum(self._inner)), dtype=torch.float32, device=self.device)
+        if inner is not None and projected:
+            mass = torch.empty((len(self.specs), rows), dtype=torch.float32, device=self.device)
+        if rows:
+            padding, error = self._padding(padding_idx), torch.full((1,), forward.GOOD, device=self.device)
+            for launch in self.launches():
+                forward.run(launch, flat, offsets, padding, factors, MODES[mode], out, error, inner, mass)
+            if check and any(spec.vocab is not None for spec in self.specs):
+                self._refuse(int(error), flat, offsets)
+        if inner is not None:
+            for k, (piece, into) in enumerate(zip(inner.split(self._inner, 1), out.split(self.dims, 1))):
+                if k in later:
+                    into.copy_(self._made(k, piece, mass))
+        return out.view(*shape, sum(self.dims)), out if inner is None else inner, mass
+
+    def _made(self, k: int, piece: torch.Tensor, mass: torch.Tensor | None) -> torch.Tensor:
+        """The vectors of table `k` from its memory's: their product, and its projection, where torch makes them."""
+        if self._products[k]:
+            piece = piece.view(len(piece), self._products[k], self.specs[k].inner).prod(1)
+        if not self.specs[k].rank:
+            return piece
+        assert mass is not None
+        w = self.arrays[k]["projection"]
+        return torch.addmm(mass[k][:, None] * w[-1], piece, w[:-1])
+
+    def _refuse(self, place: int, flat: torch.Tensor, offsets: torch.Tensor | None) -> None:
+        if place == forward.GOOD:
+            return
+        bags = (flat.numel() if offsets is None else len(offsets) - 1) // len(self.specs)
+        bag = place if offsets is None else int(torch.searchsorted(offsets, place, right=True)) - 1
+        vocab, word = self.specs[bag // bags].vocab, int(flat[place : place + 1].to(torch.int64))
+        raise IndexError(f"id {word} at place {place} must be between 0 and {(vocab or 0) - 1}, the table's last id")
+
+    # --- the way of a gradient ----------------------------------------------------------------------------------------
+
+    def backward(
+        self, ids: torch.Tensor, grads: torch.Tensor, offsets: torch.Tensor | None = None, *,
+        factors: torch.Tensor | None = None, mode: str = "sum", padding_idx: Any = None, check: bool = True,
+        seen: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None = None, deterministic: bool | None = None,
+        touched: bool = False, slopes: bool = False,
+    ) -> tuple[list[dict[str, Any]], torch.Tensor | None]:  # fmt: skip
+        """The gradients of all parameters, given those of the vectors: the adjoint of `lookup`.
+
+        Args:
+            ids, offsets, factors, mode, padding_idx, check: as for `lookup`; ids out of range count for nothing.
+            grads: float32, of the shape of the vectors.
+            seen: what `forward` of the same ids gave; without it, tables with a projection or a product are looked up again.
+            deterministic: sum in a fixed order; None does so under `torch.use_deterministic_algorithms(True)`.
+            touched: give the gradients of memory and weights as `(units, values)`, int64 (m,) and float32 (m, unit), ascending:
+                of the touched units alone. Takes the fixed order.
+            slopes: give the gradient of `factors` too.
+
+        Returns:
+            A dict a table with the gradients of its parameters, float32, of the arrays' shapes (with a codec, `memory`'s is
+            of the floats that are stored); and the gradient of the factors, or None.
+
+        Raises:
+            TypeError, ValueError, IndexError: as for `lookup`; gradients of another shape or type.
+
+        Cost:
+            One launch; ids, offsets, pointers' words and gradients cross device memory once, and each block is added to in
+            place. In the fixed order, 20 bytes and a place in a sort for each block of each id besides.
+        """
+        flat, shape, offsets = self._given(ids, offsets, factors, mode, check)
+        floats("grads", grads, (*shape, sum(self.dims)))
+        on_device(ids=flat, grads=grads.contiguous())
+        if deterministic is None:
+            deterministic = torch.are_deterministic_algorithms_enabled()
+        if slopes and mode != "sum":
+            raise ValueError(f'factors go with mode="sum" only, got mode={mode!r}')
+        given = grads = grads.reshape(-1, sum(self.dims))
+        out: list[dict[str, Any]] = [{} for _ in self.specs]
+        if any(spec.rank for spec in self.specs) or any(self._products):
+            if seen is None:
+                seen = self.forward(ids, offsets, factors=factors, mode=mode, padding_idx=padding_idx, check=False)
+            grads = self._inward(grads, seen, out)
+        grads, padding = grads.contiguous(), self._padding(padding_idx)
+        if check and grads.shape[0] and any(spec.vocab is not None for spec in self.specs):
+            self._within(flat, offsets)
+        slope = None
+        if slopes:
+            slope = self._bias_slopes(flat, offsets, padding, given)
+        if deterministic or touched:
+            if slope is not None:
+                raise ValueError("slopes=True sums by atomic additions: ask for it without deterministic or touched")
+            self._in_order(flat, offsets, padding, factors, MODES[mode], grads, touched, out)
+        else:
+            self._at_once(flat, offsets, padding, factors, MODES[mode], grads, slope, out)
+        return out, None if slope is None else slope.view(ids.shape)
+
+    def add_into_memory(
+        self, ids: torch.Tensor, grads: torch.Tensor, offsets: torch.Tensor | None = None, *, scale: float,
+        factors: torch.Tensor | None = None, mode: str = "sum", padding_idx: Any = None, check: bool = True,
+    ) -> None:  # fmt: skip
+        """Add `scale` times the gradient into the memories themselves, where `direct` says that this is all there is to do."""
+        flat, shape, offsets = self._given(ids, offsets, factors, mode, check)
+        grads = floats("grads", grads, (*shape, sum(self.dims))).reshape(-1, sum(self.dims)).contiguous()
+        if not self.direct:
+            raise ValueError("these tables have codecs, weights, projections or products: use backward")
+        if check:
+            self._within(flat, offsets)
+        padding, anchor = self._padding(padding_idx), self.parts[0].memory
+        for launch in self.launches():
+            apart = [[(part.memory.data_ptr() - anchor.data_ptr()) // 4] * 2 for part in launch.parts]
+            into = torch.tensor(apart, dtype=torch.int64).to(self.device)
+            if grads.shape[0]:
+                scatter.run(launch, flat, offsets, padding, factors, MODES[mode], grads, into, anchor, None, scale)
+
+    def _inward(self, grads: torch.Tensor, seen: Any, out: list[dict[str, Any]]) -> torch.Tensor:
+        """The gradients of the memory's vectors; those of the projections go into `out`."""
+        _, inner, mass = seen
+        pieces = []
+        for k, (g, x) in enumerate(zip(grads.split(self.dims, 1), inner.split(self._inner, 1))):
+            spec, product = self.specs[k], self._products[k]
+            factors = x.view(len(x), product, spec.inner) if product else None
+            if "projection" in self.arrays[k]:
+                w, wide = self.arrays[k]["projection"], x if factors is None else factors.prod(1)
+                out[k]["projection"] = torch.cat([wide.T @ g, (mass[k] @ g)[None]])
+                g = g @ w[:-1].T
+            if factors is not None:  # each factor's gradient is the product's times all other factors
+                others = [torch.cat([factors[:, :c], factors[:, c + 1 :]], 1).prod(1) * g for c in range(product)]
+                g = torch.stack(others, 1).flatten(1)
+            pieces.append(g)
+        return torch.cat(pieces, 1)
+
+    def _bias_slopes(
+        self, flat: torch.Tensor, offsets: torch.Tensor | None, padding: torch.Tensor | None, grads: torch.Tensor
+    ) -> torch.Tensor:
+        """What the factors owe to the projections' biases, which come once for each id: ⟨b, G⟩; 0 where there are none."""
+        bags = len(grads)
+        each = torch.zeros((len(self.specs), bags), dtype=torch.float32, device=self.device)
+        for k, g in enumerate(grads.split(self.dims, 1)):
+            if "projection" in self.arrays[k]:
+                each[k] = g @ self.arrays[k]["projection"][-1]
+        rows = torch.arange(each.numel(), device=self.device)
+        if offsets is not None:
+            rows = rows.repeat_interleave(offsets.diff())
+        slope = each.view(-1)[rows]
+        if padding is not None:
+            slope = torch.where(flat.to(torch.int64) == padding[rows // max(1, bags)], 0.0, slope)
+        return slope
+
+    def _gradient_slots(self) -> tuple[dict[tuple[int, str], tuple[int, int]], int, list[torch.Tensor]]:
+        """Where in one flat buffer each table's gradients of `memory` and `weights` lie; its size; the same for the kernels."""
+        places, end = {}, 0
+        for part in self._parts:
+            sizes = part.layout.size, 0 if part.weighing is None else part.weighing.size
+            for name, size in zip(self._names(part), sizes):
+                if size and (part.source, name) not in places:
+                    places[part.source, name] = end, size
+                    end += size + -size % 4  # each begins at a multiple of 16 bytes
+        into = [
+            torch.tensor(
+                [[places[p.source, name][0] for name in self._names(p)] for p in launch.parts], dtype=torch.int64
+            )
+            for launch in self._launches
+        ]
+        return places, end, [where.to(launch.device) for where, launch in zip(into, self._launches)]
+
+    def _names(self, part: Part) -> tuple[str, str]:
+        """Which parameters a part's memory and weights are."""
+        own = "memory" if part.memory is self.arrays[part.source]["memory"] else "weights"
+        return own, "weights" if part.weights is not None else own
+
+    def _at_once(
+        self, flat: Any, offsets: Any, padding: Any, factors: Any, mode: int, grads: Any, slope: Any, out: Any
+    ) -> None:
+        launches = self.launches()
+        places, size, into = self._slots
+        total = torch.zeros(size, dtype=torch.float32, device=self.device)
+        for launch, where in zip(launches, into):
+            if grads.shape[0]:
+                scatter.run(launch, flat, offsets, padding, factors, mode, grads, where, total, slope)
+        for (source, name), (start, n) in places.items():
+            out[source][name] = total[start : start + n]
+
+    def _in_order(
+        self, flat: Any, offsets: Any, padding: Any, factors: Any, mode: int, grads: Any, touched: bool, out: Any
+    ) -> None:
+        found: dict[tuple[int, str], list[tuple[torch.Tensor, torch.Tensor]]] = {name: [] for name in self._slots[0]}
+        units = {}
+        for part in self.parts:
+            memory, weights = segments.run(Launch([part]), flat, offsets, padding, factors, mode, grads)
+            own, other = self._names(part)
+            found[part.source, own].append(memory)
+            units.setdefault((part.source, own), part.layout.unit)
+            if weights is not None and part.weighing is not None:
+                found[part.source, other].append(weights)
+                units.setdefault((part.source, other), part.weighing.unit)
+        for (source, name), sums in found.items():
+            unit, size = units[source, name], self._slots[0][source, name][1]
+            if touched and len(sums) == 1 and sums[0][1].shape[1] == unit:
+                out[source][name] = sums[0]
+                continue
+            total = torch.zeros(size, dtype=torch.float32, device=self.device)
+            for index, values in sums:  # several sums of one array, or of finer units than it is made of
+                rows = total.view(-1, values.shape[1])
+                rows[index] = rows[index] + values
+            out[source][name] = total
+            if touched:
+                index = torch.cat([index * values.shape[1] // unit for index, values in sums]).unique()
+                out[source][name] = index, total.view(-1, unit)[index]
+
+    def _within(self, flat: torch.Tensor, offsets: torch.Tensor | None) -> None:
+        """IndexError for the first id that its table does not have."""
+        bags = (flat.numel() if offsets is None else len(offsets) - 1) // len(self.specs)
+        ends = [flat.numel()] if offsets is None else offsets[bags::bags].tolist()
+        ends = [bags * (k + 1) for k in range(len(self.specs))] if offsets is None else ends
+        start = 0
+        for end, spec in zip(ends, self.specs):
+            words = flat[start:end].to(torch.int64)
+            if spec.vocab is not None and len(words):
+                bad = (words < 0) | (words >= spec.vocab)
+                if bool(bad.any()):
+                    self._refuse(start + int(bad.nonzero()[0, 0]), flat, offsets)
+            start = end
+
+    # --- checks -------------------------------------------------------------------------------------------------------
+
+    def _given(
+        self, ids: torch.Tensor, offsets: torch.Tensor | None, factors: torch.Tensor | None, mode: str, check: bool
+    ) -> tuple[torch.Tensor, tuple[int, ...], torch.Tensor | None]:
+        """Flat ids, the shape of the result without its last axis, and checked offsets."""
+        if not isinstance(ids, torch.Tensor) or ids.dtype not in INTEGERS:
+            came = ids.dtype if isinstance(ids, torch.Tensor) else type(ids).__name__
+            raise TypeError(f"ids must be an integer tensor, got {came}; ids = ids.to(torch.int64)")
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
+        ids, n_tables = ids.contiguous(), len(self.specs)
+        device = on_device(ids=ids, offsets=offsets, factors=factors)
+        if device != self.device:
+            raise ValueError(f"ids are on {device} and the tables on {self.device}; move one to the other's device")
+        if factors is not None:
+            floats("factors", factors, tuple(ids.shape))
+            if mode != "sum":
+                raise ValueError(f'factors go with mode="sum" only, got mode={mode!r}')
+        if offsets is None:
+            if n_tables > 1 and (ids.dim() == 0 or ids.shape[0] != n_tables):
+                raise ValueError(f"ids of {n_tables} tables must have shape ({n_tables}, …), got {tuple(ids.shape)}")
+            return ids.view(-1), tuple(ids.shape if n_tables == 1 else ids.shape[1:]), None
+        if any(self._products):
+            raise ValueError(
+                'bags of a combine="mul" table are not a sum of blocks: look ids up, then add their vectors'
+            )
+        if ids.dim() != 1:
+            raise ValueError(f"ids of bags must be flat, got shape {tuple(ids.shape)}; use ids.view(-1)")
+        if offsets.dtype != torch.int64:
+            raise TypeError(f"offsets must be int64, got {offsets.dtype}; offsets = offsets.to(torch.int64)")
+        if offsets.dim() != 1 or len(offsets) < 1 or (len(offsets) - 1) % n_tables:
+            raise ValueError(
+                f"offsets must have shape ({n_tables} · bags + 1,), the last one the number of ids, got {tuple(offsets.shape)}"
+            )
+        if check:
+            edges = torch.stack([offsets[0] == 0, offsets[-1] == ids.numel(), (offsets.diff() >= 0).all()]).tolist()
+            if not all(edges):
+                raise ValueError(
+                    f"offsets must begin at 0, never fall, and end at the number of ids, {ids.numel()}; "
+                    f"got {int(offsets[0])} … {int(offsets[-1])}{'' if edges[2] else ', falling'}"
+                )
+        return ids, ((len(offsets) - 1) // n_tables,), offsets
+
+    def _padding(self, padding_idx: Any) -> torch.Tensor | None:
+        if padding_idx is None:
+            return None
+        each = [padding_idx] * len(self.specs) if isinstance(padding_idx, int) else list(padding_idx)
+        if len(each) != len(self.specs):
+            raise ValueError(
+                f"padding_idx must be one id, or one for each of {len(self.specs)} tables, got {len(each)}"
+            )
+        if all(id is None for id in each):
+            return None
+        words = []
+        for id, spec in zip(each, self.specs):
+            if id is None and spec.vocab is None:
+                raise ValueError(
+                    "a table without a vocab takes every id: give it a padding_idx of its own, or give none"
+                )
+            words.append(-1 if id is None else id + (spec.vocab or 0) if id < 0 else id)
+        return torch.tensor(words, dtype=torch.int64).to(self.device)
+
+
+def lookup(
+    spec: TableSpec, arrays: Arrays, ids: torch.Tensor, offsets: torch.Tensor | None = None, **settings: Any
+) -> torch.Tensor:
+    """`Tables.lookup` of one table, once: a pass that is repeated keeps its `Tables`."""
+    return Tables([(spec, arrays)]).lookup(ids, offsets, **settings)
+
+
+def from_table(table: Any, device: str | torch.device) -> dict[str, torch.Tensor]:
+    """A table's arrays as tensors on a device: copies with the same bits."""
+    return {name: torch.from_numpy(array.copy()).to(device) for name, array in table.arrays().items()}

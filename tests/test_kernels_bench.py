@@ -1,0 +1,63 @@
+"""The benchmark of the GPU: its programs run and agree, at small sizes under the interpreter; nothing is timed here."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from kernel_tables import INTERPRETED
+
+pytestmark = pytest.mark.triton
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    if not INTERPRETED:
+        pytest.skip("at these sizes under the interpreter alone; `python -m bench gpu` does the rest")
+    from bench import gpu
+
+    yield gpu
+    for name in [name for name in sys.modules if name == "bench" or name.startswith("bench.")]:
+        del sys.modules[name]
+
+
+def test_every_case_runs_and_is_checked(gpu, monkeypatch):
+    rows = [*gpu.lookups("cpu", 5000, 300, 32, 1, 1e9, "none"), *gpu.assignments("cpu", 3000, 50, 8, 1, 1e9, "none")]
+    assert [row.name for row in rows] == ["forward", "train", "assign"]
+    assert rows[0].nbytes == 300 * (8 + 4 * 12 // 8 + 4 * 32)
+    assert {"ours_p20_s", "ours_p50_s", "ours_p80_s", "bytes", "copy_fraction", "gpu", "ratio"} <= set(
+        rows[0].as_json()
+    )
+    monkeypatch.setattr("cce_kernels.kmeans.assign", lambda x, c, **_: (x[:, 0].int() * 0, None))
+    with pytest.raises(AssertionError, match="labels are not those of cce_core; nothing is timed"):
+        list(gpu.assignments("cpu", 3000, 50, 8, 1, 1e9, "none"))
+
+
+def test_the_examples_model_takes_the_same_steps(gpu):
+    """On the device as on the CPU, from the same tables: scores of three batches, and after them of all rows."""
+    import numpy as np
+
+    import cce_core as cce
+
+    gpu.gpu_auc  # noqa: B018 - it puts the examples on the path
+    from movielens import GMF, make_tables, parse
+
+    args = parse([])
+    split = cce.datasets.load("synthetic-ml-100k", seed=0)
+    ours, theirs = GMF(*make_tables(split, args), cce.AdamW(lr=1e-2)), make_tables(split, args)
+    device = gpu.gpu_auc.model_on("cpu", *theirs, 1e-2)
+    for low in range(0, 600, 200):
+        batch = [values[low : low + 200] for values in (split.train.users, split.train.items, split.train.labels)]
+        np.testing.assert_allclose(device.step(*batch), ours.step(*batch), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(device.score(split.valid), ours.score(split.valid), rtol=1e-3, atol=1e-3)
+
+
+def test_without_a_gpu_it_says_so(gpu, capsys):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert list(gpu.run(True)) == []
+    assert capsys.readouterr().out == "gpu: torch finds no GPU here: nothing is timed\n"
