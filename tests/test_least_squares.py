@@ -16,8 +16,6 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from cce_core._jit import COMPILED
-
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "examples" / "least_squares.py"
 SMALL = {"n": 40, "d1": 15, "d2": 2, "k": 5, "steps": 4, "seeds": 3}
@@ -32,7 +30,7 @@ def small(**change):
 
 
 def environment(first=None):
-    found = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    found = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}  # the table is for every terminal
     found.setdefault("NUMBA_CACHE_DIR", str(Path.home() / ".cache" / "cce_core" / "numba"))
     found["PYTHONPATH"] = os.pathsep.join(filter(None, [first and str(first), os.environ.get("PYTHONPATH")]))
     return found
@@ -60,7 +58,7 @@ def test_the_table_and_the_file_of_losses(tmp_path):
     done = run(*small(condition=4), "--json", tmp_path / "r.json")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    rows = re.findall(r"^ +(\d+) .*±", done.stdout, re.MULTILINE)
+    rows = re.findall(r"^ +(\d+) .*\+-", done.stdout, re.MULTILINE)
     assert rows == ["0", "1", "2", "4"]
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["arguments"] == {**SMALL, "condition": 4.0, "seed": 0}
@@ -199,7 +197,6 @@ def test_the_page_names_the_command_that_draws_its_picture(example, tmp_path):
     assert f"n = 400, d₁ = 100, d₂ = 4, k = 20, condition {example.parse(arguments).condition:g}" in headings
 
 
-@pytest.mark.skipif(not COMPILED, reason="k-means at this size takes minutes in plain Python")
 def test_the_page_has_the_figures_of_its_command(example, tmp_path):
     text, _, arguments = page()
     assert {**vars(example.parse(arguments)), "out": None} == vars(example.parse([]))  # nothing but --out
