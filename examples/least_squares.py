@@ -90,18 +90,18 @@ def table(report: dict[str, Any]) -> str:
         f"loss at step 0: {report['start']:.6g}; least loss of any table: {report['optimum']:.6g}",
         "what is left of the way from the one to the other, mean and standard deviation over the seeds:",
         "",
-        (" " * 6 + "".join(f"{name:^30}" for name in methods)).rstrip(),
+        " " * 6 + "".join(f"{name:^30}" for name in methods),
         "  step" + "".join(f"{'bound':>10}{'measured':>20}" for _ in methods),
     ]
     steps = sorted({step for step in (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if step < last} | {last})
     rows = (f"{step:>6}" + "".join(cells(method, step) for method in methods.values()) for step in steps)
-    return "\n".join([*lines, *rows])
+    return "\n".join(line.rstrip() for line in [*lines, *rows])
 
 
 def cells(method: dict[str, Any], step: int) -> str:
     bound = "none" if method["bound"] is None else f"{method['bound'][step]:.3g}"
     mean, deviation = (max(method["left"][part][step], 0) for part in ("mean", "deviation"))
-    return f"{bound:>10}{mean:>11.3g} ±{deviation:<7.2g}"
+    return f"{bound:>10}{mean:>10.3g} +- {deviation:<6.2g}"
 
 
 def draw(report: dict[str, Any], path: Path) -> None:

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -29,7 +30,7 @@ def small(**change):
 
 
 def environment(first=None):
-    found = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    found = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}  # the table is for every terminal
     found.setdefault("NUMBA_CACHE_DIR", str(Path.home() / ".cache" / "cce_core" / "numba"))
     found["PYTHONPATH"] = os.pathsep.join(filter(None, [first and str(first), os.environ.get("PYTHONPATH")]))
     return found
@@ -57,7 +58,7 @@ def test_the_table_and_the_file_of_losses(tmp_path):
     done = run(*small(condition=4), "--json", tmp_path / "r.json")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    rows = re.findall(r"^ +(\d+) .*±", done.stdout, re.MULTILINE)
+    rows = re.findall(r"^ +(\d+) .*\+-", done.stdout, re.MULTILINE)
     assert rows == ["0", "1", "2", "4"]
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["arguments"] == {**SMALL, "condition": 4.0, "seed": 0}
@@ -162,6 +163,7 @@ def test_ctrl_c_ends_with_130(tmp_path):
     )
     try:
         assert process.stdout.readline().startswith("X (40, 15)")
+        time.sleep(0.5)  # into the work: setting up tqdm's bar is not ours to interrupt
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     finally:
@@ -169,3 +171,43 @@ def test_ctrl_c_ends_with_130(tmp_path):
     assert process.returncode == 130
     assert errors.strip() == "interrupted"
     assert list(tmp_path.iterdir()) == []
+
+
+# The page
+
+
+def page():
+    """docs/theory.md: its text, its picture, and the arguments of the command that draws it."""
+    text = (ROOT / "docs" / "theory.md").read_text("utf-8")
+    (picture,) = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", text)
+    (command,) = re.findall(r"^python examples/least_squares\.py (.*)$", text, re.MULTILINE)
+    return text, ROOT / "docs" / picture, command.split()
+
+
+@draws
+def test_the_page_names_the_command_that_draws_its_picture(example, tmp_path):
+    _, picture, arguments = page()
+    out = ROOT / example.parse(arguments).out
+    assert out == picture
+    assert picture.stat().st_size < 100_000
+    assert example.main([*arguments, *small(), "--out", str(tmp_path / "picture.svg")]) == 0
+    assert texts(picture) >= LABELS
+    headings = {text for text in texts(picture) if text.startswith(("CCE for", "solid:", "n = "))}
+    assert len(headings) == 3
+    assert f"n = 400, d₁ = 100, d₂ = 4, k = 20, condition {example.parse(arguments).condition:g}" in headings
+
+
+def test_the_page_has_the_figures_of_its_command(example, tmp_path):
+    text, _, arguments = page()
+    assert {**vars(example.parse(arguments)), "out": None} == vars(example.parse([]))  # nothing but --out
+    assert run("--json", tmp_path / "r.json").returncode == 0
+    methods = json.loads((tmp_path / "r.json").read_text())["methods"]
+    plain, shaped, sparse = (methods[name] for name in METHODS)
+    rows = re.findall(r"^\| (\d+) \| (.*) \|$", text, re.MULTILINE)
+    assert len(rows) == 3
+    for step, numbers in rows:
+        i = int(step)
+        columns = plain["bound"], plain["left"]["mean"], shaped["bound"], shaped["left"]["mean"], sparse["left"]["mean"]
+        np.testing.assert_allclose(
+            [float(number) for number in numbers.split(" | ")], [c[i] for c in columns], rtol=0.01
+        )
