@@ -29,26 +29,24 @@ CHUNKS, ROWS, INPUTS = 4, 4096, 4
 
 @dataclasses.dataclass(frozen=True)
 class GpuRow(Row):
-    """A comparison with the bytes that must move, and the bandwidth of a copy in bytes a second."""
+    """A comparison on a GPU, whose name it bears."""
 
-    nbytes: int = 0
-    copy: float = 0.0
     gpu: str = ""
 
     @property
     def fraction(self) -> float:
         """Of the copy's bandwidth."""
-        return self.nbytes / statistics.median(self.ours) / self.copy if self.copy else 0.0
+        return self.floor / statistics.median(self.ours)
 
     def as_json(self) -> dict[str, Any]:
         """For machines."""
-        out = {**super().as_json(), "bytes": self.nbytes, "copy_fraction": self.fraction, "gpu": self.gpu}
+        out = {**super().as_json(), "copy_fraction": self.fraction, "gpu": self.gpu}
         for who, times in (("ours", self.ours), ("peer", self.peers)):
             out |= {f"{who}_p{p}_s": float(np.percentile(times, p)) for p in (20, 50, 80)}
         return out
 
     def __str__(self) -> str:
-        return f"{super().__str__()}; {self.nbytes / 1e6:.0f} MB, {self.fraction:.0%} of a copy's bandwidth"
+        return f"{super().__str__()}, {self.fraction:.0%} of a copy's bandwidth"
 
 
 def timed(device: str, n: int, *programs: Callable[[int], Any]) -> list[list[float]]:
@@ -126,7 +124,7 @@ def lookups(device: str, vocab: int, n: int, dim: int, turns: int, copy: float, 
             return eager(batches[turn])
 
     times = timed(device, turns, ours, plain)
-    yield GpuRow("forward", case, times[0], "eager torch", times[1], 8.0, moved, copy, gpu)
+    yield GpuRow("forward", case, times[0], "eager torch", times[1], 8.0, moved, moved / copy, gpu)
     if device != "cpu":
         compiled = torch.compile(eager.__call__)
 
@@ -135,7 +133,7 @@ def lookups(device: str, vocab: int, n: int, dim: int, turns: int, copy: float, 
                 return compiled(batches[turn])
 
         times = timed(device, turns, ours, faster)
-        yield GpuRow("forward", case, times[0], "torch.compile", times[1], 2.0, moved, copy, gpu)
+        yield GpuRow("forward", case, times[0], "torch.compile", times[1], 2.0, moved, moved / copy, gpu)
     grads = torch.randn((n, dim), generator=generator).to(device) * 1e-3
     check_training(table, tables, batches[0][:1000], grads[:1000])
     trainer = Trainer(tables, cce.Adagrad(lr=1e-2))
@@ -152,7 +150,7 @@ def lookups(device: str, vocab: int, n: int, dim: int, turns: int, copy: float, 
 
     times = timed(device, turns, step, theirs)
     # Forward as above; backward reads ids, pointers and gradients.
-    yield GpuRow("train", case, times[0], "eager torch with Adagrad", times[1], 4.0, 2 * moved, copy, gpu)
+    yield GpuRow("train", case, times[0], "eager torch with Adagrad", times[1], 4.0, 2 * moved, (2 * moved) / copy, gpu)
 
 
 def check_training(table: Any, tables: Any, ids: Any, grads: Any) -> None:
@@ -185,7 +183,9 @@ def assignments(device: str, n: int, k: int, d: int, turns: int, copy: float, gp
 
     times = timed(device, turns, ours, blocks)
     moved = n * (4 * d + 8) + 4 * k * d
-    yield GpuRow("assign", f"{n:,} points, d {d}, k {k:,}", times[0], "cdist + argmin", times[1], 3.0, moved, copy, gpu)
+    yield GpuRow(
+        "assign", f"{n:,} points, d {d}, k {k:,}", times[0], "cdist + argmin", times[1], 3.0, moved, moved / copy, gpu
+    )
 
 
 def copy_bandwidth(device: str, nbytes: int) -> float:
