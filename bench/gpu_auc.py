@@ -68,13 +68,16 @@ def model_on(device: str, users: cce.Table, items: cce.Table, lr: float) -> Any:
     from movielens import GMF
 
     class DeviceGMF(GMF):
+        def __init__(self, users: DeviceTable, items: DeviceTable) -> None:
+            self.users, self.items = users, items
+
         def score(self, rows: Any) -> Any:
             sides = zip((self.users, self.items), (rows.users, rows.items), strict=True)
             u, v = (side.tables.lookup(side.put(ids)) for side, ids in sides)
             return (u * v).sum(1).cpu().numpy()
 
-        def step(self, users: Any, items: Any, labels: Any) -> Any:
-            ids = self.users.put(users), self.items.put(items)
+        def step(self, pairs: Any, labels: Any) -> Any:
+            ids = self.users.put(pairs[:, 0]), self.items.put(pairs[:, 1])
             u, v = (side.tables.forward(x) for side, x in zip((self.users, self.items), ids, strict=True))
             score = (u[0] * v[0]).sum(1)
             slope = (torch.sigmoid(score) - torch.from_numpy(labels).to(score)) / len(labels)
@@ -83,7 +86,7 @@ def model_on(device: str, users: cce.Table, items: cce.Table, lr: float) -> Any:
             return score.cpu().numpy()
 
     sides = (DeviceTable(table, device, cce.AdamW(lr=lr)) for table in (users, items))
-    return DeviceGMF(*sides, None)
+    return DeviceGMF(*sides)
 
 
 def run(device: str, quick: bool) -> Iterator[AucRow]:

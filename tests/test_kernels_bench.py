@@ -49,7 +49,9 @@ def test_the_examples_model_takes_the_same_steps(gpu):
     ours, theirs = GMF(*make_tables(split, args), cce.AdamW(lr=1e-2)), make_tables(split, args)
     device = gpu.gpu_auc.model_on("cpu", *theirs, 1e-2)
     for low in range(0, 600, 200):
-        batch = [values[low : low + 200] for values in (split.train.users, split.train.items, split.train.labels)]
+        part = slice(low, low + 200)
+        pairs = np.stack([split.train.users[part], split.train.items[part]], axis=1)
+        batch = pairs, split.train.labels[part]
         np.testing.assert_allclose(device.step(*batch), ours.step(*batch), rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(device.score(split.valid), ours.score(split.valid), rtol=1e-3, atol=1e-3)
 
