@@ -1,8 +1,12 @@
-"""python -m bench [name …] [--json FILE] [--quick] [--plot FILE]: correct first, then medians against a peer in one run."""
+"""python -m bench [name …] [--json FILE] [--quick] [--plot FILE]: correct first, then medians against a peer in one run.
+
+`python -m bench sweep …` and `python -m bench plot DIR` compare the methods' results: see each one's --help.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import platform
 import sys
@@ -39,7 +43,9 @@ def machine() -> dict[str, str]:
 
 
 def main() -> int:
-    """Run the benchmarks that were named, all of them by default."""
+    """Run the benchmarks that were named, all of them by default; or sweep, or plot."""
+    if sys.argv[1:2] in (["sweep"], ["plot"]):
+        return int(importlib.import_module(f"bench.{sys.argv[1]}").main(sys.argv[2:]))
     parser = argparse.ArgumentParser(prog="python -m bench", description=str(__doc__).split(": ", 1)[1])
     parser.add_argument("names", nargs="*", metavar="name", help=f"among {', '.join(BENCHMARKS)} (default: all)")
     parser.add_argument("--json", metavar="FILE", help="write the rows there")
