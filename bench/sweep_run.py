@@ -7,6 +7,7 @@ import datetime
 import functools
 import hashlib
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -166,4 +167,4 @@ def result(report: dict[str, Any], split: Any) -> dict[str, Any]:
 
 def spelled(words: Sequence[str]) -> str:
     """The command line that makes a run."""
-    return " ".join(["python examples/movielens.py", *words])
+    return shlex.join(["python", "examples/movielens.py", *words])
