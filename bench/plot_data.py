@@ -99,7 +99,7 @@ def standings(found: dict[str, list[Point]], most_bytes: float, metric: str = "a
     return sorted(best, key=lambda p: -p.mean(metric))
 
 
-def table(found: dict[str, list[Point]], reference: str = "cce", rows: int = 6) -> str:
+def table(found: dict[str, list[Point]], reference: str = "cce", rows: int = 4) -> str:
     """Which method wins at which real bytes, in Markdown: for each size of the reference, the best within its bytes."""
 
     def cell(point: Point) -> str:

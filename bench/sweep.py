@@ -123,6 +123,8 @@ def arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[s
     add("--scheduler", metavar="URL", help="run on a Dask cluster instead, such as tcp://host:8786")
     add("--retry", action="store_true", help="run again what failed before, and what other code than this one made")
     args, rest = parser.parse_known_args(argv)
+    if args.budgets is None:
+        args.budgets = [] if args.bytes and not args.equal_bytes else [16, 64, 256, 1024]
     for word in rest:
         if word.split("=")[0] in SET_HERE:
             parser.error(
