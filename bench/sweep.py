@@ -23,11 +23,14 @@ from bench.sweep_run import Run
 # Rivals that are easily forgotten, and what the house's own combinations are called.
 NAMED = {
     "narrow-int8": "ldim:codec=int8",
+    "narrow-int4": "ldim:codec=int4",
     "cce-int8": "cce:codec=int8",
+    "cce-lean": "cce:codec=int8:n_chunks=2:rank=2",
     "cce-paper": "cce:rank=0",
     "pq-int8": "pq:codec=int8",
 }
-OWN = ("rank", "codec", "n_chunks", "last_cluster", "dim", "lr", "batch_size")  # what a method may be given
+# What a method may be given of its own.
+OWN = ("rank", "codec", "n_chunks", "last_cluster", "cluster_by", "residual", "dim", "lr", "batch_size")
 SET_HERE = ("--method", "--ppd", "--num-bytes", "--seed", "--json", "--save", "--threads")
 _NUMBER = r"(\d+)(?:\^(\d+))?"
 

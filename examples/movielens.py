@@ -113,6 +113,10 @@ def train(model: GMF, split: Split, args: argparse.Namespace, say: Any = print, 
     if learned := model.users.method.post_training:  # then epoch 0 is the table as it was learned
         last_cluster = 0
     tables = {"users": model.users, "items": model.items}
+    settings: dict[str, dict[str, Any]] = {name: {"residual": args.residual == "mean"} for name in tables}
+    if args.cluster_by == "counts":
+        for name, ids in (("users", split.train.users), ("items", split.train.items)):
+            settings[name]["weights"] = np.bincount(ids, minlength=tables[name].spec.vocab)
     silent = None if say is print else True  # None: where no terminal is
     with tqdm(total=args.epochs * len(split.train), unit="row", unit_scale=True, disable=silent, leave=False) as bar:
         for epoch in range(int(not learned), args.epochs + 1):
@@ -133,7 +137,7 @@ def train(model: GMF, split: Split, args: argparse.Namespace, say: Any = print, 
             if epoch <= last_cluster:
                 for name, table in tables.items():
                     if table.method.learns:
-                        report = table.cluster()
+                        report = table.cluster(**settings[name])
                         result.cluster_seconds += report.seconds
                         result.clusters.append({"epoch": epoch, "table": name, **dataclasses.asdict(report)})
     return result
@@ -277,6 +281,15 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=20, help="passes over the data (default: %(default)s)")
     parser.add_argument(
         "--last-cluster", type=int, help="cluster after each epoch up to this one (default: 3/4 of them)"
+    )
+    parser.add_argument(
+        "--cluster-by", choices=("ids", "counts"), default="ids", help="an id counts once, or as often as it was seen"
+    )
+    parser.add_argument(
+        "--residual",
+        choices=("mean", "zero"),
+        default="mean",
+        help="what the fresh half starts at (default: %(default)s)",
     )
     parser.add_argument("--batch-size", type=int, default=256, help="rows a step (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=1e-3, help="AdamW's learning rate (default: %(default)s)")

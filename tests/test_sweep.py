@@ -15,6 +15,7 @@ import pytest
 from sweep_runs import TINY, deadly, environment
 
 from bench import sweep, sweep_pool, sweep_rows, sweep_run
+from cce_core._jit import COMPILED
 
 
 @pytest.fixture
@@ -232,7 +233,9 @@ def children(pid: int) -> list[int]:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path, how):
     words = [sys.executable, "-m", "bench", "sweep", *command(tmp_path / "out", "--methods", "hash,cce,ldim,robe,full")]
-    words += ["--budgets", "64,128", "--seeds", "12", "--epochs", "40"]
+    n_seeds, epochs = ("8", "40") if COMPILED else ("3", "3")
+    words += ["--budgets", "64,128", "--seeds", n_seeds, "--epochs", epochs]
+    total = 9 * int(n_seeds)
     path = tmp_path / "out" / sweep_rows.NAME
     process = subprocess.Popen(
         words, env=environment(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -254,17 +257,17 @@ def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path, how):
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)  # nobody trains on for a sweep that is gone
     before = path.read_bytes()
     n = len(sweep_rows.read(tmp_path / "out"))
-    assert 3 <= n < 108
+    assert 3 <= n < total
     assert before.endswith(b"\n")
     with path.open("ab") as file:
         file.write(b"0123456789ab,hash,ppd")  # as a power cut would leave it
     done = subprocess.run(words, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""  # no bar where there is no terminal
-    assert f"108 runs in {path}, {108 - n} of them new: 108 ok" in done.stdout
+    assert f"{total} runs in {path}, {total - n} of them new: {total} ok" in done.stdout
     assert path.read_bytes().startswith(before)
-    assert path.read_text().count("\n") == 1 + 108
-    assert len({row["run"] for row in sweep_rows.read(tmp_path / "out")}) == 108
+    assert path.read_text().count("\n") == 1 + total
+    assert len({row["run"] for row in sweep_rows.read(tmp_path / "out")}) == total
 
 
 def test_a_folder_is_one_sweeps_and_one_data_sets(tmp_path, here, capsys):
