@@ -104,9 +104,8 @@ def arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[s
     )  # fmt: skip
     add = parser.add_argument
     add("--methods", type=methods, default="all", help="such as cce,narrow-int8,cce:rank=0 (default: all)")
-    add(
-        "--budgets", type=numbers, default="16,64,256,1024", metavar="B", help="parameters a dimension (16,64,256,1024)"
-    )
+    most = "parameters a dimension, such as 2^4..2^12 (16,64,256,1024; none where --bytes is given alone)"
+    add("--budgets", type=numbers, metavar="B", help=most)
     add(
         "--equal-bytes",
         metavar="METHOD",

@@ -127,6 +127,15 @@ def test_every_run_is_planned_once_and_known_by_its_command(tmp_path):
     assert again[0].key in {run.key for run in runs}
 
 
+def test_sizes_in_bytes_alone_bring_no_budgets_in_parameters(tmp_path):
+    def budgets(*words):
+        return sorted({run.budget for run in planned(tmp_path, "--methods", "hash,full", *words)})
+
+    assert budgets("--bytes", "2^10,2000") == ["1024 bytes a table", "2000 bytes a table", "own"]
+    assert budgets("--bytes", "2^10", "--budgets", "64") == ["1024 bytes a table", "own", "ppd 64"]
+    assert budgets() == ["own", "ppd 1024", "ppd 16", "ppd 256", "ppd 64"]
+
+
 def test_equal_bytes_gives_the_others_what_the_method_takes(tmp_path):
     runs = planned(tmp_path, "--methods", "hash,narrow-int8", "--equal-bytes", "cce", "--budgets", "32", "--seeds", 1)
     rows = {(run.label, run.budget): sweep_run.execute(run) for run in runs}
