@@ -109,7 +109,10 @@ def table(found: dict[str, list[Point]], reference: str = "cce", rows: int = 4) 
         return f"**{text}**" if point.label == reference else text
 
     sizes = [p.x("bytes") for p in found.get(reference, []) if p.budget.startswith("ppd")]
-    if not sizes:  # without it: the sizes that there are, thinned
+    if not sizes:  # else the sizes that were asked for, of both tables
+        asked = {p.budget for line in found.values() for p in line if p.budget.endswith(" bytes a table")}
+        sizes = sorted(2.0 * int(budget.split()[0]) for budget in asked)
+    if not sizes:  # else those that there are, thinned
         every = sorted({p.x("bytes") for line in found.values() for p in line})
         sizes = every[:: max(1, len(every) // 6)]
     lines = [

@@ -33,15 +33,15 @@ def deadly(run: sweep_run.Run, data_dir: str | None) -> dict:
     return sweep_run.execute(run, data_dir)
 
 
-def invented(label: str, seed: int, budget: int, **changes) -> dict:
+def invented(label: str, seed: int, ppd: int, **changes) -> dict:
     """A row as a finished run would leave it, with figures that are easy to work out by hand."""
-    auc = {"full": 0.84, "cce": 0.80, "ldim": 0.70}.get(label, 0.60) + budget / 10_000 + seed / 1000
-    words = f"--method {label.split(':')[0]} --ppd {budget} --epochs 20 --seed {seed} --dataset ml-100k"
+    auc = {"full": 0.84, "cce": 0.80, "ldim": 0.70}.get(label, 0.60) + ppd / 10_000 + seed / 1000
+    words = f"--method {label.split(':')[0]} --ppd {ppd} --epochs 20 --seed {seed} --dataset ml-100k"
     row = {
         "run": sweep_rows.digest([label, *words.split()]), "label": label, "seed": seed,
-        "budget": "own" if label == "full" else f"ppd {budget}",
-        "status": "ok", "auc": auc, "logloss": 1 - auc, "best_epoch": 7, "num_params": 64 * budget,
-        "bytes": 256 * budget + (1000 if label == "cce" else 0), "full_bytes": 330_880, "bytes_by_kind": f"memory={256 * budget}",
+        "budget": "own" if label == "full" else f"ppd {ppd}",
+        "status": "ok", "auc": auc, "logloss": 1 - auc, "best_epoch": 7, "num_params": 64 * ppd,
+        "bytes": 256 * ppd + (1000 if label == "cce" else 0), "full_bytes": 330_880, "bytes_by_kind": f"memory={256 * ppd}",
         "user_rank": 4, "item_rank": 2, "epochs": 20, "seconds": 2.5, "dataset": "ml-100k", "command": words, "code": "c0de",
         "cce_core": "0.1.0",
     } | changes  # fmt: skip

@@ -58,7 +58,9 @@ def test_the_standings_are_each_methods_best_within_the_bytes():
     first = text.splitlines()[2]
     assert first.startswith("| 5,096 | **cce 0.803 (0.803–0.804), 5,096 B**")
     assert first.endswith("| 1. **cce 0.803 (0.803–0.804), 5,096 B** |")
-    # without the reference: by the sizes that there are
+    # without the reference: by the sizes asked for, or else by those that there are
+    asked = plot_data.table(plot_data.points([invented("hash", 1, 16, budget="3000 bytes a table", bytes=5000)]))
+    assert asked.splitlines()[2].startswith("| 6,000 | hash ")
     assert "| – |" in plot_data.table(plot_data.points(some(["hash"])))
 
 
