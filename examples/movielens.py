@@ -97,13 +97,14 @@ class Result:
 
 def make_tables(split: Split, args: argparse.Namespace) -> tuple[cce.Table, cce.Table]:
     """A table for the users and one for the items, each within the budget."""
-    budget: dict[str, Any] = {"num_bytes": args.num_bytes} if args.num_bytes else {"num_params": args.ppd * args.dim}
+    budgets: list[dict[str, Any]] = [{"num_params": args.ppd * args.dim}] * 2
+    if args.num_bytes:
+        budgets = [{"num_bytes": args.num_bytes[0]}, {"num_bytes": args.num_bytes[-1]}]
     if any(method.name == args.method and not method.budgeted for method in cce.methods()):
-        budget = {}  # such as the table that the others are measured against: as large as it is
+        budgets = [{}, {}]  # such as the table that the others are measured against: as large as it is
+    own = {"n_chunks": args.n_chunks, "rank": args.rank, "codec": args.codec}
     users, items = (
-        cce.make_table(
-            args.method, n, args.dim, n_chunks=args.n_chunks, rank=args.rank, seed=2 * args.seed + k, **budget
-        )
+        cce.make_table(args.method, n, args.dim, seed=2 * args.seed + k, **own, **budgets[k])
         for k, n in enumerate((split.n_users, split.n_items))
     )
     return users, items
@@ -117,7 +118,12 @@ def train(model: GMF, split: Split, args: argparse.Namespace, say: Any = print, 
     if learned := model.users.method.post_training:  # then epoch 0 is the table as it was learned
         last_cluster = 0
     tables = {"users": model.users, "items": model.items}
-    with tqdm(total=args.epochs * len(split.train), unit="row", unit_scale=True, disable=None, leave=False) as bar:
+    settings: dict[str, dict[str, Any]] = {name: {"residual": args.residual == "mean"} for name in tables}
+    if args.cluster_by == "counts":
+        for name, ids in (("users", split.train.users), ("items", split.train.items)):
+            settings[name]["weights"] = np.bincount(ids, minlength=tables[name].spec.vocab)
+    silent = None if say is print else True  # None: where no terminal is
+    with tqdm(total=args.epochs * len(split.train), unit="row", unit_scale=True, disable=silent, leave=False) as bar:
         for epoch in range(int(not learned), args.epochs + 1):
             start = time.perf_counter()
             train_loss = model.epoch(split.train, args.batch_size, rng, bar) if epoch else float("nan")
@@ -136,7 +142,7 @@ def train(model: GMF, split: Split, args: argparse.Namespace, say: Any = print, 
             if epoch <= last_cluster:
                 for name, table in tables.items():
                     if table.method.learns:
-                        report = table.cluster()
+                        report = table.cluster(**settings[name])
                         result.cluster_seconds += report.seconds
                         result.clusters.append({"epoch": epoch, "table": name, **dataclasses.asdict(report)})
     return result
@@ -148,14 +154,14 @@ def copied(table: cce.Table) -> dict[str, NDArray[Any]]:
 
 
 def learn_from_full(
-    tables: tuple[cce.Table, cce.Table], split: Split, args: argparse.Namespace
+    tables: tuple[cce.Table, cce.Table], split: Split, args: argparse.Namespace, say: Any = print
 ) -> tuple[float, list[dict[str, Any]]]:
     """For methods that compress a trained table: train the full one, and learn from its best epoch; seconds and reports."""
     full = [cce.make_table("full", t.spec.vocab, t.spec.dim, seed=t.spec.seed) for t in tables]
-    print(f"{args.method} learns from a trained table: the full one first", flush=True)
+    say(f"{args.method} learns from a trained table: the full one first")
     quiet = argparse.Namespace(**{**vars(args), "save": None})
-    result = train(GMF(*full, cce.AdamW(lr=args.lr)), split, quiet, keep_best=True)
-    print(f"full table: AUC {result.auc:.4f} (epoch {result.best_epoch}); now {args.method}", flush=True)
+    result = train(GMF(*full, cce.AdamW(lr=args.lr)), split, quiet, say, keep_best=True)
+    say(f"full table: AUC {result.auc:.4f} (epoch {result.best_epoch}); now {args.method}")
     reports = []
     for name, table, teacher in zip(("users", "items"), tables, result.best, strict=True):
         report = table.cluster(vectors=teacher)
@@ -187,6 +193,8 @@ def interrupts_held() -> Iterator[None]:
 
 def load_data(args: argparse.Namespace) -> Split:
     """The data set asked for or, where it is not at hand, a synthetic one of its shape; the first line says which."""
+    if args.dataset == "synthetic":
+        return drawn(args)
     try:
         split = cce.datasets.load(args.dataset, data_dir=args.data_dir, download=args.download, seed=args.seed)
     except (FileNotFoundError, ConnectionError) as error:
@@ -197,6 +205,13 @@ def load_data(args: argparse.Namespace) -> Split:
         return cce.datasets.load(f"synthetic-{args.dataset}", seed=args.seed)
     print(f"{split.name}: {len(split.train):,} training and {len(split.valid):,} validation rows", flush=True)
     return split
+
+
+def drawn(args: argparse.Namespace) -> Split:
+    """A stream of any length over a vocabulary of any size: a truth of 4 dimensions, popularity by Zipf's law."""
+    n, vocab = args.interactions, args.vocab
+    stream = cce.datasets.Synthetic(n, vocab, vocab, dim=4, user_zipf=0.5, bias=-1.2, seed=args.seed)
+    return dataclasses.replace(stream.split(min(200_000, max(n // 10, 2))), name=f"synthetic-{n}-of-{vocab}")
 
 
 def as_json(
@@ -253,27 +268,49 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--ppd", type=int, default=256, help="parameters per dimension and table (default: %(default)s)"
     )
-    parser.add_argument("--num-bytes", type=int, help="most stored bytes a table, instead of --ppd")
+    parser.add_argument(
+        "--num-bytes",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="most stored bytes a table, or users' and items' apart; no --ppd",
+    )
     parser.add_argument("--dim", type=int, default=32, help="floats of a vector (default: %(default)s)")
     parser.add_argument(
         "--rank", type=rank, help="rank of the projection, 0 for none, auto (default: the method's own)"
+    )
+    parser.add_argument(
+        "--codec", help="how the memory is kept: float32, bfloat16, int8, int4 (default: the method's own)"
     )
     parser.add_argument("--n-chunks", type=int, default=4, help="chunks of a vector (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=20, help="passes over the data (default: %(default)s)")
     parser.add_argument(
         "--last-cluster", type=int, help="cluster after each epoch up to this one (default: 3/4 of them)"
     )
+    parser.add_argument(
+        "--cluster-by", choices=("ids", "counts"), default="ids", help="an id counts once, or as often as it was seen"
+    )
+    parser.add_argument(
+        "--residual",
+        choices=("mean", "zero"),
+        default="mean",
+        help="what the fresh half starts at (default: %(default)s)",
+    )
     parser.add_argument("--batch-size", type=int, default=256, help="rows a step (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=1e-3, help="AdamW's learning rate (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of everything random (default: %(default)s)")
-    parser.add_argument("--dataset", default="ml-100k", help=f"one of {', '.join(cce.datasets.names())}")
+    parser.add_argument("--dataset", default="ml-100k", help=f"one of {', '.join(cce.datasets.names())}, synthetic")
+    parser.add_argument("--interactions", type=int, default=1_000_000, help="rows of synthetic (default: %(default)s)")
+    parser.add_argument("--vocab", type=int, default=10_000, help="its users, and its items (default: %(default)s)")
     parser.add_argument("--data-dir", help="folder that holds the data set (then CCE_DATA, then the user's cache)")
     parser.add_argument("--download", action="store_true", help="download the data set where it is not at hand")
     parser.add_argument("--threads", type=int, help="threads of large calls (default: the cores)")
     parser.add_argument("--save", metavar="DIR", help="keep the tables of the best epoch there")
     parser.add_argument("--json", metavar="FILE", help="write the result there")
     args = parser.parse_args(argv)
-    for name in ("ppd", "dim", "n_chunks", "epochs", "batch_size"):
+    if args.num_bytes and len(args.num_bytes) > 2:
+        parser.error(f"--num-bytes takes one number, or one for users and one for items; got {len(args.num_bytes)}")
+    for name in ("ppd", "dim", "n_chunks", "epochs", "batch_size", "interactions", "vocab"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     if not 0 <= args.seed < 2**62:
@@ -281,8 +318,22 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def job(split: Split, args: argparse.Namespace, say: Any = print) -> dict[str, Any]:
+    """From data to report: make the tables, learn them where the method does that first, train."""
+    tables = make_tables(split, args)
+    for name, table in zip(("users", "items"), tables, strict=True):
+        say(f"{name}: {table!r}")
+    model, before, reports = GMF(*tables, cce.AdamW(lr=args.lr)), 0.0, list[dict[str, Any]]()
+    if tables[0].method.post_training:
+        before, reports = learn_from_full(tables, split, args, say)
+    result = train(model, split, args, say)
+    result.train_seconds += before
+    result.clusters = reports + result.clusters
+    return as_json(split, tables, args, result)
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """The whole job."""
+    """The whole job, with its data and its report."""
     cce.set_num_threads(args.threads)
     if args.json:  # before an hour of training, not after it: can it be written?
         was_there = Path(args.json).exists()
@@ -290,17 +341,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             pass
         if not was_there:
             Path(args.json).unlink()
-    split = load_data(args)
-    tables = make_tables(split, args)
-    for name, table in zip(("users", "items"), tables, strict=True):
-        print(f"{name}: {table!r}", flush=True)
-    model, before, reports = GMF(*tables, cce.AdamW(lr=args.lr)), 0.0, list[dict[str, Any]]()
-    if tables[0].method.post_training:
-        before, reports = learn_from_full(tables, split, args)
-    result = train(model, split, args)
-    result.train_seconds += before
-    result.clusters = reports + result.clusters
-    report = as_json(split, tables, args, result)
+    report = job(load_data(args), args)
     if args.json:
         Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
     print(summary(report))
