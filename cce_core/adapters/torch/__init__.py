@@ -1,0 +1,10 @@
+"""Compressed tables as torch modules: `Embedding` and `EmbeddingBag` in place of torch's own.
+
+from cce_core.adapters.torch import Embedding
+
+emb = Embedding(1_000_000, 32, method="cce", num_params=65_536)      # a torch.nn.Module
+emb.cluster(optimizer=optimizer)                                     # now and then, while training
+"""
+
+from cce_core.adapters.torch.bag import EmbeddingBag as EmbeddingBag
+from cce_core.adapters.torch.embedding import Embedding as Embedding
