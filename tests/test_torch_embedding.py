@@ -69,7 +69,9 @@ def outcome(module, ids):
 @given(calls())
 def test_a_full_table_is_torchs_embedding(call):
     rows, dim, arguments, ids = call
-    assume(not (arguments["sparse"] and arguments["scale_grad_by_freq"]))  # refused by torch, right here
+    # What torch itself refuses, or trips over: counts beside sparse gradients, and the padding id as a sparse 0-D tensor.
+    assume(not (arguments["sparse"] and arguments["scale_grad_by_freq"]))
+    assume(not (arguments["sparse"] and arguments["padding_idx"] is not None and ids.dim() == 0))
     torch.manual_seed(rows)
     theirs = nn.Embedding(rows, dim, **arguments)
     torch.manual_seed(rows)

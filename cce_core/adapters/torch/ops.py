@@ -12,6 +12,7 @@ and `features` have none. Forward mode is not defined, and raises.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +35,32 @@ from cce_core.storage.codec import FLOAT32, codec
 _LIBRARY = torch.library.Library("cce", "DEF")
 _NO_WORDS = np.empty(0, np.uint64)
 _TYPES = {torch.float32: "<f4", torch.int64: "<u8"}
+_KEPT_IDS = 1 << 14  # addresses of larger batches are found again: that is cheaper than to write and read them
 _slots: dict[tuple[str, str], NDArray[Any]] = {}
+
+
+class _Kept(threading.local):
+    """Addresses on their way from a forward pass to its backward pass; they are no tensors, and tracing never sees them.
+
+    Attributes:
+        wanted: whether a gather is to leave its addresses here.
+        addresses: uint64 (columns, n), what it left; or what the running scatter or dot may use.
+    """
+
+    wanted = False
+    addresses: NDArray[np.uint64] | None = None
+
+
+_kept = _Kept()
+
+
+def _using(addresses: Any, operator: Callable[..., Any], *arguments: Any) -> Any:
+    """Call an operator that may use these addresses."""
+    _kept.addresses = addresses
+    try:
+        return operator(*arguments)
+    finally:
+        _kept.addresses = None
 
 
 class _View:
@@ -104,7 +130,10 @@ def _gather(
     layout, end = part_of(spec, part)
     words = _words(ids, end)
     source = Memory(FLOAT32, _floats(memory, (layout.n_units, layout.unit)))
-    out = blocks.lookup(_sketch(layout, keys, pointers), source, words, _fit(weights, len(words), layout))
+    kept = None
+    if _kept.wanted and len(words) <= _KEPT_IDS:
+        kept = _kept.addresses = np.empty((len(layout.columns), len(words)), np.uint64)
+    out = blocks.lookup(_sketch(layout, keys, pointers), source, words, _fit(weights, len(words), layout), kept)
     return torch.from_numpy(out)
 
 
@@ -115,8 +144,8 @@ def _scatter(
         return plain.scatter(grads, ids, weights, keys, pointers, spec, part)
     layout, end = part_of(spec, part)
     words = _words(ids, end)
-    vectors = _floats(grads, (len(words), layout.dim))
-    out = blocks.scatter(_sketch(layout, keys, pointers), words, vectors, _fit(weights, len(words), layout))
+    vectors, weights = _floats(grads, (len(words), layout.dim)), _fit(weights, len(words), layout)
+    out = blocks.scatter(_sketch(layout, keys, pointers), words, vectors, weights, _kept.addresses)
     return torch.from_numpy(out).view(layout.n_units, layout.unit)
 
 
@@ -132,13 +161,11 @@ def _scatter_sparse(
             units, parts.reshape(-1, layout.unit), (layout.n_units, layout.unit), check_invariants=False
         )
     words = _words(ids, end)
-    scratch = _slots.pop(
-        (spec, part), None
-    )  # taken out while it is used: an interrupt loses it, threads never share it
+    scratch = _slots.pop((spec, part), None)  # out while it is used: an interrupt loses it, threads never share it
     scratch = blocks.new_slots(layout) if scratch is None else scratch
     found = blocks.scatter_sparse(
         _sketch(layout, keys, pointers), words, _floats(grads, (len(words), layout.dim)), scratch,
-        _fit(weights, len(words), layout),
+        _fit(weights, len(words), layout), _kept.addresses,
     )  # fmt: skip
     _slots[spec, part] = scratch
     index, values = torch.from_numpy(found.index)[None], torch.from_numpy(found.values)
@@ -154,7 +181,7 @@ def _dot(
     words = _words(ids, end)
     source = Memory(FLOAT32, _floats(memory, (layout.n_units, layout.unit)))
     vectors = _floats(grads, (len(words), layout.dim))
-    return torch.from_numpy(blocks.dot(_sketch(layout, keys, pointers), source, words, vectors))
+    return torch.from_numpy(blocks.dot(_sketch(layout, keys, pointers), source, words, vectors, _kept.addresses))
 
 
 # --- what has no gradient, and what passes it through -----------------------------------------------------------------
@@ -272,7 +299,7 @@ bags = torch.ops.cce.bags.default
 # --- gradients: `ctx` counts the inputs from 1, after the dispatcher's keys -------------------------------------------
 
 
-def _save_gather(ctx: Any, inputs: Any, output: Any) -> None:
+def _save_gather(ctx: Any, inputs: Any) -> None:
     memory, ids, weights, keys, pointers, ctx.spec, ctx.part, *rest = inputs
     ctx.sparse, ctx.n_inputs = bool(rest and rest[0]), len(inputs)  # the dispatcher leaves out what is the default
     ctx.save_for_backward(memory if weights is not None else None, ids, weights, keys, pointers)
@@ -283,13 +310,13 @@ def _back_gather(ctx: Any, grad: Tensor) -> Any:
     to_memory = to_weights = None
     if ctx.needs_input_grad[1]:
         back = _scatter_sparse if ctx.sparse else scatter
-        to_memory = back(grad, ids, weights, keys, pointers, ctx.spec, ctx.part)
+        to_memory = _using(ctx.addresses, back, grad, ids, weights, keys, pointers, ctx.spec, ctx.part)
     if ctx.needs_input_grad[3]:
-        to_weights = dot(memory, grad, ids, keys, pointers, ctx.spec, ctx.part)
+        to_weights = _using(ctx.addresses, dot, memory, grad, ids, keys, pointers, ctx.spec, ctx.part)
     return (to_memory, None, to_weights, *(None,) * (ctx.n_inputs - 3))
 
 
-def _save_scatter(ctx: Any, inputs: Any, output: Any) -> None:
+def _save_scatter(ctx: Any, inputs: Any) -> None:
     grads, ids, weights, keys, pointers, ctx.spec, ctx.part = inputs
     ctx.save_for_backward(grads if weights is not None else None, ids, weights, keys, pointers)
 
@@ -304,7 +331,7 @@ def _back_scatter(ctx: Any, grad: Tensor) -> Any:
     return to_grads, None, to_weights, None, None, None, None
 
 
-def _save_dot(ctx: Any, inputs: Any, output: Any) -> None:
+def _save_dot(ctx: Any, inputs: Any) -> None:
     memory, grads, ids, keys, pointers, ctx.spec, ctx.part = inputs
     ctx.save_for_backward(memory, grads, ids, keys, pointers)
 
@@ -319,15 +346,20 @@ def _back_dot(ctx: Any, grad: Tensor) -> Any:
     return to_memory, to_grads, None, None, None, None, None
 
 
-def _differentiable(operator: Any, save: Callable[..., None], back: Callable[..., Any]) -> None:
+def _differentiable(operator: Any, save: Callable[..., None], back: Callable[..., Any], keeps: bool = False) -> None:
     """Give an operator its gradient. `register_autograd` would do so too, but drops forward-mode tangents without a word."""
 
     class Gradient(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, keys: Any, *inputs: Any) -> Any:
-            with torch._C._AutoDispatchBelowAutograd():
-                out = operator.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
-            save(ctx, inputs, out)
+            _kept.wanted = keeps and any(ctx.needs_input_grad)
+            try:
+                with torch._C._AutoDispatchBelowAutograd():
+                    out = operator.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
+            finally:
+                if keeps:
+                    ctx.addresses, _kept.addresses, _kept.wanted = _kept.addresses, None, False
+            save(ctx, inputs)
             return out
 
         @staticmethod
@@ -338,7 +370,7 @@ def _differentiable(operator: Any, save: Callable[..., None], back: Callable[...
     _LIBRARY.impl(operator._opname, Gradient.apply, "Autograd", with_keyset=True)
 
 
-_differentiable(gather, _save_gather, _back_gather)
+_differentiable(gather, _save_gather, _back_gather, keeps=True)
 _differentiable(scatter, _save_scatter, _back_scatter)
 _differentiable(dot, _save_dot, _back_dot)
-_differentiable(rounded, lambda ctx, inputs, out: None, lambda ctx, grad: (grad, None))
+_differentiable(rounded, lambda ctx, inputs: None, lambda ctx, grad: (grad, None))
