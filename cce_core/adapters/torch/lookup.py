@@ -21,8 +21,9 @@ def lookup(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool) 
         ids: int64 (n,).
         sparse: whether gradients of memory, weights and cores are sparse.
     """
-    if torch.is_autocast_enabled(ids.device.type):  # an embedding keeps its type there, as torch's own does
-        with torch.autocast(ids.device.type, enabled=False):
+    kind = ids.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind):  # an embedding keeps its type there, as torch's own does
+        with torch.autocast(kind, enabled=False):
             return _KINDS[plan.kind](plan, arrays, ids, sparse)
     return _KINDS[plan.kind](plan, arrays, ids, sparse)
 

@@ -239,18 +239,12 @@ class Compressed(torch.nn.Module):
             learn(table, _float32(weight), **settings)
             self._take(table)
 
-    @torch.no_grad()
     def _take(self, table: Table) -> None:
         """Make a table's numbers this module's, in place."""
         ours = {**table.buffers(), **table.parameters()}
         for name in array_specs(self.spec):
             if name != "scales":
-                tensor, values = getattr(self, name), ours[name]
-                if tensor.data_ptr() != values.ctypes.data or tensor.device.type != "cpu":
-                    source = torch.from_numpy(values if values.dtype == np.float32 else values.view(np.int64))
-                    tensor.copy_(source.view(tensor.shape))
-                else:
-                    torch.autograd.graph.increment_version(tensor)
+                write(getattr(self, name), ours[name])
 
     def _reset(self, optimizer: Any) -> None:
         """Forget what an optimiser knows of parameters whose rows mean something else now."""
@@ -318,6 +312,21 @@ def _tensor(values: NDArray[Any], device: Any, dtype: Any = None) -> Tensor:
     if torch.device(device).type == "meta":
         return torch.empty(values.shape, dtype=dtype or torch.int64, device="meta")
     return torch.from_numpy(values).to(device=device, dtype=dtype, copy=True)
+
+
+@torch.no_grad()
+def write(tensor: Tensor, values: NDArray[Any]) -> None:
+    """Make values a tensor's own, in place, whatever its device, type or sharding; its version rises."""
+    source = torch.from_numpy(values if values.dtype == np.float32 else values.view(np.int64)).view(tensor.shape)
+    if hasattr(tensor, "full_tensor"):
+        from torch.distributed.tensor import distribute_tensor
+
+        sharded: Any = tensor
+        sharded.copy_(distribute_tensor(source.to(tensor.device), sharded.device_mesh, sharded.placements))
+    elif tensor.device.type == "cpu" and tensor.data_ptr() == values.ctypes.data:
+        torch.autograd.graph.increment_version(tensor)
+    else:
+        tensor.copy_(source)
 
 
 def _whole(tensor: Tensor) -> Tensor:
