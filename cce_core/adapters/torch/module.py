@@ -10,9 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cce_core.adapters.torch import ops
+from cce_core import _check
+from cce_core.adapters.torch.arrays import float32, tensor_of, words, write
 from cce_core.adapters.torch.lookup import lookup
-from cce_core.adapters.torch.plan import MEMORY, Plan, array_specs, plan_of
+from cce_core.adapters.torch.moments import HOW, carry, sketches
+from cce_core.adapters.torch.plan import MEMORY, WEIGHTS, Plan, array_specs, plan_of
 from cce_core.adapters.torch.pretrained import learn
 from cce_core.hashing.mix import derive_key
 from cce_core.sketching.learning import ClusterReport
@@ -83,15 +85,15 @@ class Compressed(torch.nn.Module):
         units = table.units()
         for name, values in table.parameters().items():
             rows = values.reshape(-1, units[name]) if name in ("memory", "weights") else values
-            self.register_parameter(name, torch.nn.Parameter(_tensor(rows, device, dtype)))
-        for name, words in table.buffers().items():
+            self.register_parameter(name, torch.nn.Parameter(tensor_of(rows, device, dtype)))
+        for name, values in table.buffers().items():
             if name not in ("memory", "scales"):
-                self.register_buffer(name, _tensor(words.view(np.int64), device))
+                self.register_buffer(name, tensor_of(values.view(np.int64), device))
         if self._plan.kind == "network":  # its keys are not stored by the core: they follow from the seed
             keys = np.array([derive_key(seed, KEYS, 0, j) for j in range(table.spec.sizes[0])], np.uint64)
-            self.register_buffer("keys", _tensor(keys.view(np.int64), device))
+            self.register_buffer("keys", tensor_of(keys.view(np.int64), device))
         word = np.array([seed], np.uint64).view(np.int64)
-        self.register_buffer("seed", _tensor(word, device)[0].clone())
+        self.register_buffer("seed", tensor_of(word, device)[0].clone())
         if plain:
             self.reset_parameters()
 
@@ -176,7 +178,7 @@ class Compressed(torch.nn.Module):
         """The core's table over the same memory where it can be (CPU, float32 and no codec), over copies elsewhere."""
         table = Table(self.spec, self._arrays())
         if self._plan.coded:
-            table.parameters()[MEMORY][:] = _float32(self.memory).reshape(-1)
+            table.parameters()[MEMORY][:] = float32(self.memory).reshape(-1)
         return table
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
@@ -185,9 +187,9 @@ class Compressed(torch.nn.Module):
             if self._plan.coded and name in (MEMORY, "scales"):
                 continue
             tensor = getattr(self, name)
-            out[name] = (_float32(tensor) if unit else _words(tensor).view(dtype)).reshape(shape)
+            out[name] = (float32(tensor) if unit else words(tensor).view(dtype)).reshape(shape)
         if self._plan.coded:
-            out[MEMORY], scales = get_codec(self.spec.codec).encode(_float32(self.memory).reshape(-1))
+            out[MEMORY], scales = get_codec(self.spec.codec).encode(float32(self.memory).reshape(-1))
             if scales.size:
                 out["scales"] = scales
         return out
@@ -200,12 +202,16 @@ class Compressed(torch.nn.Module):
             table.training_bytes["values"] = self.memory.numel() * self.memory.element_size()
         return table.ledger()
 
-    def cluster(self, *, optimizer: Any = None, weights: Any = None, **settings: Any) -> ClusterReport:
+    def cluster(
+        self, *, optimizer: Any = None, weights: Any = None, moments: str = "remap", **settings: Any
+    ) -> ClusterReport:
         """Learn the sketch from the vectors as they are now, in place: parameters and buffers keep their places and shapes.
 
         Args:
-            optimizer: a torch optimiser, or several, whose state for the memory (and its weights) is reset.
+            optimizer: a torch optimiser, or several, that must not go on with moments of rows which mean something else now.
             weights: how much each id counts, real numbers (num_embeddings,): a tensor, an array or a list.
+            moments: "remap" gives each new row the mean of the moments that its ids had; "reset" forgets them, as for a new
+                parameter. Both concern the memory and its weights alone.
             settings: as for `cce_core.sketching.learning.cluster`.
 
         Returns:
@@ -214,14 +220,18 @@ class Compressed(torch.nn.Module):
         Raises:
             ValueError: the method learns nothing, or the weights do not fit. The module is as before.
         """
+        _check.choice("moments", moments, HOW)
+        optimizers = optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]
+        optimizers = [one for one in optimizers if one is not None]
         if isinstance(weights, Tensor):
             weights = weights.detach().cpu().numpy()
         table = self.table
+        before = sketches(table) if optimizers and table.method.learns else None
         report = table.cluster(weights=weights, **settings)
         self._take(table)
-        for one in optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]:
-            if one is not None:
-                self._reset(one)
+        if before is not None:
+            ours = {name: p for name, p in self.named_parameters() if name in (MEMORY, WEIGHTS)}
+            carry(optimizers, ours, before, sketches(table), table.spec.vocab or 0, moments)
         return report
 
     def _learn(self, weight: Tensor, **settings: Any) -> None:
@@ -236,7 +246,7 @@ class Compressed(torch.nn.Module):
             raise RuntimeError("a module on the meta device learns nothing: give another device")
         else:
             table = self.table
-            learn(table, _float32(weight), **settings)
+            learn(table, float32(weight), **settings)
             self._take(table)
 
     def _take(self, table: Table) -> None:
@@ -245,17 +255,6 @@ class Compressed(torch.nn.Module):
         for name in array_specs(self.spec):
             if name != "scales":
                 write(getattr(self, name), ours[name])
-
-    def _reset(self, optimizer: Any) -> None:
-        """Forget what an optimiser knows of parameters whose rows mean something else now."""
-        for name in ("memory", "weights"):
-            parameter = self._parameters.get(name)
-            if parameter is not None and parameter in optimizer.state:
-                for key, value in optimizer.state[parameter].items():
-                    if isinstance(value, Tensor):
-                        value.zero_()
-                    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-                        optimizer.state[parameter][key] = type(value)(0)
 
     # --- state --------------------------------------------------------------------------------------------------------
 
@@ -305,43 +304,3 @@ def _padding(index: int | None, vocab: int | None) -> int | None:
     if not -vocab <= index < vocab:
         raise AssertionError(f"padding_idx must be within num_embeddings {vocab}, got {index}")
     return index + vocab if index < 0 else index
-
-
-def _tensor(values: NDArray[Any], device: Any, dtype: Any = None) -> Tensor:
-    """A tensor of its own: one over NumPy's memory could not be resized, which FSDP does."""
-    if torch.device(device).type == "meta":
-        return torch.empty(values.shape, dtype=dtype or torch.int64, device="meta")
-    return torch.from_numpy(values).to(device=device, dtype=dtype, copy=True)
-
-
-@torch.no_grad()
-def write(tensor: Tensor, values: NDArray[Any]) -> None:
-    """Make values a tensor's own, in place, whatever its device, type or sharding; its version rises."""
-    source = torch.from_numpy(values if values.dtype == np.float32 else values.view(np.int64)).view(tensor.shape)
-    if hasattr(tensor, "full_tensor"):
-        from torch.distributed.tensor import distribute_tensor
-
-        sharded: Any = tensor
-        sharded.copy_(distribute_tensor(source.to(tensor.device), sharded.device_mesh, sharded.placements))
-    elif tensor.device.type == "cpu" and tensor.data_ptr() == values.ctypes.data:
-        torch.autograd.graph.increment_version(tensor)
-    else:
-        tensor.copy_(source)
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    if tensor.device.type == "meta":
-        raise RuntimeError(
-            "the module is on the meta device: it has no numbers yet; module.to_empty(device=…) and load a state"
-        )
-    full = getattr(tensor, "full_tensor", None)  # of a sharded parameter
-    return (tensor if full is None else full()).detach().cpu().contiguous()
-
-
-def _float32(tensor: Tensor) -> NDArray[np.float32]:
-    whole = _whole(tensor).to(torch.float32)
-    return ops.array(whole).reshape(whole.shape)
-
-
-def _words(tensor: Tensor) -> NDArray[np.uint64]:
-    return ops.array(_whole(tensor))

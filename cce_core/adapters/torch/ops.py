@@ -24,6 +24,7 @@ from torch import Tensor
 from cce_core import _check
 from cce_core._threads import sliced
 from cce_core.adapters.torch import plain
+from cce_core.adapters.torch.arrays import array
 from cce_core.adapters.torch.plan import bases_of, end_of, part_of, spec_of
 from cce_core.hashing.digits import digits as core_digits
 from cce_core.sketching import blocks
@@ -34,7 +35,6 @@ from cce_core.storage.codec import FLOAT32, codec
 
 _LIBRARY = torch.library.Library("cce", "DEF")
 _NO_WORDS = np.empty(0, np.uint64)
-_TYPES = {torch.float32: "<f4", torch.int64: "<u8"}
 _KEPT_IDS = 1 << 14  # addresses of larger batches are found again: that is cheaper than to write and read them
 _slots: dict[tuple[str, str], NDArray[Any]] = {}
 
@@ -61,26 +61,6 @@ def _using(addresses: Any, operator: Callable[..., Any], *arguments: Any) -> Any
         return operator(*arguments)
     finally:
         _kept.addresses = None
-
-
-class _View:
-    """A tensor's memory as NumPy's array interface; unlike `.numpy()` it leaves the storage resizable, which FSDP needs."""
-
-    __slots__ = ("__array_interface__", "owner")
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.owner = tensor
-        self.__array_interface__ = {
-            "version": 3,
-            "data": (tensor.data_ptr(), False),
-            "shape": (tensor.numel(),),
-            "typestr": _TYPES[tensor.dtype],
-        }
-
-
-def array(tensor: Tensor) -> NDArray[Any]:
-    """The memory of a contiguous CPU tensor as a flat array: float32, or the 64-bit words that int64 stands for."""
-    return np.asarray(_View(tensor)) if tensor.numel() else np.empty(0, _TYPES[tensor.dtype])
 
 
 def _words(ids: Tensor, end: np.uint64 | None) -> NDArray[np.uint64]:
