@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
-from cce_core.adapters.torch import Embedding  # noqa: E402
+from cce_core.adapters.torch import Embedding, make_embedding  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -283,3 +283,25 @@ def test_torchs_own_state_is_taken():
     ours = nn.Sequential(Embedding(7, 3), nn.Linear(3, 1))
     ours.load_state_dict(theirs.state_dict())
     assert torch.equal(ours[0].weight, theirs[0].weight)
+
+
+# The names of the paper's own code, and what they are here.
+OLD_NAMES = {
+    "robe": "robe", "ce": "ce", "simple": "hash", "cce": "cce", "full": "full", "tt": "tt", "cce_robe": "cce_robe", "dhe": "dhe",
+    "bloom": "bloom", "hemb_original": "hemb", "hemb_flat": "hemb", "hemb_indep": "hemb", "hemb_optional": "hemb",
+    "rhemb": "rhemb", "hnet": "hnet", "ldim": "ldim", "sparse": "sparse", "sparse2": "sparse2",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OLD_NAMES)
+def test_the_papers_own_names(name):
+    emb = make_embedding(VOCAB, 500, DIM, name, 4, True)
+    assert emb.spec.method == OLD_NAMES[name]
+    assert sum(p.numel() for p in emb.parameters()) <= (VOCAB * DIM if name == "full" else 500)
+    assert emb.sparse
+    assert emb(torch.tensor([[1, 2]])).shape == (1, 2, DIM)
+    if name == "cce":
+        assert emb.spec.rank == 0
+    if name.startswith("hemb"):
+        kinds = {"original": "shared", "flat": "flat", "indep": "independent", "optional": "concat"}
+        assert emb.spec.option("weights") == kinds[name.removeprefix("hemb_")]

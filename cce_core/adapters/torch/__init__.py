@@ -8,6 +8,7 @@ emb.cluster(optimizer=optimizer)                                     # now and t
 
 from cce_core.adapters.torch.bag import EmbeddingBag as EmbeddingBag
 from cce_core.adapters.torch.embedding import Embedding as Embedding
+from cce_core.adapters.torch.legacy import make_embedding as make_embedding
 from cce_core.adapters.torch.optim import FusedAdagrad as FusedAdagrad
 from cce_core.adapters.torch.optim import FusedAdam as FusedAdam
 from cce_core.adapters.torch.optim import FusedSGD as FusedSGD
