@@ -7,6 +7,7 @@ emb.cluster(optimizer=optimizer)                                     # now and t
 """
 
 from cce_core.adapters.torch.bag import EmbeddingBag as EmbeddingBag
+from cce_core.adapters.torch.distributed import leave_out_pointers as leave_out_pointers
 from cce_core.adapters.torch.embedding import Embedding as Embedding
 from cce_core.adapters.torch.legacy import make_embedding as make_embedding
 from cce_core.adapters.torch.optim import FusedAdagrad as FusedAdagrad

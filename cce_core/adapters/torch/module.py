@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cce_core import _check
+from cce_core.adapters.torch import distributed
 from cce_core.adapters.torch.arrays import float32, tensor_of, words, write
 from cce_core.adapters.torch.lookup import lookup
 from cce_core.adapters.torch.moments import HOW, carry, sketches
 from cce_core.adapters.torch.plan import MEMORY, WEIGHTS, Plan, array_specs, plan_of
 from cce_core.adapters.torch.pretrained import learn
+from cce_core.adapters.torch.ranks import ranks_of
 from cce_core.hashing.mix import derive_key
 from cce_core.sketching.learning import ClusterReport
 from cce_core.sketching.make import make_table
@@ -203,15 +205,19 @@ class Compressed(torch.nn.Module):
         return table.ledger()
 
     def cluster(
-        self, *, optimizer: Any = None, weights: Any = None, moments: str = "remap", **settings: Any
+        self, *, optimizer: Any = None, weights: Any = None, moments: str = "remap", group: Any = None, **settings: Any
     ) -> ClusterReport:
         """Learn the sketch from the vectors as they are now, in place: parameters and buffers keep their places and shapes.
+
+        Under a process group every rank must call it, with the same arguments: each takes its share of the ids (of `cce` and
+        `pq`), and all come to the same table.
 
         Args:
             optimizer: a torch optimiser, or several, that must not go on with moments of rows which mean something else now.
             weights: how much each id counts, real numbers (num_embeddings,): a tensor, an array or a list.
             moments: "remap" gives each new row the mean of the moments that its ids had; "reset" forgets them, as for a new
                 parameter. Both concern the memory and its weights alone.
+            group: the process group; None is the default one, where there is one.
             settings: as for `cce_core.sketching.learning.cluster`.
 
         Returns:
@@ -219,6 +225,7 @@ class Compressed(torch.nn.Module):
 
         Raises:
             ValueError: the method learns nothing, or the weights do not fit. The module is as before.
+            RuntimeError: the ranks of a group hold different tables.
         """
         _check.choice("moments", moments, HOW)
         optimizers = optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]
@@ -227,7 +234,11 @@ class Compressed(torch.nn.Module):
             weights = weights.detach().cpu().numpy()
         table = self.table
         before = sketches(table) if optimizers and table.method.learns else None
-        report = table.cluster(weights=weights, **settings)
+        ranks = ranks_of(group)
+        if ranks is None:
+            report = table.cluster(weights=weights, **settings)
+        else:
+            report = distributed.cluster(table, ranks, weights=weights, **settings)
         self._take(table)
         if before is not None:
             ours = {name: p for name, p in self.named_parameters() if name in (MEMORY, WEIGHTS)}
