@@ -55,7 +55,10 @@ def assert_equal(a, b):
 
 def test_all_ranks_come_to_the_same(ranks):
     for other in ranks[1:]:
-        assert_equal(other, ranks[0])
+        assert {**other, "disagreements": 0}.keys() == ranks[0].keys()
+        for key in other:
+            if key != "disagreements":
+                assert_equal(other[key], ranks[0][key])
 
 
 @pytest.mark.parametrize("name", ["cce", "rank", "int8", "robe"])
@@ -90,6 +93,7 @@ def test_data_parallel_training_is_that_of_one_process(ranks, name, how):
         for key, value in expected.items():
             np.testing.assert_allclose(got[key], value, rtol=1e-4, atol=1e-5)
     assert_equal(ranks[0][f"wrapped {name}"], ranks[0][f"left out {name}"])
+    assert_equal(ranks[0][f"sharded {name}"], ranks[0][f"left out {name}"])
 
 
 def test_ranks_that_differ_are_told(ranks):
@@ -102,6 +106,20 @@ def test_ranks_that_differ_are_told(ranks):
         assert "different pointers" in said["seeds"] or "pointers" in said["seeds"]
         assert "before training, rank 1" in said["pointers"]
         assert "before clustering" in said["robe"]
+    for found in ranks[1:]:
+        assert "holds the pointers of rank 0" in found["disagreements"]["shard"]
+
+
+def test_shared_pointers_are_those_of_one_process(ranks, group, monkeypatch):
+    """Within the processes they are compared with whole ones; here with those of one process."""
+    monkeypatch.setattr("cce_core.adapters.torch.module.ranks_of", lambda group: Ranks(group))
+    assert_equal(torch_ranks.sharded(), ranks[0]["sharded"])
+
+
+def test_sharing_needs_a_group(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
+    with pytest.raises(RuntimeError, match="init_process_group"):
+        Embedding(VOCAB, DIM, method="cce", num_params=512, shard_pointers=True)
 
 
 def test_sums_are_exact():

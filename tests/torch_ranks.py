@@ -40,7 +40,7 @@ def clustered(name: str, **settings: Any) -> dict[str, Any]:
             steps.zero_grad()
             (emb.weight - target).square().sum().backward()
             steps.step()
-        reports.append(emb.cluster(optimizer=steps, **settings))
+        reports.append(emb.cluster(optimizer=steps, n_iter=8, **settings))
     state = {k: v.numpy().copy() for k, v in emb.state_dict().items()}
     moments = {k: v.numpy().copy() for k, v in steps.state[emb.memory].items()}
     said = [(r.inertia_before, r.inertia_after, r.iterations, r.empty_clusters, r.column_entropy) for r in reports]
@@ -91,6 +91,60 @@ def trained(wrap: Any, name: str = "cce", sparse: bool = False, **more: Any) -> 
     }
 
 
+SHARDED: dict[str, dict[str, Any]] = {
+    "cce": {"method": "cce", "num_params": 512, "rank": 0},
+    "rank": {"method": "cce", "num_params": 600, "rank": 4, "sparse": True},
+    "robe": {"method": "cce_robe", "num_params": 200},
+    "pq": {"method": "pq", "num_params": 512, "sparse": True},
+    "sparse": {"method": "sparse", "num_params": 400, "n_atoms": 8},  # more than 64 bits an id
+    "sparse2": {"method": "sparse2", "num_params": 400},
+    "hash": {"method": "hash", "num_params": 200},  # no pointers: nothing to share
+}
+
+
+def sharded() -> dict[str, Any]:
+    """Modules that hold a share of the pointers beside such as hold all: the same vectors, gradients and clusterings."""
+    import torch
+    from torch import distributed as dist
+
+    from cce_core.adapters.torch import Embedding, EmbeddingBag
+
+    rank, size, out = dist.get_rank(), dist.get_world_size(), {}
+    trained_rows = torch.randn(VOCAB, DIM, generator=torch.Generator().manual_seed(1)).numpy()
+    ids = torch.randint(VOCAB, (3, 17 + rank), generator=torch.Generator().manual_seed(rank))
+    for name, options in SHARDED.items():
+        whole, part = (Embedding(VOCAB, DIM, padding_idx=5, seed=3, shard_pointers=s, **options) for s in (False, True))
+        if hasattr(part, "pointers"):
+            n = whole.pointers.numel()
+            assert n / size <= part.pointers.numel() <= n / size + 64
+        for generation in range(2):
+            if generation and whole.table.method.learns:
+                given = trained_rows if whole.table.method.post_training else None
+                steps = [torch.optim.SGD(m.parameters(), lr=0.0, momentum=0.9) for m in (whole, part)]
+                reports = [
+                    m.cluster(vectors=given, optimizer=o, n_iter=4) for m, o in zip((whole, part), steps, strict=True)
+                ]
+                assert reports[0].inertia_after == reports[1].inertia_after
+            for batch in (ids, ids[:, : 4 * rank], torch.full((2,), rank)):  # one rank asks for nothing
+                assert torch.equal(part(batch), whole(batch)), name
+            assert torch.equal(part.weight, whole.weight)
+            for m in (whole, part):
+                m.zero_grad()
+                m(ids).square().sum().backward()
+            for a, b in zip(part.parameters(), whole.parameters(), strict=True):
+                torch.testing.assert_close(a.grad.to_dense(), b.grad.to_dense(), rtol=1e-5, atol=1e-6)
+        for key, value in whole.table.arrays().items():
+            np.testing.assert_array_equal(part.table.arrays()[key], value)
+        again = Embedding(VOCAB, DIM, padding_idx=5, seed=4, shard_pointers=True, **options)
+        again.load_state_dict(part.state_dict())
+        assert torch.equal(again(ids), part(ids))
+        out[name] = {k: v.copy() for k, v in part.table.arrays().items()}
+    bag = EmbeddingBag(VOCAB, DIM, mode="sum", seed=3, shard_pointers=True, method="cce", num_params=512)
+    one = EmbeddingBag(VOCAB, DIM, mode="sum", seed=3, method="cce", num_params=512)
+    assert torch.equal(bag(ids), one(ids))
+    return out
+
+
 def disagreements() -> dict[str, str]:
     """What is said where the ranks do not hold the same."""
     import torch
@@ -119,6 +173,10 @@ def disagreements() -> dict[str, str]:
     note("seeds", Embedding(VOCAB, DIM, seed=rank, method="cce", num_params=512, rank=0).cluster)
     other = Embedding(VOCAB, DIM, seed=rank, method="cce", num_params=512, rank=0)
     note("pointers", lambda: leave_out_pointers(torch.nn.Sequential(other)))
+    parts = torch.nn.Sequential(Embedding(VOCAB, DIM, seed=3, method="cce", num_params=512, shard_pointers=True))
+    torch.nn.parallel.DistributedDataParallel(parts)  # nobody told it to leave the pointers out
+    if rank:
+        note("shard", lambda: parts(torch.tensor([1])))
     note("robe", Embedding(VOCAB, DIM, seed=rank, method="cce_robe", num_params=200).cluster)
     return said
 
@@ -130,7 +188,8 @@ def everything() -> dict[str, Any]:
     from cce_core.adapters.torch import leave_out_pointers
 
     def left_out(model: Any) -> Any:
-        assert leave_out_pointers(model) == (["0.pointers"] if hasattr(model[0], "pointers") else [])
+        left = leave_out_pointers(model)
+        assert left == [f"0.{name}" for name in ("shard", "pointers") if hasattr(model[0], name)]
         wrapped = DistributedDataParallel(model)
         assert not any(b is getattr(model[0], "pointers", None) for b in wrapped.modules_buffers)
         return wrapped
@@ -141,6 +200,9 @@ def everything() -> dict[str, Any]:
     for name in ("cce", "hash"):
         out[f"wrapped {name}"] = trained(DistributedDataParallel, name)
         out[f"left out {name}"] = trained(left_out, name)
+    for name in ("cce", "hash"):
+        out[f"sharded {name}"] = trained(left_out, name, shard_pointers=True)
+    out["sharded"] = sharded()
     out["disagreements"] = disagreements()
     return out
 

@@ -24,7 +24,8 @@ class EmbeddingBag(Compressed):
             and as for `Embedding`.
         mode: "sum", "mean" or "max".
         include_last_offset: whether `offsets` ends with the end of the last bag.
-        method, num_params, num_bytes, n_chunks, rank, codec, seed, options: as for `Embedding`.
+        method, num_params, num_bytes, n_chunks, rank, codec, seed, shard_pointers, options: as for
+            `Embedding`.
 
     Shape:
         input: integers (bags, length), or (n,) with offsets (bags,); output: (bags, embedding_dim).
@@ -63,12 +64,13 @@ class EmbeddingBag(Compressed):
         rank: int | str | None = None,
         codec: str | None = None,
         seed: int | None = None,
+        shard_pointers: bool = False,
         **options: Any,
     ) -> None:
         sizes = {"num_params": num_params, "num_bytes": num_bytes, "n_chunks": n_chunks, "rank": rank, "codec": codec}
         super().__init__(
             num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, device, dtype,
-            method, seed, {**sizes, **options},
+            method, seed, shard_pointers, {**sizes, **options},
         )  # fmt: skip
         self.mode, self.include_last_offset = mode, include_last_offset
         if _weight is not None:

@@ -250,6 +250,13 @@ def leave_out_pointers(model: torch.nn.Module, group: Any = None) -> list[str]:
 
     Raises:
         RuntimeError: the ranks hold different pointers: they would never be made equal.
+
+    Example:
+        >>> import torch
+        >>> from cce_core.adapters.torch import Embedding, leave_out_pointers
+        >>> model = torch.nn.Sequential(Embedding(1000, 16, method="cce", num_params=2048), torch.nn.Linear(16, 1))
+        >>> leave_out_pointers(model)  # and then DistributedDataParallel(model)
+        ['0.pointers']
     """
     names = [name for name, _ in model.named_buffers() if name.rpartition(".")[2] in ("pointers", "shard")]
     owners = {name: model.get_submodule(name.rpartition(".")[0]) for name in names}

@@ -29,6 +29,9 @@ class Embedding(Compressed):
         num_bytes: the most stored bytes.
         n_chunks, rank, codec: as for `cce_core.make_table`.
         seed: of hashes and first values; None draws it from torch's generator.
+        shard_pointers: keep on each rank of the default process group the pointers of its share of the ids alone, and ask the
+            others for theirs at every lookup, which all ranks must then make together, like `weight`, `table` and `cluster()`
+            (which hold all pointers for a while). States are each rank's own. Not for compiled graphs.
         options: the method's own.
 
     Shape:
@@ -74,12 +77,13 @@ class Embedding(Compressed):
         rank: int | str | None = None,
         codec: str | None = None,
         seed: int | None = None,
+        shard_pointers: bool = False,
         **options: Any,
     ) -> None:
         sizes = {"num_params": num_params, "num_bytes": num_bytes, "n_chunks": n_chunks, "rank": rank, "codec": codec}
         super().__init__(
             num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, device, dtype,
-            method, seed, {**sizes, **options},
+            method, seed, shard_pointers, {**sizes, **options},
         )  # fmt: skip
         if _weight is not None:
             self._learn(_weight)

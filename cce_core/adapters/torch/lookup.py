@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cce_core.adapters.torch import ops
-from cce_core.adapters.torch.plan import MEMORY, WEIGHTS, Plan
+from cce_core.adapters.torch.plan import HASHED, MEMORY, POINTED, WEIGHTS, Plan
 
 
 def lookup(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool) -> Tensor:
@@ -17,7 +17,7 @@ def lookup(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool) 
 
     Args:
         plan: of the table's spec.
-        arrays: parameters and buffers by name.
+        arrays: parameters and buffers by name; with `rows`, the pointers are rows of whole words, and rows[n] is that of ids[n].
         ids: int64 (n,).
         sparse: whether gradients of memory, weights and cores are sparse.
     """
@@ -30,18 +30,17 @@ def lookup(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool) 
 
 def _blocks(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool) -> Tensor:
     """Blocks of the memory, summed, weighted or multiplied, and widened."""
-    memory, keys, pointers = arrays[MEMORY], arrays.get("keys"), arrays.get("pointers")
+    memory = arrays[MEMORY]
     if plan.coded:
         memory = ops.rounded(memory, plan.text)
     weights = found = None
     if plan.weighed:
         source = memory if plan.weighed == MEMORY else arrays[WEIGHTS]
-        found = weights = ops.gather(source, ids, None, keys, pointers, plan.text, WEIGHTS, sparse)
+        found = weights = _sum(plan, source, ids, None, arrays, WEIGHTS, sparse)
     if plan.signed:
-        assert keys is not None
-        drawn = ops.signs(ids, keys, memory.detach(), plan.text)
+        drawn = ops.signs(ids, arrays["keys"], memory.detach(), plan.text)
         weights = drawn if found is None else found * drawn
-    vectors = ops.gather(memory, ids, weights, keys, pointers, plan.text, MEMORY, sparse)
+    vectors = _sum(plan, memory, ids, weights, arrays, MEMORY, sparse)
     if plan.appends and found is not None:
         vectors = torch.cat([vectors, found], 1)
     if plan.factors:
@@ -50,6 +49,21 @@ def _blocks(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool)
         projection = arrays["projection"]
         vectors = torch.addmm(projection[-1], vectors, projection[:-1])
     return vectors
+
+
+def _sum(
+    plan: Plan, source: Tensor, ids: Tensor, weights: Tensor | None, arrays: Mapping[str, Tensor], part: str, sparse: bool
+) -> Tensor:  # fmt: skip
+    """Blocks summed; where `rows` says so, those with pointers from the rows that were fetched for them."""
+    keys, pointers, rows = arrays.get("keys"), arrays.get("pointers"), arrays.get("rows")
+    if rows is None:
+        return ops.gather(source, ids, weights, keys, pointers, plan.text, part, sparse)
+    halves = [
+        ops.gather(source, where, weights, keys, pointers, plan.text, part + kind, sparse)
+        for where, kind in ((rows, POINTED), (ids, HASHED))
+        if part + kind in plan.halves
+    ]
+    return halves[0] if len(halves) == 1 else halves[0] + halves[1]
 
 
 def _train(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool) -> Tensor:

@@ -15,9 +15,11 @@ from cce_core.adapters.torch import distributed
 from cce_core.adapters.torch.arrays import float32, tensor_of, words, write
 from cce_core.adapters.torch.lookup import lookup
 from cce_core.adapters.torch.moments import HOW, carry, sketches
-from cce_core.adapters.torch.plan import MEMORY, WEIGHTS, Plan, array_specs, plan_of
+from cce_core.adapters.torch.plain import check_range
+from cce_core.adapters.torch.plan import MEMORY, WEIGHTS, Plan, array_specs, part_of, plan_of
 from cce_core.adapters.torch.pretrained import learn
 from cce_core.adapters.torch.ranks import ranks_of
+from cce_core.adapters.torch.sharding import Shares
 from cce_core.hashing.mix import derive_key
 from cce_core.sketching.learning import ClusterReport
 from cce_core.sketching.make import make_table
@@ -40,6 +42,8 @@ class Compressed(torch.nn.Module):
 
     memory: Tensor
     seed: Tensor
+    pointers: Tensor
+    shard: Tensor
 
     def __init__(
         self,
@@ -54,6 +58,7 @@ class Compressed(torch.nn.Module):
         dtype: Any,
         method: str,
         seed: int | None,
+        shard_pointers: bool,
         options: dict[str, Any],
     ) -> None:
         super().__init__()
@@ -88,7 +93,14 @@ class Compressed(torch.nn.Module):
         for name, values in table.parameters().items():
             rows = values.reshape(-1, units[name]) if name in ("memory", "weights") else values
             self.register_parameter(name, torch.nn.Parameter(tensor_of(rows, device, dtype)))
-        for name, values in table.buffers().items():
+        buffers = table.buffers()
+        self.shard_pointers = shard_pointers and "pointers" in buffers
+        if self.shard_pointers:
+            shares = self._shares()
+            buffers["pointers"] = shares.own(buffers["pointers"])
+            place = np.array([shares.ranks.rank, shares.ranks.size])
+            self.register_buffer("shard", tensor_of(place, device))
+        for name, values in buffers.items():
             if name not in ("memory", "scales"):
                 self.register_buffer(name, tensor_of(values.view(np.int64), device))
         if self._plan.kind == "network":  # its keys are not stored by the core: they follow from the seed
@@ -124,10 +136,23 @@ class Compressed(torch.nn.Module):
             with torch.no_grad():
                 torch.embedding_renorm_(self.memory.detach(), ids.contiguous(), self.max_norm, self.norm_type)
         arrays = {name: getattr(self, name) for name in self._plan.arrays}
+        if self.shard_pointers:
+            arrays["pointers"], arrays["rows"] = self._fetched(ids)
         vectors = lookup(self._plan, arrays, ids, self.sparse)
         if self.padding_idx is not None and not self._plain:
             return self._scaled(vectors, ids).masked_fill((ids == self.padding_idx)[:, None], 0.0)
         return self._scaled(vectors, ids)
+
+    def _shares(self) -> Shares:
+        return Shares(self._spec.vocab or 0, part_of(self._plan.text, MEMORY).layout.bits_per_id)
+
+    @torch.compiler.disable
+    def _fetched(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Pointers from the ranks that hold them."""
+        shares = self._shares()
+        shares.check(self.shard)
+        check_range(ids, self._plan.text)
+        return shares.fetch(self.pointers, ids)
 
     def _scaled(self, vectors: Tensor, ids: Tensor) -> Tensor:
         """The same vectors, their gradients over the id's count in the batch, and none for the padding row."""
@@ -189,7 +214,10 @@ class Compressed(torch.nn.Module):
             if self._plan.coded and name in (MEMORY, "scales"):
                 continue
             tensor = getattr(self, name)
-            out[name] = (float32(tensor) if unit else words(tensor).view(dtype)).reshape(shape)
+            values = float32(tensor) if unit else words(tensor)
+            if name == "pointers" and self.shard_pointers:
+                values = self._shares().whole(values)
+            out[name] = values.view(dtype).reshape(shape)
         if self._plan.coded:
             out[MEMORY], scales = get_codec(self.spec.codec).encode(float32(self.memory).reshape(-1))
             if scales.size:
@@ -264,7 +292,9 @@ class Compressed(torch.nn.Module):
         """Make a table's numbers this module's, in place."""
         ours = {**table.buffers(), **table.parameters()}
         for name in array_specs(self.spec):
-            if name != "scales":
+            if name == "pointers" and self.shard_pointers:
+                write(self.pointers, self._shares().own(ours[name]))
+            elif name != "scales":
                 write(getattr(self, name), ours[name])
 
     # --- state --------------------------------------------------------------------------------------------------------

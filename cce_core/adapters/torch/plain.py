@@ -54,7 +54,7 @@ def multiply_high(a: Tensor, b: int) -> Tensor:
     return high * b_high + _down(middle, 32) + _down(other, 32)
 
 
-def _read_bits(words: Tensor, position: Tensor, bits: int) -> Tensor:
+def read_bits(words: Tensor, position: Tensor, bits: int) -> Tensor:
     """`storage.packed.read_bits`."""
     if bits == 0:
         return torch.zeros_like(position)
@@ -70,7 +70,7 @@ def _column(column: Column, per_id: int, ids: Tensor, keys: Tensor | None, point
         index = multiply_high(keyed(premix(ids), keys[column.b]), column.rows)
     elif column.kind == POINTER:
         assert pointers is not None
-        index = _read_bits(pointers, ids * per_id + column.a, column.b).clamp(max=column.rows - 1)
+        index = read_bits(pointers, ids * per_id + column.a, column.b).clamp(max=column.rows - 1)
     elif column.kind == IDENTITY:
         index = ids
     else:

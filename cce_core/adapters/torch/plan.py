@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cce_core.sketching.block_method import BlockMethod
-from cce_core.sketching.layout import Layout
+from cce_core.sketching.layout import POINTER, Layout
 from cce_core.sketching.method import ArraySpec
 from cce_core.sketching.methods import get_method
 from cce_core.sketching.methods.tt import TensorTrain
 from cce_core.sketching.spec import TableSpec
 
 MEMORY, WEIGHTS = "memory", "weights"
+POINTED, HASHED = ":pointed", ":hashed"  # the columns of a part that read pointers, and those that do not
 
 
 class Plan(NamedTuple):
@@ -35,6 +37,7 @@ class Plan(NamedTuple):
         coded: whether the memory is rounded into a codec.
         layers: hidden layers of a network.
         cores: (left, d · right) of each core of a train.
+        halves: the parts, by kind of column, that a lookup with pointers from elsewhere is made of.
     """
 
     text: str
@@ -49,6 +52,7 @@ class Plan(NamedTuple):
     coded: bool = False
     layers: int = 0
     cores: tuple[tuple[int, int], ...] = ()
+    halves: tuple[str, ...] = ()
 
 
 def text_of(spec: TableSpec) -> str:
@@ -79,14 +83,23 @@ class Part(NamedTuple):
 
 @functools.lru_cache(maxsize=4096)
 def part_of(text: str, part: str) -> Part:
-    """The layout of the memory, or of the weights."""
+    """The layout of the memory or of the weights; or, with `POINTED` or `HASHED` behind the name, of those columns alone.
+
+    Pointed columns by themselves read rows of whole words, one row an id that is the row's number.
+    """
     spec = spec_of(text)
     method = get_method(spec.method)
     assert isinstance(method, BlockMethod)
-    layout = method.layout(spec) if part == MEMORY else method.weighing(spec)
+    name, _, kind = part.partition(":")
+    layout = method.layout(spec) if name == MEMORY else method.weighing(spec)
     if layout is None:
         raise ValueError(f"a {spec.method!r} table has no {part}")
-    return Part(layout, end_of(text))
+    if not kind:
+        return Part(layout, end_of(text))
+    columns = tuple(c for c in layout.columns if (c.kind == POINTER) == (":" + kind == POINTED))
+    bits = -(-layout.bits_per_id // 64) * 64 if ":" + kind == POINTED else 0
+    half = dataclasses.replace(layout, columns=columns, terms=len(columns) // layout.n_chunks, bits_per_id=bits)
+    return Part(half, None if bits else end_of(text))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -104,6 +117,12 @@ def bases_of(text: str) -> tuple[int, ...]:
     return tuple(shape[0] for shape in (s.shape for s in method.arrays(spec).values()))
 
 
+def _halves(method: BlockMethod, spec: TableSpec) -> Iterator[str]:
+    for name, layout in ((MEMORY, method.layout(spec)), (WEIGHTS, method.weighing(spec))):
+        kinds = set() if layout is None else {column.kind == POINTER for column in layout.columns}
+        yield from (name + (POINTED if pointed else HASHED) for pointed in sorted(kinds))
+
+
 def plan_of(spec: TableSpec) -> Plan:
     """The plan of a spec."""
     method, text = get_method(spec.method), text_of(spec)
@@ -118,6 +137,7 @@ def plan_of(spec: TableSpec) -> Plan:
             appends=method.appends_weights(spec),
             factors=0 if method.is_linear(spec) else spec.n_chunks,
             coded=spec.codec != "float32",
+            halves=tuple(_halves(method, spec)),
             **base,
         )
     if isinstance(method, TensorTrain):
