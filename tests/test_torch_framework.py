@@ -23,6 +23,8 @@ pytestmark = pytest.mark.torch
 IDS = torch.tensor([[5, 96, 0, 5], [3, 1, 2, 9]])
 FEW = ["full", "hash-signed=True", "hemb-weights=concat", "tt", "dhe", "cce-rank=4", "int8"]
 EVERY = pytest.mark.parametrize("case", CASES, ids=NAMES)
+MORE = [*FEW, "full-rank=3", "rhemb", "ce-combine=mul-n_chunks=2", "robe", "sparse"]
+MANY = pytest.mark.parametrize("case", [CASES[NAMES.index(name)] for name in MORE], ids=MORE)
 SOME = pytest.mark.parametrize("case", [CASES[NAMES.index(name)] for name in FEW], ids=FEW)
 
 
@@ -57,7 +59,7 @@ def assert_same_steps(compiled, model, ids=IDS):
         torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-4)
 
 
-@EVERY
+@MANY
 def test_compiled_as_one_graph(case):
     torch._dynamo.reset()
     model = Model(case, padding_idx=3)

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from torch.autograd import forward_ad, gradcheck, gradgradcheck  # noqa: E402
 
-from cce_core.adapters.torch import Embedding, ops, plain  # noqa: E402
+from cce_core.adapters.torch import Embedding, ops, plain, trains  # noqa: E402
 from cce_core.adapters.torch.plan import part_of  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -44,7 +44,7 @@ def first_case(method):
     )
 
 
-@pytest.mark.parametrize("method", BLOCKS)
+@pytest.mark.parametrize("method", ["full", "robe", "cce", "sparse"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_torchs_own_checks_of_operators(method, weighted):
     memory, weights, grads, ids, rest = inputs(first_case(method), torch.float32)
@@ -69,7 +69,12 @@ def test_torchs_own_checks_of_the_other_operators():
     torch.library.opcheck(ops.features, (ids, network.keys, network._plan.text))
     torch.library.opcheck(ops.bags, (torch.tensor([0, 2, 2]), ids))
     # `rounded` is a step function whose gradient is the identity by choice: shapes and schema alone can be checked.
-    torch.library.opcheck(ops.rounded, (coded.memory.detach(), coded._plan.text))
+    for some in (None, ids):
+        torch.library.opcheck(ops.rounded, (coded.memory.detach(), some, None, None, coded._plan.text))
+    flat = torch.cat([core.detach().reshape(-1) for core in train.parameters()]).requires_grad_()
+    torch.library.opcheck(trains.train, (flat, ids, train._plan.text))
+    # Its own gradient is taken through plain products, which are not traced.
+    torch.library.opcheck(trains.train_back, (torch.randn(len(IDS), DIM), flat.detach(), ids, train._plan.text))
 
 
 @pytest.mark.parametrize("method", BLOCKS)
@@ -106,6 +111,43 @@ def test_gradients_of_both_orders_in_the_core(method):
     ):
         assert gradcheck(function, arguments, **settings)
         assert gradgradcheck(function, arguments, **settings)
+
+
+def test_gradients_of_both_orders_of_trains_in_the_core():
+    """A train is linear in each single number, so that large steps are exact ones."""
+    emb = table("tt", {"num_params": 120})
+    flat = torch.cat([core.detach().reshape(-1) for core in emb.parameters()]).mul(10).requires_grad_()
+    grads, ids = torch.randn(len(IDS), DIM, requires_grad=True), torch.tensor(IDS)
+    settings = {"eps": 0.25, "atol": 1e-2, "rtol": 1e-2, "nondet_tol": 1e-6}
+    assert gradcheck(lambda f: trains.train(f, ids, emb._plan.text), (flat,), **settings)
+    assert gradcheck(lambda g, f: trains.train_back(g, f, ids, emb._plan.text), (grads, flat), **settings)
+    assert gradgradcheck(lambda f: trains.train(f, ids, emb._plan.text), (flat,), grads, **settings)
+
+
+@pytest.mark.parametrize("codec", ["bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("method", ["full", "hash", "cce"])
+@pytest.mark.parametrize("dim", [8, 24, 200])
+def test_rounding_what_is_read_is_rounding_all(codec, method, dim):
+    """For tables where that pays, of all of whose blocks the codec's own may hold several, or parts."""
+    options = {"full": {}, "hash": {"num_params": 3000 * dim}, "cce": {"num_params": 6000 * dim, "rank": 0}}[method]
+    emb = Embedding(3000, dim, method=method, codec=codec, seed=1, **options)
+    with torch.no_grad():
+        emb.memory += 0.01 * torch.randn(emb.memory.shape, generator=torch.Generator().manual_seed(0))
+    rest = (emb._buffers.get("keys"), emb._buffers.get("pointers"), emb._plan.text)
+    whole = ops.rounded(emb.memory, None, *rest)
+    for ids in (
+        torch.tensor([0]),
+        torch.tensor([2999, 5, 5, 1700]),
+        torch.arange(3000),
+        torch.tensor([], dtype=torch.int64),
+    ):
+        some = ops.rounded(emb.memory, ids, *rest)
+        assert torch.equal(some[some != 0], whole[some != 0])
+        np.testing.assert_array_equal(emb(ids).detach().numpy(), emb.table.lookup(ids.numpy()))
+        if len(ids) < 9:
+            assert (some == 0).float().mean() > 0.5  # most was left out
+    with pytest.raises(IndexError, match="outside"):
+        ops.rounded(emb.memory, torch.tensor([3000]), *rest)
 
 
 # A rounded memory is a step function, whose gradients pass straight through by choice.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cce_core.adapters.torch import ops
+from cce_core.adapters.torch import ops, trains
 from cce_core.adapters.torch.plan import HASHED, MEMORY, POINTED, WEIGHTS, Plan
 
 
@@ -32,7 +32,9 @@ def _blocks(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool)
     """Blocks of the memory, summed, weighted or multiplied, and widened."""
     memory = arrays[MEMORY]
     if plan.coded:
-        memory = ops.rounded(memory, plan.text)
+        # What the ids read is rounded alone, but where the weights read other places, or pointers come from elsewhere.
+        read = None if plan.weighed == MEMORY or "rows" in arrays else ids
+        memory = ops.rounded(memory, read, arrays.get("keys"), arrays.get("pointers"), plan.text)
     weights = found = None
     if plan.weighed:
         source = memory if plan.weighed == MEMORY else arrays[WEIGHTS]
@@ -68,14 +70,10 @@ def _sum(
 
 def _train(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool) -> Tensor:
     """The product of the cores' matrices, one for each digit."""
-    digits = ops.digits(ids, plan.text)
-    n, floats = ids.shape[0], 1
-    vectors = arrays["core0"].new_ones((n, 1, 1))
-    for k, (left, width) in enumerate(plan.cores):
-        matrices = functional.embedding(digits[k], arrays[f"core{k}"], sparse=sparse).view(n, left, width)
-        vectors = torch.bmm(vectors.reshape(n, floats // left, left), matrices)
-        floats = floats // left * width
-    return vectors.reshape(n, floats)
+    cores = [arrays[f"core{k}"] for k in range(len(plan.cores))]
+    if not sparse and ids.device.type == "cpu" and cores[0].dtype == torch.float32:
+        return trains.train(torch.cat([core.reshape(-1) for core in cores]), ids, plan.text)
+    return trains.product(ops.digits(ids, plan.text), cores, plan.cores, sparse)
 
 
 def _network(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool) -> Tensor:

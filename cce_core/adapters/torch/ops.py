@@ -6,7 +6,8 @@ With blocks b(n, j) of the memory M, weights w and vectors G, all three sums are
 
     gather  = ∂F/∂G        scatter = ∂F/∂M        dot = ∂F/∂w
 
-so that each has the other two as its gradients, to any order. `rounded` passes gradients straight through; `signs`, `digits`
+so that each has the other two as its gradients, to any order. `rounded` passes gradients straight
+through; `signs`, `digits`
 and `features` have none. Forward mode is not defined, and raises.
 """
 
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from cce_core import _check
 from cce_core._threads import sliced
-from cce_core.adapters.torch import plain
+from cce_core.adapters.torch import plain, rounding
 from cce_core.adapters.torch.arrays import array
 from cce_core.adapters.torch.plan import bases_of, end_of, part_of, spec_of
 from cce_core.hashing.digits import digits as core_digits
@@ -63,7 +64,7 @@ def _using(addresses: Any, operator: Callable[..., Any], *arguments: Any) -> Any
         _kept.addresses = None
 
 
-def _words(ids: Tensor, end: np.uint64 | None) -> NDArray[np.uint64]:
+def words_of(ids: Tensor, end: np.uint64 | None) -> NDArray[np.uint64]:
     """Checked ids."""
     if ids.dtype != torch.int64 or ids.dim() != 1:
         raise RuntimeError(f"this operator takes one row of int64 ids, got {ids.dtype} {tuple(ids.shape)}")
@@ -108,7 +109,7 @@ def _gather(
     if not _in_core(memory, weights):
         return plain.gather(memory, ids, weights, keys, pointers, spec, part)
     layout, end = part_of(spec, part)
-    words = _words(ids, end)
+    words = words_of(ids, end)
     source = Memory(FLOAT32, _floats(memory, (layout.n_units, layout.unit)))
     kept = None
     if _kept.wanted and len(words) <= _KEPT_IDS:
@@ -123,7 +124,7 @@ def _scatter(
     if not _in_core(grads, weights):
         return plain.scatter(grads, ids, weights, keys, pointers, spec, part)
     layout, end = part_of(spec, part)
-    words = _words(ids, end)
+    words = words_of(ids, end)
     vectors, weights = _floats(grads, (len(words), layout.dim)), _fit(weights, len(words), layout)
     out = blocks.scatter(_sketch(layout, keys, pointers), words, vectors, weights, _kept.addresses)
     return torch.from_numpy(out).view(layout.n_units, layout.unit)
@@ -140,7 +141,7 @@ def _scatter_sparse(
         return torch.sparse_coo_tensor(
             units, parts.reshape(-1, layout.unit), (layout.n_units, layout.unit), check_invariants=False
         )
-    words = _words(ids, end)
+    words = words_of(ids, end)
     scratch = _slots.pop((spec, part), None)  # out while it is used: an interrupt loses it, threads never share it
     scratch = blocks.new_slots(layout) if scratch is None else scratch
     found = blocks.scatter_sparse(
@@ -158,7 +159,7 @@ def _dot(
     if not _in_core(memory, grads):
         return plain.dot(memory, grads, ids, keys, pointers, spec, part)
     layout, end = part_of(spec, part)
-    words = _words(ids, end)
+    words = words_of(ids, end)
     source = Memory(FLOAT32, _floats(memory, (layout.n_units, layout.unit)))
     vectors = _floats(grads, (len(words), layout.dim))
     return torch.from_numpy(blocks.dot(_sketch(layout, keys, pointers), source, words, vectors, _kept.addresses))
@@ -171,28 +172,32 @@ def _signs(ids: Tensor, keys: Tensor, like: Tensor, spec: str) -> Tensor:
     if not _in_core(like):
         return plain.signs(ids, keys, spec, like.dtype)
     layout, end = part_of(spec, "memory")
-    return torch.from_numpy(blocks.signs(_sketch(layout, keys, None), _words(ids, end)))
+    return torch.from_numpy(blocks.signs(_sketch(layout, keys, None), words_of(ids, end)))
 
 
 def _digits(ids: Tensor, spec: str) -> Tensor:
-    found = core_digits(_words(ids, end_of(spec)), bases_of(spec))
+    found = core_digits(words_of(ids, end_of(spec)), bases_of(spec))
     return torch.from_numpy(np.ascontiguousarray(found.T, np.int64))
 
 
 def _features(ids: Tensor, keys: Tensor, spec: str) -> Tensor:
-    words, hashed = _words(ids, end_of(spec)), array(keys.contiguous())
+    words, hashed = words_of(ids, end_of(spec)), array(keys.contiguous())
     out = np.empty((len(words), len(hashed)), np.float32)
     kernel = dhe._uniform if spec_of(spec).option("transform") == "uniform" else dhe._gaussian
     sliced(kernel, len(words), max(1, dhe._GRAIN // len(hashed)), words, hashed, out)
     return torch.from_numpy(out)
 
 
-def _rounded(memory: Tensor, spec: str) -> Tensor:
+def _rounded(memory: Tensor, ids: Tensor | None, keys: Tensor | None, pointers: Tensor | None, spec: str) -> Tensor:
     if not _in_core(memory):
-        return plain.rounded(memory, spec)
-    kept = codec(spec_of(spec).codec)
-    codes, scales = kept.encode(array(memory.contiguous()))
-    return torch.from_numpy(kept.decode(codes, scales, memory.numel())).view(memory.shape)
+        return plain.rounded(memory, ids, keys, pointers, spec)
+    layout, end = part_of(spec, "memory")
+    kept, values = codec(spec_of(spec).codec), _floats(memory, (layout.n_units, layout.unit))
+    if ids is None or layout.unit < layout.width:
+        out = rounding.rounded(values, kept)
+    else:
+        out = rounding.rounded_for(values, kept, _sketch(layout, keys, pointers), words_of(ids, end))
+    return torch.from_numpy(out).view(memory.shape)
 
 
 # --- shapes for tracing -----------------------------------------------------------------------------------------------
@@ -223,7 +228,7 @@ def _features_like(ids: Tensor, keys: Tensor, spec: str) -> Tensor:
     return ids.new_empty((ids.shape[0], keys.shape[0]), dtype=torch.float32)
 
 
-def _rounded_like(memory: Tensor, spec: str) -> Tensor:
+def _rounded_like(memory: Tensor, ids: Any, keys: Any, pointers: Any, spec: str) -> Tensor:
     return torch.empty_like(memory, memory_format=torch.contiguous_format)
 
 
@@ -258,13 +263,26 @@ _OPERATORS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any], Callabl
         plain.bags,
         lambda offsets, ids: torch.empty_like(ids),
     ),
-    "rounded": ("(Tensor memory, str spec) -> Tensor", _rounded, plain.rounded, _rounded_like),
+    "rounded": (
+        "(Tensor memory, Tensor? ids, Tensor? keys, Tensor? pointers, str spec) -> Tensor",
+        _rounded,
+        plain.rounded,
+        _rounded_like,
+    ),
 }
-for _name, (_schema, _core, _anywhere, _like) in _OPERATORS.items():
-    _LIBRARY.define(_name + _schema)
-    _LIBRARY.impl(_name, _core, "CPU")
-    _LIBRARY.impl(_name, _anywhere, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"cce::{_name}", _like, lib=_LIBRARY)
+
+
+def define(name: str, schema: str, core: Any, anywhere: Any, like: Any) -> None:
+    """Register an operator: how it runs in the core's loops, on other devices (if it does), and what shape it gives."""
+    _LIBRARY.define(name + schema)
+    _LIBRARY.impl(name, core, "CPU")
+    if anywhere is not None:
+        _LIBRARY.impl(name, anywhere, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"cce::{name}", like, lib=_LIBRARY)
+
+
+for _name, _functions in _OPERATORS.items():
+    define(_name, *_functions)
 
 gather = torch.ops.cce.gather.default
 scatter = torch.ops.cce.scatter.default
@@ -326,7 +344,7 @@ def _back_dot(ctx: Any, grad: Tensor) -> Any:
     return to_memory, to_grads, None, None, None, None, None
 
 
-def _differentiable(operator: Any, save: Callable[..., None], back: Callable[..., Any], keeps: bool = False) -> None:
+def differentiable(operator: Any, save: Callable[..., None], back: Callable[..., Any], keeps: bool = False) -> None:
     """Give an operator its gradient. `register_autograd` would do so too, but drops forward-mode tangents without a word."""
 
     class Gradient(torch.autograd.Function):
@@ -350,7 +368,7 @@ def _differentiable(operator: Any, save: Callable[..., None], back: Callable[...
     _LIBRARY.impl(operator._opname, Gradient.apply, "Autograd", with_keyset=True)
 
 
-_differentiable(gather, _save_gather, _back_gather, keeps=True)
-_differentiable(scatter, _save_scatter, _back_scatter)
-_differentiable(dot, _save_dot, _back_dot)
-_differentiable(rounded, lambda ctx, inputs: None, lambda ctx, grad: (grad, None))
+differentiable(gather, _save_gather, _back_gather, keeps=True)
+differentiable(scatter, _save_scatter, _back_scatter)
+differentiable(dot, _save_dot, _back_dot)
+differentiable(rounded, lambda ctx, inputs: None, lambda ctx, grad: (grad, None, None, None, None))

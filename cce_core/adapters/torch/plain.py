@@ -192,8 +192,8 @@ def features(ids: Tensor, keys: Tensor, text: str) -> Tensor:
     return torch.stack([radius * angle.cos(), radius * angle.sin()], 2).flatten(1)
 
 
-def rounded(memory: Tensor, text: str) -> Tensor:
-    """`ops.rounded`."""
+def rounded(memory: Tensor, ids: Tensor | None, keys: Tensor | None, pointers: Tensor | None, text: str) -> Tensor:
+    """`ops.rounded`, the whole of it whatever the ids."""
     kept, flat = codec(spec_of(text).codec), memory.reshape(-1)
     if not kept.most:
         return memory.to(torch.bfloat16).to(memory.dtype)
