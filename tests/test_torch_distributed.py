@@ -84,7 +84,7 @@ def test_a_clustering_is_as_good_as_the_cores(ranks, name):
 
 
 @pytest.mark.parametrize("name", ["cce", "hash"])
-@pytest.mark.parametrize("how", ["wrapped", "left out"])
+@pytest.mark.parametrize("how", ["wrapped", "left out", "fully sharded"])
 def test_data_parallel_training_is_that_of_one_process(ranks, name, how):
     expected = torch_ranks.trained(lambda model: model, name)["state"]
     got = ranks[0][f"{how} {name}"]["state"]
@@ -106,6 +106,8 @@ def test_ranks_that_differ_are_told(ranks):
         assert "different pointers" in said["seeds"] or "pointers" in said["seeds"]
         assert "before training, rank 1" in said["pointers"]
         assert "before clustering" in said["robe"]
+        assert "different memory" in said["replaced"]
+        assert "replaced after DistributedDataParallel" in said["replaced"]
     for found in ranks[1:]:
         assert "holds the pointers of rank 0" in found["disagreements"]["shard"]
 

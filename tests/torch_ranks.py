@@ -84,11 +84,8 @@ def trained(wrap: Any, name: str = "cce", sparse: bool = False, **more: Any) -> 
         steps.step()
         if k == 3 and emb.table.method.learns:
             emb.cluster(optimizer=steps)
-    return {
-        "state": {
-            k: v.numpy().copy() for k, v in model.state_dict().items() if "pointers" not in k and "shard" not in k
-        }
-    }
+    state = {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in model.state_dict().items()}
+    return {"state": {k: v.numpy().copy() for k, v in state.items() if "pointers" not in k and "shard" not in k}}
 
 
 SHARDED: dict[str, dict[str, Any]] = {
@@ -177,12 +174,19 @@ def disagreements() -> dict[str, str]:
     torch.nn.parallel.DistributedDataParallel(parts)  # nobody told it to leave the pointers out
     if rank:
         note("shard", lambda: parts(torch.tensor([1])))
+    model = torch.nn.Sequential(Embedding(VOCAB, DIM, seed=3, method="cce", num_params=512))
+    wrapped = torch.nn.parallel.DistributedDataParallel(model)
+    model[0].memory = torch.nn.Parameter(model[0].memory.detach().clone())  # DistributedDataParallel never hears of it
+    wrapped(torch.tensor([rank])).sum().backward()
+    torch.optim.SGD(model.parameters(), lr=1.0).step()
+    note("replaced", model[0].cluster)
     note("robe", Embedding(VOCAB, DIM, seed=rank, method="cce_robe", num_params=200).cluster)
     return said
 
 
 def everything() -> dict[str, Any]:
     """What the tests compare, in one run of the processes: they take seconds to begin."""
+    from torch import distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
     from cce_core.adapters.torch import leave_out_pointers
@@ -194,6 +198,14 @@ def everything() -> dict[str, Any]:
         assert not any(b is getattr(model[0], "pointers", None) for b in wrapped.modules_buffers)
         return wrapped
 
+    def fully_sharded(model: Any) -> Any:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        fully_shard(model[0], mesh=mesh)
+        return fully_shard(model, mesh=mesh)
+
     out: dict[str, Any] = {f"clustered {name}": clustered(name) for name in tables() if name != "hash"}
     out["weighted"] = clustered("cce", weights=np.arange(1.0, VOCAB + 1), points_per_centroid=8)
     out["learned"] = learned()
@@ -202,6 +214,7 @@ def everything() -> dict[str, Any]:
         out[f"left out {name}"] = trained(left_out, name)
     for name in ("cce", "hash"):
         out[f"sharded {name}"] = trained(left_out, name, shard_pointers=True)
+        out[f"fully sharded {name}"] = trained(fully_sharded, name)
     out["sharded"] = sharded()
     out["disagreements"] = disagreements()
     return out
