@@ -183,6 +183,24 @@ def test_states_are_strict_and_whole(case):
             other.load_state_dict({**state, "weight": torch.zeros(VOCAB, DIM)})
 
 
+@EVERY
+def test_a_module_of_the_meta_device_begins_anew(case):
+    """As deferred initialisation has it: shapes, empty memory, reset_parameters."""
+    with torch.device("meta"):
+        emb = Embedding(VOCAB, DIM, padding_idx=1, method=case[0], seed=5, **case[1])
+    assert all(t.device.type == "meta" for t in (*emb.parameters(), *emb.buffers()))
+    emb.reset_parameters()  # nothing to do yet
+    emb.to_empty(device="cpu")
+    for tensor in (*emb.parameters(), *emb.buffers()):
+        tensor.data.fill_(3)
+    torch.manual_seed(0)
+    emb.reset_parameters()
+    torch.manual_seed(0)
+    fresh = Embedding(VOCAB, DIM, padding_idx=1, method=case[0], seed=5, **case[1])
+    for (name, a), b in zip(emb.state_dict().items(), fresh.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
 def test_a_state_of_before_a_clustering_undoes_it():
     emb = Embedding(VOCAB, DIM, method="cce", num_params=300, seed=1)
     state, before = copy.deepcopy(emb.state_dict()), emb(IDS)

@@ -42,7 +42,9 @@ def tensor_of(values: NDArray[Any], device: Any, dtype: Any = None) -> Tensor:
 @torch.no_grad()
 def write(tensor: Tensor, values: NDArray[Any]) -> None:
     """Make values a tensor's own, in place, whatever its device, type or sharding; its version rises."""
-    source = torch.from_numpy(values if values.dtype == np.float32 else values.view(np.int64)).view(tensor.shape)
+    source = torch.from_numpy(values if values.dtype == np.float32 else np.asarray(values).view(np.int64)).view(
+        tensor.shape
+    )
     if hasattr(tensor, "full_tensor"):
         from torch.distributed.tensor import distribute_tensor
 

@@ -27,7 +27,10 @@ class Embedding(Compressed):
         method: a name among `cce_core.methods()`, or one that users of the paper's own code know.
         num_params: the most trained numbers, or
         num_bytes: the most stored bytes.
-        n_chunks, rank, codec: as for `cce_core.make_table`.
+        n_chunks, rank: as for `cce_core.make_table`.
+        codec: how the table is kept once it is saved: "float32", "bfloat16", "int8" or "int4". While it trains, the parameter and
+            the state hold the float values; lookups see them rounded, and gradients pass straight through. `emb.table.save(path)`
+            writes the codes, and `ledger()` counts both.
         seed: of hashes and first values; None draws it from torch's generator.
         shard_pointers: keep on each rank of the default process group the pointers of its share of the ids alone, and ask the
             others for theirs at every lookup, which all ranks must then make together, like `weight`, `table` and `cluster()`

@@ -75,7 +75,7 @@ class Compressed(torch.nn.Module):
             raise ValueError(f"dtype must be a float type, got {dtype}")
         plain = method == "full" and not options.get("rank") and options.get("codec") in (None, "float32")
         if seed is None:  # torch's own generator says it; but a full table then begins as torch's does
-            seed = 0 if plain or device.type == "meta" else int(torch.randint(2**63 - 1, (), device="cpu"))
+            seed = 0 if plain else int(torch.randint(2**63 - 1, (), device="cpu"))
         table = make_table(method, num_embeddings, embedding_dim, seed=seed, **options)
         self.num_embeddings, self.embedding_dim = num_embeddings, table.spec.dim
         self.padding_idx = _padding(padding_idx, num_embeddings)
@@ -103,28 +103,36 @@ class Compressed(torch.nn.Module):
         for name, values in buffers.items():
             if name not in ("memory", "scales"):
                 self.register_buffer(name, tensor_of(values.view(np.int64), device))
-        if self._plan.kind == "network":  # its keys are not stored by the core: they follow from the seed
-            keys = np.array([derive_key(seed, KEYS, 0, j) for j in range(table.spec.sizes[0])], np.uint64)
-            self.register_buffer("keys", tensor_of(keys.view(np.int64), device))
-        word = np.array([seed], np.uint64).view(np.int64)
-        self.register_buffer("seed", tensor_of(word, device)[0].clone())
+        for name, drawn in self._drawn().items():
+            self.register_buffer(name, tensor_of(drawn, device))
         if plain:
             self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Draw the first values again: N(0, 1) as torch does for a full table, the core's own for all others.
+    def _drawn(self) -> dict[str, NDArray[np.int64]]:
+        """The buffers that the core's table does not keep: the seed, and a network's hash keys, which follow from it."""
+        spec = self._spec
+        out = {"seed": np.array(spec.seed, np.uint64).view(np.int64)}
+        if self._plan.kind == "network":
+            keys = np.array([derive_key(spec.seed, KEYS, 0, j) for j in range(spec.sizes[0])], np.uint64)
+            out["keys"] = keys.view(np.int64)
+        return out
 
-        The padding row is 0.
+    def reset_parameters(self) -> None:
+        """Begin anew: N(0, 1) as torch does for a full table, the core's own first values, keys and pointers for all others.
+
+        After `to_empty` it makes a module of the meta device a fresh one. The padding row of a full table is 0.
         """
+        if self._is_meta():
+            return
+        for name, values in self._drawn().items():
+            write(getattr(self, name), values)
+        if not self._plain:
+            self._take(Table(self._spec))
+            return
         with torch.no_grad():
-            if self._plain:
-                torch.nn.init.normal_(self.memory)
-                if self.padding_idx is not None:
-                    self.memory[self.padding_idx].fill_(0)
-            elif not self._is_meta():
-                for name, values in Table(self.spec).parameters().items():
-                    parameter = getattr(self, name)
-                    parameter.copy_(torch.from_numpy(values).view(parameter.shape))
+            torch.nn.init.normal_(self.memory)
+            if self.padding_idx is not None:
+                self.memory[self.padding_idx].fill_(0)
 
     def _is_meta(self) -> bool:
         """Whether the module holds shapes alone."""
