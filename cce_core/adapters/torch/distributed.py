@@ -265,6 +265,7 @@ def leave_out_pointers(model: torch.nn.Module, group: Any = None) -> list[str]:
     if ranks is not None:
         same = {n: np.asarray(model.get_buffer(n).cpu()) for n in names if not hasattr(owners[n], "shard")}
         ranks.agree(same, "before training")
+    marked: Any = model
     known = set(getattr(model, "_ddp_params_and_buffers_to_ignore", ()))
-    model._ddp_params_and_buffers_to_ignore = sorted(known | set(names))  # type: ignore[assignment]
+    marked._ddp_params_and_buffers_to_ignore = sorted(known | set(names))
     return names
