@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from cce_core import _check
 from cce_core._threads import sliced
@@ -364,8 +365,14 @@ def differentiable(operator: Any, save: Callable[..., None], back: Callable[...,
         def backward(ctx: Any, *grads: Any) -> Any:
             return (None, *back(ctx, *grads))
 
+    def run(keys: Any, *inputs: Any) -> Any:
+        if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+            return Gradient.apply(keys, *inputs)
+        with torch._C._AutoDispatchBelowAutograd():  # nobody asks for a gradient: half the cost of a call
+            return operator.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
+
     Gradient.__name__ = f"cce_{operator._opname}"
-    _LIBRARY.impl(operator._opname, Gradient.apply, "Autograd", with_keyset=True)
+    _LIBRARY.impl(operator._opname, run, "Autograd", with_keyset=True)
 
 
 differentiable(gather, _save_gather, _back_gather, keeps=True)
