@@ -257,6 +257,20 @@ def test_what_cannot_be_solved_for_is_refused(method, options):
         Embedding.from_pretrained(torch.randn(300, DIM), method=method, num_params=600, **options)
 
 
+def test_what_makes_a_full_table_torchs():
+    """Its weight is then the parameter itself."""
+    for options in ({}, {"rank": 0}, {"rank": "auto"}, {"codec": "float32"}, {"rank": 0, "num_params": 40}):
+        torch.manual_seed(0)
+        emb = Embedding(10, 4, **options)
+        torch.manual_seed(0)
+        assert emb.weight is emb.memory
+        assert torch.equal(emb.weight, nn.Embedding(10, 4).weight)
+    for options in ({"rank": 2}, {"codec": "int8"}, {"method": "hash", "num_params": 40}):
+        emb = Embedding(10, 4, **options)
+        assert emb.weight is not emb.memory
+        assert emb.weight.shape == (10, 4)
+
+
 def test_bad_arguments():
     with pytest.raises(AssertionError, match="2-dimensional"):
         Embedding.from_pretrained(torch.zeros(3))

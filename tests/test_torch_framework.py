@@ -70,6 +70,22 @@ def test_compiled_as_one_graph(case):
         compiled(IDS + VOCAB)
 
 
+@pytest.mark.parametrize("name", ["full", "hash", "hemb", "robe", "cce", "tt"])
+def test_sparse_gradients_compiled(name):
+    torch._dynamo.reset()
+    method, options = CASES[NAMES.index(name)]
+    emb = Embedding(VOCAB, DIM, method=method, seed=1, sparse=True, **options)
+    compiled = torch.compile(emb, backend="aot_eager")
+    found = []
+    for module in (compiled, emb):
+        emb.zero_grad()
+        module(IDS).square().sum().backward()
+        found.append([p.grad for p in emb.parameters()])
+    for a, b in zip(*found, strict=True):
+        assert a.is_sparse == b.is_sparse
+        torch.testing.assert_close(a.to_dense(), b.to_dense(), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="inductor needs a C++ compiler")
 def test_compiled_to_machine_code():
     torch._dynamo.reset()

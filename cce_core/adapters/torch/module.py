@@ -73,7 +73,8 @@ class Compressed(torch.nn.Module):
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if not dtype.is_floating_point:
             raise ValueError(f"dtype must be a float type, got {dtype}")
-        plain = method == "full" and not options.get("rank") and options.get("codec") in (None, "float32")
+        narrow, coded = options.get("rank") not in (None, 0, "auto"), options.get("codec") not in (None, "float32")
+        plain = method == "full" and not narrow and not coded  # "auto" is 0 for a full table
         if seed is None:  # torch's own generator says it; but a full table then begins as torch's does
             seed = 0 if plain else int(torch.randint(2**63 - 1, (), device="cpu"))
         table = make_table(method, num_embeddings, embedding_dim, seed=seed, **options)

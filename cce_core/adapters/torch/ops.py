@@ -135,7 +135,7 @@ def _scatter_sparse(
     grads: Tensor, ids: Tensor, weights: Tensor | None, keys: Tensor | None, pointers: Tensor | None, spec: str, part: str
 ) -> Tensor:  # fmt: skip
     layout, end = part_of(spec, part)
-    if grads.device.type != "cpu" or not _in_core(grads, weights):
+    if type(grads) is not Tensor or grads.device.type != "cpu" or not _in_core(grads, weights):  # or it is being traced
         units = plain._units(layout, ids, keys, pointers).reshape(1, -1)
         parts = plain._spread(layout, grads)
         parts = parts if weights is None else parts * weights[..., None]
