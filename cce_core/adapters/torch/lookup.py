@@ -1,0 +1,91 @@
+"""From a plan, tensors and ids to vectors: the operators, and torch's own products behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cce_core.adapters.torch import ops, trains
+from cce_core.adapters.torch.plan import HASHED, MEMORY, POINTED, WEIGHTS, Plan
+
+
+def lookup(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool) -> Tensor:
+    """The vectors of one row of ids: (n, dim), in the type of the parameters.
+
+    Args:
+        plan: of the table's spec.
+        arrays: parameters and buffers by name; with `rows`, the pointers are rows of whole words, and rows[n] is that of ids[n].
+        ids: int64 (n,).
+        sparse: whether gradients of memory, weights and cores are sparse.
+    """
+    kind = ids.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind):  # an embedding keeps its type there, as torch's own does
+        with torch.autocast(kind, enabled=False):
+            return _KINDS[plan.kind](plan, arrays, ids, sparse)
+    return _KINDS[plan.kind](plan, arrays, ids, sparse)
+
+
+def _blocks(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool) -> Tensor:
+    """Blocks of the memory, summed, weighted or multiplied, and widened."""
+    memory = arrays[MEMORY]
+    if plan.coded:
+        # What the ids read is rounded alone, but where the weights read other places, or pointers come from elsewhere.
+        read = None if plan.weighed == MEMORY or "rows" in arrays else ids
+        memory = ops.rounded(memory, read, arrays.get("keys"), arrays.get("pointers"), plan.text)
+    weights = found = None
+    if plan.weighed:
+        source = memory if plan.weighed == MEMORY else arrays[WEIGHTS]
+        found = weights = _sum(plan, source, ids, None, arrays, WEIGHTS, sparse)
+    if plan.signed:
+        drawn = ops.signs(ids, arrays["keys"], memory.detach(), plan.text)
+        weights = drawn if found is None else found * drawn
+    vectors = _sum(plan, memory, ids, weights, arrays, MEMORY, sparse)
+    if plan.appends and found is not None:
+        vectors = torch.cat([vectors, found], 1)
+    if plan.factors:
+        vectors = vectors.view(ids.shape[0], plan.factors, plan.inner).prod(1)
+    if plan.rank:
+        projection = arrays["projection"]
+        vectors = torch.addmm(projection[-1], vectors, projection[:-1])
+    return vectors
+
+
+def _sum(
+    plan: Plan, source: Tensor, ids: Tensor, weights: Tensor | None, arrays: Mapping[str, Tensor], part: str, sparse: bool
+) -> Tensor:  # fmt: skip
+    """Blocks summed; where `rows` says so, those with pointers from the rows that were fetched for them."""
+    keys, pointers, rows = arrays.get("keys"), arrays.get("pointers"), arrays.get("rows")
+    if rows is None:
+        return ops.gather(source, ids, weights, keys, pointers, plan.text, part, sparse)
+    halves = [
+        ops.gather(source, where, weights, keys, pointers, plan.text, part + kind, sparse)
+        for where, kind in ((rows, POINTED), (ids, HASHED))
+        if part + kind in plan.halves
+    ]
+    return halves[0] if len(halves) == 1 else halves[0] + halves[1]
+
+
+def _train(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool) -> Tensor:
+    """The product of the cores' matrices, one for each digit."""
+    cores = [arrays[f"core{k}"] for k in range(len(plan.cores))]
+    if not sparse and ids.device.type == "cpu" and cores[0].dtype == torch.float32:
+        return trains.train(torch.cat([core.reshape(-1) for core in cores]), ids, plan.text)
+    return trains.product(ops.digits(ids, plan.text), cores, plan.cores, sparse)
+
+
+def _network(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool) -> Tensor:
+    """The features of the ids through the network, each distinct id once where shapes may depend on data."""
+    where = None
+    if not torch.compiler.is_compiling():
+        ids, where = torch.unique(ids, return_inverse=True)
+    x = ops.features(ids, arrays["keys"], plan.text).to(arrays["w0"].dtype)
+    for layer in range(plan.layers):
+        x = functional.mish(torch.addmm(arrays[f"b{layer}"], x, arrays[f"w{layer}"]))
+    x = torch.addmm(arrays[f"b{plan.layers}"], x, arrays[f"w{plan.layers}"])
+    return x if where is None else x[where]
+
+
+_KINDS = {"blocks": _blocks, "train": _train, "network": _network}
