@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 
-from bench import dhe, epoch, kmeans, tt
+from bench import dhe, epoch, kmeans, torch_step, tt
 from bench.timing import Row
 
 BENCHMARKS: dict[str, Callable[[bool], Iterable[Row]]] = {
     "dhe": dhe.run,
     "epoch": epoch.run,
     "kmeans": kmeans.run,
+    "torch_step": torch_step.run,
     "tt": tt.run,
 }
 

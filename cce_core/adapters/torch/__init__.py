@@ -1,0 +1,15 @@
+"""Compressed tables as torch modules: `Embedding` and `EmbeddingBag` in place of torch's own.
+
+from cce_core.adapters.torch import Embedding
+
+emb = Embedding(1_000_000, 32, method="cce", num_params=65_536)      # a torch.nn.Module
+emb.cluster(optimizer=optimizer)                                     # now and then, while training
+"""
+
+from cce_core.adapters.torch.bag import EmbeddingBag as EmbeddingBag
+from cce_core.adapters.torch.distributed import leave_out_pointers as leave_out_pointers
+from cce_core.adapters.torch.embedding import Embedding as Embedding
+from cce_core.adapters.torch.legacy import make_embedding as make_embedding
+from cce_core.adapters.torch.optim import FusedAdagrad as FusedAdagrad
+from cce_core.adapters.torch.optim import FusedAdam as FusedAdam
+from cce_core.adapters.torch.optim import FusedSGD as FusedSGD

@@ -1,0 +1,74 @@
+"""Torch's tensors as NumPy's arrays and back: over the same memory where that can be, or as copies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_TYPES = {torch.float32: "<f4", torch.int64: "<u8"}
+
+
+class _View:
+    """A tensor's memory as NumPy's array interface; unlike `.numpy()` it leaves the storage resizable, which FSDP needs."""
+
+    __slots__ = ("__array_interface__", "owner")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.owner = tensor
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (tensor.data_ptr(), False),
+            "shape": (tensor.numel(),),
+            "typestr": _TYPES[tensor.dtype],
+        }
+
+
+def array(tensor: Tensor) -> NDArray[Any]:
+    """The memory of a contiguous CPU tensor as a flat array: float32, or the 64-bit words that int64 stands for."""
+    return np.asarray(_View(tensor)) if tensor.numel() else np.empty(0, _TYPES[tensor.dtype])
+
+
+def tensor_of(values: NDArray[Any], device: Any, dtype: Any = None) -> Tensor:
+    """A tensor of its own: one over NumPy's memory could not be resized, which FSDP does."""
+    if torch.device(device).type == "meta":
+        return torch.empty(values.shape, dtype=dtype or torch.int64, device="meta")
+    return torch.from_numpy(values).to(device=device, dtype=dtype, copy=True)
+
+
+@torch.no_grad()
+def write(tensor: Tensor, values: NDArray[Any]) -> None:
+    """Make values a tensor's own, in place, whatever its device, type or sharding; its version rises."""
+    source = torch.from_numpy(values if values.dtype == np.float32 else values.view(np.int64)).view(tensor.shape)
+    if hasattr(tensor, "full_tensor"):
+        from torch.distributed.tensor import distribute_tensor
+
+        sharded: Any = tensor
+        sharded.copy_(distribute_tensor(source.to(tensor.device), sharded.device_mesh, sharded.placements))
+    elif tensor.device.type == "cpu" and tensor.data_ptr() == values.ctypes.data:
+        torch.autograd.graph.increment_version(tensor)
+    else:
+        tensor.copy_(source)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor's numbers on the CPU, contiguous, gathered where they are sharded; itself where it is all that."""
+    if tensor.device.type == "meta":
+        raise RuntimeError(
+            "the module is on the meta device and has no numbers: module.to_empty(device=…), then load a state"
+        )
+    full = getattr(tensor, "full_tensor", None)
+    return (tensor if full is None else full()).detach().cpu().contiguous()
+
+
+def float32(tensor: Tensor) -> NDArray[np.float32]:
+    """A tensor's numbers as float32, in its shape; over its own memory where that can be."""
+    return array(whole(tensor).to(torch.float32)).reshape(tuple(tensor.shape))
+
+
+def words(tensor: Tensor) -> NDArray[np.uint64]:
+    """The 64-bit words of an int64 tensor, flat; over its own memory where that can be."""
+    return array(whole(tensor))

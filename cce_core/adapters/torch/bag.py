@@ -1,0 +1,183 @@
+"""`EmbeddingBag`: torch.nn.EmbeddingBag, its table compressed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cce_core.adapters.torch import ops
+from cce_core.adapters.torch.module import Compressed, shape_of
+
+_MODES = ("sum", "mean", "max")
+
+
+class EmbeddingBag(Compressed):
+    """A drop-in for `torch.nn.EmbeddingBag` whose table is compressed: the sum, mean or maximum of the vectors of each bag.
+
+    Bags are the rows of a 2-D input, or the stretches of a 1-D input that start at `offsets`. An empty bag is 0; the padding id
+    counts for nothing.
+
+    Args:
+        num_embeddings, embedding_dim, max_norm, norm_type, scale_grad_by_freq, sparse, padding_idx, device, dtype: as in torch,
+            and as for `Embedding`.
+        mode: "sum", "mean" or "max".
+        include_last_offset: whether `offsets` ends with the end of the last bag.
+        method, num_params, num_bytes, n_chunks, rank, codec, seed, options: as for `Embedding`.
+
+    Shape:
+        input: integers (bags, length), or (n,) with offsets (bags,); output: (bags, embedding_dim).
+
+    Raises:
+        ValueError: as in torch, and where offsets decrease or pass the end of the input (on the CPU).
+        IndexError, RuntimeError: as for `Embedding`.
+
+    Example:
+        >>> import torch
+        >>> from cce_core.adapters.torch import EmbeddingBag
+        >>> bag = EmbeddingBag(1000, 16, mode="sum", method="cce", num_params=2048, seed=0)
+        >>> bag(torch.tensor([1, 2, 4, 5]), torch.tensor([0, 1])).shape
+        torch.Size([2, 16])
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int | None,
+        embedding_dim: int,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        mode: str = "mean",
+        sparse: bool = False,
+        _weight: Tensor | None = None,
+        include_last_offset: bool = False,
+        padding_idx: int | None = None,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        method: str = "full",
+        num_params: int | None = None,
+        num_bytes: int | None = None,
+        n_chunks: int | None = None,
+        rank: int | str | None = None,
+        codec: str | None = None,
+        seed: int | None = None,
+        **options: Any,
+    ) -> None:
+        sizes = {"num_params": num_params, "num_bytes": num_bytes, "n_chunks": n_chunks, "rank": rank, "codec": codec}
+        super().__init__(
+            num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, device, dtype,
+            method, seed, {**sizes, **options},
+        )  # fmt: skip
+        self.mode, self.include_last_offset = mode, include_last_offset
+        if _weight is not None:
+            self._learn(_weight)
+
+    def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
+        """The bags' vectors: (bags, embedding_dim)."""
+        self._check(input, offsets, per_sample_weights)
+        ids = self._row(input)
+        if input.dim() == 2:
+            bags, n = input.shape[0], input.shape[1]
+            bag = torch.arange(bags, device=ids.device)[:, None].expand(bags, n).reshape(-1)
+        else:
+            assert offsets is not None
+            bag, bags = self._bags(offsets, ids)
+        vectors = self._vectors(ids)
+        keep = None if self.padding_idx is None else ids != self.padding_idx
+        if self.mode == "max":
+            return self._largest(vectors, bag, bags, keep)
+        if per_sample_weights is not None:
+            vectors = vectors * per_sample_weights.reshape(-1, 1)
+        if keep is not None:
+            vectors = vectors.masked_fill(~keep[:, None], 0.0)
+        # One bag more takes the ids that follow the last one's end.
+        out = vectors.new_zeros((bags + 1, self.embedding_dim)).index_add(0, bag, vectors)
+        if self.mode == "mean":
+            ones = vectors.new_ones(ids.shape) if keep is None else keep.to(vectors.dtype)
+            out = out / vectors.new_zeros(bags + 1).index_add(0, bag, ones).clamp(min=1.0)[:, None]
+        return out[:bags]
+
+    def _check(self, input: Tensor, offsets: Tensor | None, weights: Tensor | None) -> None:
+        """What torch refuses."""
+        if weights is not None and input.shape != weights.shape:
+            raise ValueError(
+                f"per_sample_weights ({tuple(weights.shape)}) must have the same shape as the input ({tuple(input.shape)})"
+            )
+        if input.dim() == 2:
+            if offsets is not None:
+                raise ValueError(f"offsets must be None for a 2-D input, whose rows are the bags; got {type(offsets)}")
+        elif input.dim() == 1:
+            if offsets is None or offsets.dim() != 1:
+                raise ValueError(f"offsets has to be a 1D Tensor for a 1-D input, got {offsets}")
+        else:
+            raise ValueError(f"input has to be 1D or 2D Tensor, but got Tensor of dimension {input.dim()}")
+        if self.mode not in _MODES:
+            raise ValueError(f"mode has to be one of sum, mean or max, got {self.mode!r}")
+        if self.mode == "max" and (self.scale_grad_by_freq or self.sparse):
+            raise ValueError("max mode supports neither sparse gradients nor scale_grad_by_freq")
+        if weights is not None and self.mode != "sum":
+            raise NotImplementedError(f"per_sample_weights is only supported for mode='sum', got mode={self.mode!r}")
+
+    def _bags(self, offsets: Tensor, ids: Tensor) -> tuple[Tensor, int]:
+        """The bag of every id, and how many bags there are."""
+        if offsets.dtype not in (torch.int64, torch.int32):
+            raise RuntimeError(f"offsets must be torch.int64 or int32, got {offsets.dtype}")
+        if self.include_last_offset and offsets.shape[0] < 1:
+            raise RuntimeError("include_last_offset: offsets must hold at least the end of the last bag")
+        bag = ops.bags(offsets.to(torch.int64), ids)
+        return bag, offsets.shape[0] - int(self.include_last_offset)
+
+    def _largest(self, vectors: Tensor, bag: Tensor, bags: int, keep: Tensor | None) -> Tensor:
+        """The maximum of each coordinate in each bag; its gradient goes to the first id that has it."""
+        n, dim = vectors.shape
+        seen = vectors.detach()
+        if keep is not None:
+            seen = seen.masked_fill(~keep[:, None], float("-inf"))
+        where = bag[:, None].expand(n, dim)
+        most = seen.new_full((bags + 1, dim), float("-inf")).scatter_reduce(0, where, seen, "amax")
+        has = seen == most[bag]
+        if keep is not None:
+            has = has & keep[:, None]
+        first = torch.where(has, torch.arange(n, device=bag.device)[:, None], n)
+        first = first.new_full((bags + 1, dim), n).scatter_reduce(0, where, first, "amin")
+        padded = torch.cat([vectors, vectors.new_zeros(1, dim)])  # what an empty bag has
+        return padded.gather(0, first[:bags])
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        embeddings: Tensor,
+        freeze: bool = True,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        mode: str = "mean",
+        sparse: bool = False,
+        include_last_offset: bool = False,
+        padding_idx: int | None = None,
+        *,
+        method: str = "full",
+        **options: Any,
+    ) -> EmbeddingBag:
+        """Compress a trained table, as `Embedding.from_pretrained` does; the arguments are the constructor's, `freeze` aside.
+
+        Example:
+            >>> import torch
+            >>> from cce_core.adapters.torch import EmbeddingBag
+            >>> bag = EmbeddingBag.from_pretrained(torch.eye(3), mode="sum")
+            >>> bag(torch.tensor([[0, 2]]))
+            tensor([[1., 0., 1.]])
+        """
+        rows, dim = shape_of(embeddings)
+        options = {"device": embeddings.device, "dtype": embeddings.dtype, **options}
+        bag = cls(
+            rows, dim, max_norm, norm_type, scale_grad_by_freq, mode, sparse, embeddings, include_last_offset, padding_idx,
+            method=method, **options,
+        )  # fmt: skip
+        return bag.requires_grad_(not freeze)
+
+    def extra_repr(self) -> str:
+        """As for `Embedding`, and the mode."""
+        return f"{super().extra_repr()}, mode={self.mode!r}"

@@ -1,0 +1,263 @@
+"""Clustering under a process group: every rank takes its share of the ids, sums are reduced over all of them.
+
+Sums are exact (`ranks.Exact`), so the result is the same, bit for bit, however many ranks there are.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cce_core import _check
+from cce_core._progress import progress
+from cce_core.adapters.torch.ranks import Exact, Floats, Ranks, ranks_of
+from cce_core.clustering import KMeans, assign
+from cce_core.hashing.mix import derive_key
+from cce_core.sketching import blocks
+from cce_core.sketching.layout import HASH, POINTER
+from cce_core.sketching.learning import ClusterReport, _checked_weights
+from cce_core.sketching.runs import Run
+from cce_core.sketching.source import Source
+from cce_core.sketching.spec import SAMPLES
+from cce_core.sketching.table import Table
+
+_START_POINTS = 32  # a centroid, from which the first centroids are drawn, on every rank alike
+
+
+class SharedRun(Run):
+    """One `cluster()` of a table with codebooks, by all ranks together."""
+
+    def __init__(self, ranks: Ranks, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.ranks = ranks
+
+    def learn(self, n_iter: int, residual: bool, warm: bool, bar: Any) -> None:
+        """A codebook for each chunk; then everyone's pointers, whose words no two ranks share, are put together."""
+        super().learn(n_iter, residual, warm, bar)
+        self.new.pointers[:] = self.ranks.sum(self.new.pointers.view(np.int64)).view(np.uint64)
+
+    def chunk(self, chunk: int, part: Any, n_iter: int, residual: bool, warm: bool, bar: Any) -> None:
+        """As in the core, over this rank's share of the sample and of the ids."""
+        ranks, k, width = self.ranks, self.n_clusters, part.width
+        pointer = next(c for c in part.columns if c.kind == POINTER)
+        ids, counts = self.sample(chunk)  # the same on every rank
+        low, high = ranks.share(len(ids))
+        x, w = self.decode(part, ids[low:high]), None if counts is None else counts[low:high]
+        points = SharedPoints(ranks, x, w, len(ids))
+        at = blocks.addresses(self.old.part(part.part((pointer,))), ids[low:high])
+        means, before = points.present(((at[:, 0] - pointer.base) // pointer.stride).astype(np.int32), k)
+        if warm:
+            start = means
+        else:
+            few = ids[:: max(1, len(ids) // (_START_POINTS * k))]
+            heavy = None if counts is None else counts[:: max(1, len(ids) // (_START_POINTS * k))]
+            seed = derive_key(self.table.spec.seed, SAMPLES, self.table.generation, chunk, 1)
+            start = KMeans(k, n_iter=0, seed=seed).fit(self.decode(part, few), sample_weight=heavy).cluster_centers_
+        centroids, after, iterations = points.cluster(start, n_iter)
+        self.before += before
+        self.after += after
+        self.iterations.append(iterations)
+        self._note(x.nbytes * 8 + 32 * len(x) + ids.nbytes)
+        self.memory[pointer.base : pointer.base + k * width] = centroids.reshape(-1)
+        hashed = next((c for c in part.columns if c.kind == HASH), None)
+        rest = None if hashed is None else self.new.part(part.part((hashed,)))
+        most = part.terms * float(np.abs(self.old_memory.codes).max()) + float(np.abs(centroids).max())
+        exact, used = Exact(self.vocab, 2 * (most if self.source is None else most + points.largest)), np.zeros(k)
+        sums, seen = (None, None) if hashed is None else (np.zeros((hashed.rows, width)), np.zeros(hashed.rows))
+        low, high = ranks.share(self.vocab, 64)  # the pointers of 64 ids fill whole words
+        for first in range(low, high, self.batch):
+            batch = np.arange(first, min(first + self.batch, high), dtype=np.uint64)
+            vectors = self.decode(part, batch)
+            labels, _ = assign(vectors, centroids)
+            self.packing.write(self.new.pointers, chunk, first, labels)
+            used[labels] = 1
+            if rest is not None and hashed is not None and residual and sums is not None and seen is not None:
+                rows = (blocks.addresses(rest, batch)[:, 0] - hashed.base) // hashed.stride
+                sums += exact.by_label(exact.rounded(vectors - centroids[labels]), rows, hashed.rows)
+                seen += np.bincount(rows, minlength=hashed.rows)
+            bar.update(len(batch))
+        self.empty += int(k - np.count_nonzero(ranks.sum(used)))
+        if hashed is not None and sums is not None and seen is not None:
+            total, count = ranks.sum(sums) * exact.step, ranks.sum(seen)
+            region = slice(hashed.base, hashed.base + hashed.rows * width)
+            self.memory[region] = (total / np.maximum(count, 1)[:, None]).astype(np.float32).reshape(-1)
+
+
+class SharedPoints:
+    """Points of which every rank holds a share, and Lloyd's iteration over them.
+
+    Args:
+        ranks: who holds them.
+        x: this rank's, float32 (m, d).
+        weights: what each counts, (m,), or None.
+        n: how many there are in all.
+    """
+
+    def __init__(self, ranks: Ranks, x: NDArray[np.float32], weights: Any, n: int) -> None:
+        self.ranks, self.x = ranks, x
+        self.weights = np.ones(len(x)) if weights is None else np.asarray(weights, np.float64)
+        heaviest = ranks.most(float(self.weights.max(initial=0.0)))
+        self.largest = largest = ranks.most(float(np.abs(x).max(initial=0.0)))
+        self.sums, self.masses = Exact(n, largest * heaviest), Exact(n, heaviest)
+        self.costs = Exact(n, 4 * largest * largest * x.shape[1] * heaviest)
+        self.values = self.sums.rounded(x * self.weights[:, None])
+        self.mass = self.masses.rounded(self.weights)
+        self.total = float(ranks.sum(np.array([self.mass.sum()]))[0]) * self.masses.step
+        self.first = sum(int(one[0]) for one in ranks.gather(np.array([len(x)]))[: ranks.rank])
+
+    def means(self, labels: NDArray[Any], k: int) -> tuple[NDArray[np.float32], Floats]:
+        """The mean of each cluster over all ranks, and its mass; 0 for one without."""
+        own = np.hstack([self.sums.by_label(self.values, labels, k), np.bincount(labels, self.mass, k)[:, None]])
+        everyone = self.ranks.sum(own)
+        mass = everyone[:, -1] * self.masses.step
+        means = everyone[:, :-1] * self.sums.step / np.where(mass > 0, mass, 1.0)[:, None]
+        return means.astype(np.float32), mass
+
+    def inertia(self, costs: NDArray[Any]) -> float:
+        """Σ w · cost over all ranks."""
+        return float(self.ranks.sum(np.array([self.costs.rounded(costs * self.weights).sum()]))[0]) * self.costs.step
+
+    def present(self, labels: NDArray[np.int32], k: int) -> tuple[NDArray[np.float32], float]:
+        """The means of given clusters, and the mean cost of a point."""
+        means, _ = self.means(labels, k)
+        costs = np.square((self.x - means[labels]).astype(np.float64)).sum(1)
+        return means, self.inertia(costs) / self.total
+
+    def cluster(self, centroids: NDArray[np.float32], n_iter: int) -> tuple[NDArray[np.float32], float, int]:
+        """Lloyd's iteration: (centroids, mean cost of a point, iterations), the same on all ranks.
+
+        A cluster without mass is given one of the points that cost most, distinct ones. The inertia never rises: an iteration
+        that raises it is undone and is the last.
+        """
+        k = len(centroids)
+        labels, costs = assign(self.x, centroids)
+        inertia, step = self.inertia(costs), 0
+        while step < n_iter:
+            moved, mass = self.means(labels, k)
+            empty = np.flatnonzero(mass == 0)
+            moved[empty] = centroids[empty]
+            self._refill(moved, empty, costs)
+            if np.array_equal(moved, centroids):
+                break
+            labels, costs = assign(self.x, moved)
+            total = self.inertia(costs)
+            if total > inertia:
+                break
+            fall, centroids, inertia, step = inertia - total, moved, total, step + 1
+            if fall <= 0:
+                break
+        return centroids, inertia / self.total, step
+
+    def _refill(self, centroids: NDArray[np.float32], empty: NDArray[Any], costs: NDArray[np.float32]) -> None:
+        """Put the empty centroids on the costliest points of all ranks."""
+        if not len(empty):
+            return
+        share = costs * self.weights
+        order = np.lexsort((np.arange(len(share)), -share))[: 4 * len(empty)]
+        offer = np.zeros((4 * len(empty), 2 + centroids.shape[1]))
+        offer[: len(order)] = np.column_stack([share[order], self.first + order, self.x[order]])
+        offers = np.concatenate(self.ranks.gather(offer))
+        offers = offers[offers[:, 0] > 0]
+        offers = offers[np.lexsort((offers[:, 1], -offers[:, 0]))]
+        _, first = np.unique(offers[:, 2:], axis=0, return_index=True)
+        chosen = offers[np.sort(first)][: len(empty), 2:]
+        centroids[empty[: len(chosen)]] = chosen.astype(np.float32)
+
+
+def cluster(
+    table: Table,
+    ranks: Ranks,
+    *,
+    vectors: Any = None,
+    weights: Any = None,
+    n_iter: int = 50,
+    points_per_centroid: int = 256,
+    residual: bool = True,
+    warm_start: bool = True,
+    batch_size: int = 1 << 16,
+    show_progress: bool | None = None,
+) -> ClusterReport:
+    """`cce_core.sketching.learning.cluster`, of one table that every rank holds, by all of them together.
+
+    Tables with codebooks (`cce`, `pq`) share the work; others are clustered by every rank alike.
+
+    Raises:
+        RuntimeError: the ranks hold different tables, weights or vectors before, or different results afterwards; the table is
+            as before.
+    """
+    start = time.perf_counter()
+    given = {} if isinstance(vectors, Table) or vectors is None else {"vectors": np.asarray(vectors)}
+    given |= {} if weights is None else {"weights": np.asarray(weights)}
+    ranks.agree({"specs": table.spec, **table.arrays(), **given}, "before clustering")
+    settings: dict[str, Any] = {
+        "n_iter": n_iter, "points_per_centroid": points_per_centroid, "residual": residual, "warm_start": warm_start,
+        "batch_size": batch_size, "show_progress": show_progress if ranks.rank == 0 else False,
+    }  # fmt: skip
+    if not table.method.learns or table.method.learner != "codebooks":
+        report = table.cluster(vectors=vectors, weights=weights, **settings)
+        ranks.agree(table.arrays(), "after clustering")
+        return report
+    for name in ("points_per_centroid", "batch_size", "n_iter"):
+        _check.integer(name, settings[name], 1)
+    source = None if vectors is None else Source(table, vectors, batch_size)
+    counts = _checked_weights(weights, table.spec.vocab or 0)
+    run = SharedRun(ranks, table, counts, points_per_centroid, batch_size, source)
+    shown = settings["show_progress"]
+    with progress(table.layout.n_chunks * run.vocab // ranks.size, "cluster", unit="id", show=shown) as bar:
+        run.learn(n_iter, residual, warm_start and table.generation > 0, bar)
+    new = {"memory": run.memory, "pointers": run.new.pointers, "keys": run.new.keys}
+    if source is not None and source.projection is not None:
+        new["projection"] = source.projection
+    ranks.agree(new, "after clustering")
+    column_entropy, pair_entropy = run.entropies()
+    ours = {**table.buffers(), **table.parameters()}
+    for name, values in new.items():
+        if name in ours:
+            ours[name][:] = values
+    ours["generation"][0] += 1
+    table.settle()
+    table.training_bytes["cluster"] = run.scratch
+    return ClusterReport(
+        generation=table.generation,
+        n_clusters=run.n_clusters,
+        inertia_before=run.before,
+        inertia_after=run.after,
+        column_entropy=column_entropy,
+        pair_entropy=pair_entropy,
+        empty_clusters=run.empty,
+        iterations=tuple(run.iterations),
+        scratch_bytes=run.scratch,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def leave_out_pointers(model: torch.nn.Module, group: Any = None) -> list[str]:
+    """Tell DistributedDataParallel to leave the pointers out of what it sends at every forward pass.
+
+    Call it on the model that is to be wrapped, on every rank, before it is wrapped. Pointers change in `cluster()` alone, which
+    keeps them equal on all ranks; without this call they are still right, but sent again at every forward pass.
+
+    Args:
+        model: the model, or a part of it that is wrapped by itself.
+        group: the process group; None is the default one.
+
+    Returns:
+        The names of the buffers.
+
+    Raises:
+        RuntimeError: the ranks hold different pointers: they would never be made equal.
+    """
+    names = [name for name, _ in model.named_buffers() if name.rpartition(".")[2] in ("pointers", "shard")]
+    owners = {name: model.get_submodule(name.rpartition(".")[0]) for name in names}
+    names = [name for name, owner in owners.items() if hasattr(owner, "_plan")]
+    ranks = ranks_of(group)
+    if ranks is not None:
+        same = {n: np.asarray(model.get_buffer(n).cpu()) for n in names if not hasattr(owners[n], "shard")}
+        ranks.agree(same, "before training")
+    known = set(getattr(model, "_ddp_params_and_buffers_to_ignore", ()))
+    model._ddp_params_and_buffers_to_ignore = sorted(known | set(names))  # type: ignore[assignment]
+    return names

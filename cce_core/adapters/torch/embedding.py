@@ -1,0 +1,131 @@
+"""`Embedding`: torch.nn.Embedding, its table compressed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from cce_core.adapters.torch.module import Compressed, shape_of
+
+
+class Embedding(Compressed):
+    """A drop-in for `torch.nn.Embedding` whose table takes a hundredth of the memory: `T[input]`.
+
+    With `method="full"`, no rank and no codec, it is torch's own embedding in values, gradients and errors. Every other method of
+    `cce_core.methods()` takes a budget.
+
+    Args:
+        num_embeddings: ids go from 0 to num_embeddings − 1; None, for methods that only hash, takes every 64-bit id.
+        embedding_dim: floats of a vector.
+        padding_idx: an id whose vector is 0 and has no gradient; negative ones count from the end. For a full table, 0 at first,
+            as in torch.
+        max_norm, norm_type: as in torch, for full tables alone.
+        scale_grad_by_freq: divide an id's gradient by how often it comes in the batch.
+        sparse: sparse gradients of memory and weights, for SparseAdam and the like; a projection's stays dense.
+        device, dtype: of the parameters, as in torch.
+        method: a name among `cce_core.methods()`, or one that users of the paper's own code know.
+        num_params: the most trained numbers, or
+        num_bytes: the most stored bytes.
+        n_chunks, rank, codec: as for `cce_core.make_table`.
+        seed: of hashes and first values; None draws it from torch's generator.
+        options: the method's own.
+
+    Shape:
+        input: any integers (*); output: (*, embedding_dim).
+
+    Raises:
+        BudgetError, ValueError, TypeError: as for `cce_core.make_table`.
+        IndexError: an id is out of range (of a forward pass on the CPU).
+        RuntimeError: ids are not integers, or on another device (of a forward pass).
+
+    Cost:
+        That of `cce_core.Table.lookup`, and some 20 µs a call.
+
+    Example:
+        >>> import torch
+        >>> from cce_core.adapters.torch import Embedding
+        >>> emb = Embedding(1000, 16, method="cce", num_params=2048, seed=0)
+        >>> emb(torch.tensor([[1, 2], [3, 4]])).shape
+        torch.Size([2, 2, 16])
+        >>> report = emb.cluster()
+        >>> report.generation
+        1
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int | None,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+        _weight: Tensor | None = None,
+        _freeze: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        method: str = "full",
+        num_params: int | None = None,
+        num_bytes: int | None = None,
+        n_chunks: int | None = None,
+        rank: int | str | None = None,
+        codec: str | None = None,
+        seed: int | None = None,
+        **options: Any,
+    ) -> None:
+        sizes = {"num_params": num_params, "num_bytes": num_bytes, "n_chunks": n_chunks, "rank": rank, "codec": codec}
+        super().__init__(
+            num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, device, dtype,
+            method, seed, {**sizes, **options},
+        )  # fmt: skip
+        if _weight is not None:
+            self._learn(_weight)
+        if _freeze:
+            self.requires_grad_(False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The vectors of ids of any shape: (*, embedding_dim)."""
+        return self._vectors(self._row(input)).view(*input.shape, self.embedding_dim)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        embeddings: Tensor,
+        freeze: bool = True,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+        *,
+        method: str = "full",
+        **options: Any,
+    ) -> Embedding:
+        """Compress a trained table; every argument after `embeddings` is the constructor's, `freeze` aside.
+
+        Methods that learn their sketch (`cce`, `cce_robe`, `pq`, `sparse`, `sparse2`) learn it from these vectors. Those that
+        are linear in their memory get the memory of least squares. Others are refused: they would have to be trained.
+
+        Args:
+            embeddings: float (num_embeddings, embedding_dim).
+            freeze: whether the parameters are left without gradients.
+
+        Raises:
+            ValueError: the method cannot be solved for; or as for the constructor.
+
+        Example:
+            >>> import torch
+            >>> from cce_core.adapters.torch import Embedding
+            >>> trained = torch.nn.Embedding(1000, 16)
+            >>> emb = Embedding.from_pretrained(trained.weight, method="pq", num_params=4096)
+            >>> emb.weight.shape, emb.memory.requires_grad
+            (torch.Size([1000, 16]), False)
+        """
+        rows, dim = shape_of(embeddings)
+        options = {"device": embeddings.device, "dtype": embeddings.dtype, **options}
+        return cls(
+            rows, dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, embeddings, freeze, method=method, **options
+        )  # fmt: skip

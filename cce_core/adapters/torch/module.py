@@ -1,0 +1,317 @@
+"""What `Embedding` and `EmbeddingBag` share: a core table whose arrays are a module's parameters and buffers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cce_core import _check
+from cce_core.adapters.torch import distributed
+from cce_core.adapters.torch.arrays import float32, tensor_of, words, write
+from cce_core.adapters.torch.lookup import lookup
+from cce_core.adapters.torch.moments import HOW, carry, sketches
+from cce_core.adapters.torch.plan import MEMORY, WEIGHTS, Plan, array_specs, plan_of
+from cce_core.adapters.torch.pretrained import learn
+from cce_core.adapters.torch.ranks import ranks_of
+from cce_core.hashing.mix import derive_key
+from cce_core.sketching.learning import ClusterReport
+from cce_core.sketching.make import make_table
+from cce_core.sketching.spec import KEYS, TableSpec
+from cce_core.sketching.table import Table
+from cce_core.storage.codec import codec as get_codec
+from cce_core.storage.ledger import Ledger
+
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+class Compressed(torch.nn.Module):
+    """A module around one table.
+
+    Trained arrays are parameters, blocks as rows: `memory` (units, unit), `weights` likewise, `projection` (rank + 1, dim), and
+    whatever else the method trains. Hash `keys` and packed `pointers` are int64 buffers with the bits of the core's uint64,
+    beside the `generation` and the `seed`. With a codec `memory` holds the float32 values that are trained; a lookup sees them
+    rounded, and gradients pass straight through.
+    """
+
+    memory: Tensor
+    seed: Tensor
+
+    def __init__(
+        self,
+        num_embeddings: int | None,
+        embedding_dim: int,
+        padding_idx: int | None,
+        max_norm: float | None,
+        norm_type: float,
+        scale_grad_by_freq: bool,
+        sparse: bool,
+        device: Any,
+        dtype: Any,
+        method: str,
+        seed: int | None,
+        options: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        if options.get("rounding", "straight-through") != "straight-through":
+            raise ValueError(
+                "rounding must be 'straight-through' here: torch's optimisers need the float values that stochastic rounding "
+                "does not keep"
+            )
+        if scale_grad_by_freq and num_embeddings is None:
+            raise ValueError("scale_grad_by_freq counts ids up to num_embeddings: give it a number")
+        device = torch.get_default_device() if device is None else torch.device(device)
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        if not dtype.is_floating_point:
+            raise ValueError(f"dtype must be a float type, got {dtype}")
+        plain = method == "full" and not options.get("rank") and options.get("codec") in (None, "float32")
+        if seed is None:  # torch's own generator says it; but a full table then begins as torch's does
+            seed = 0 if plain or device.type == "meta" else int(torch.randint(2**63 - 1, (), device="cpu"))
+        table = make_table(method, num_embeddings, embedding_dim, seed=seed, **options)
+        self.num_embeddings, self.embedding_dim = num_embeddings, table.spec.dim
+        self.padding_idx = _padding(padding_idx, num_embeddings)
+        self.max_norm, self.norm_type = max_norm, norm_type
+        self.scale_grad_by_freq, self.sparse = scale_grad_by_freq, sparse
+        self._spec: TableSpec = table.spec
+        self._plan: Plan = plan_of(table.spec)
+        self._plain = plain
+        if max_norm is not None and not plain:
+            raise ValueError(
+                f"max_norm rescales rows in place, and a {method!r} table has no row of its own for every id: leave max_norm "
+                "out, or take method='full' without rank and codec"
+            )
+        units = table.units()
+        for name, values in table.parameters().items():
+            rows = values.reshape(-1, units[name]) if name in ("memory", "weights") else values
+            self.register_parameter(name, torch.nn.Parameter(tensor_of(rows, device, dtype)))
+        for name, values in table.buffers().items():
+            if name not in ("memory", "scales"):
+                self.register_buffer(name, tensor_of(values.view(np.int64), device))
+        if self._plan.kind == "network":  # its keys are not stored by the core: they follow from the seed
+            keys = np.array([derive_key(seed, KEYS, 0, j) for j in range(table.spec.sizes[0])], np.uint64)
+            self.register_buffer("keys", tensor_of(keys.view(np.int64), device))
+        word = np.array([seed], np.uint64).view(np.int64)
+        self.register_buffer("seed", tensor_of(word, device)[0].clone())
+        if plain:
+            self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the first values again: N(0, 1) as torch does for a full table, the core's own for all others.
+
+        The padding row is 0.
+        """
+        with torch.no_grad():
+            if self._plain:
+                torch.nn.init.normal_(self.memory)
+                if self.padding_idx is not None:
+                    self.memory[self.padding_idx].fill_(0)
+            elif not self.memory_is_meta():
+                for name, values in Table(self.spec).parameters().items():
+                    parameter = getattr(self, name)
+                    parameter.copy_(torch.from_numpy(values).view(parameter.shape))
+
+    def memory_is_meta(self) -> bool:
+        """Whether the module holds shapes alone."""
+        return any(p.device.type == "meta" for p in self.parameters())
+
+    def _vectors(self, ids: Tensor) -> Tensor:
+        """The vectors of one row of int64 ids, with what padding and frequencies do to them."""
+        if self.max_norm is not None:
+            with torch.no_grad():
+                torch.embedding_renorm_(self.memory.detach(), ids.contiguous(), self.max_norm, self.norm_type)
+        arrays = {name: getattr(self, name) for name in self._plan.arrays}
+        vectors = lookup(self._plan, arrays, ids, self.sparse)
+        if self.padding_idx is not None and not self._plain:
+            return self._scaled(vectors, ids).masked_fill((ids == self.padding_idx)[:, None], 0.0)
+        return self._scaled(vectors, ids)
+
+    def _scaled(self, vectors: Tensor, ids: Tensor) -> Tensor:
+        """The same vectors, their gradients over the id's count in the batch, and none for the padding row."""
+        hidden = self.padding_idx is not None and self._plain
+        if not (self.scale_grad_by_freq or hidden):
+            return vectors
+        scale = torch.ones(ids.shape, dtype=vectors.dtype, device=ids.device)
+        if self.scale_grad_by_freq:
+            counts = scale.new_zeros(self.num_embeddings or 0).index_add_(0, ids, scale)
+            scale = 1.0 / counts[ids]
+        if hidden:
+            scale = scale * (ids != self.padding_idx)
+        return vectors.detach() + scale[:, None] * (vectors - vectors.detach())
+
+    @property
+    def weight(self) -> Tensor:
+        """The whole table as a tensor (num_embeddings, embedding_dim): the parameter itself where it is full, else worked out.
+
+        What is worked out is differentiable, so that models which score against all ids train; it costs the memory of a full
+        table for as long as it is used.
+        """
+        if self._plain:
+            return self.memory
+        if self.num_embeddings is None:
+            raise RuntimeError("an unbounded table has no weight: it has a vector for every 64-bit id")
+        return self._vectors(torch.arange(self.num_embeddings, device=getattr(self, self._plan.arrays[0]).device))
+
+    def _row(self, input: Tensor) -> Tensor:
+        """The ids as one row of int64, on the parameters' device; errors as torch's users know them."""
+        if input.dtype not in INTEGERS:
+            raise RuntimeError(f"ids must be integers (torch.int64 or int32), got {input.dtype}: ids = ids.long()")
+        first = getattr(self, self._plan.arrays[0])
+        if input.device != first.device:
+            raise RuntimeError(
+                f"ids are on {input.device}, but the table is on {first.device}: move the ids or the module with .to(…)"
+            )
+        return input.reshape(-1).to(torch.int64)
+
+    # --- the core's table ---------------------------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> TableSpec:
+        """All sizes and seeds, as the core's table has them."""
+        if self.seed.device.type == "meta":
+            return self._spec
+        return dataclasses.replace(self._spec, seed=int(self.seed) & (2**64 - 1))
+
+    @property
+    def table(self) -> Table:
+        """The core's table over the same memory where it can be (CPU, float32 and no codec), over copies elsewhere."""
+        table = Table(self.spec, self._arrays())
+        if self._plan.coded:
+            table.parameters()[MEMORY][:] = float32(self.memory).reshape(-1)
+        return table
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        out: dict[str, NDArray[Any]] = {}
+        for name, (dtype, shape, unit) in array_specs(self.spec).items():
+            if self._plan.coded and name in (MEMORY, "scales"):
+                continue
+            tensor = getattr(self, name)
+            out[name] = (float32(tensor) if unit else words(tensor).view(dtype)).reshape(shape)
+        if self._plan.coded:
+            out[MEMORY], scales = get_codec(self.spec.codec).encode(float32(self.memory).reshape(-1))
+            if scales.size:
+                out["scales"] = scales
+        return out
+
+    def ledger(self) -> Ledger:
+        """Every byte that the table costs once it is saved, and what training holds beside it; see `cce_core.Ledger`."""
+        table = self.table
+        table.training_bytes.pop("values", None)
+        if self._plan.coded:
+            table.training_bytes["values"] = self.memory.numel() * self.memory.element_size()
+        return table.ledger()
+
+    def cluster(
+        self, *, optimizer: Any = None, weights: Any = None, moments: str = "remap", group: Any = None, **settings: Any
+    ) -> ClusterReport:
+        """Learn the sketch from the vectors as they are now, in place: parameters and buffers keep their places and shapes.
+
+        Under a process group every rank must call it, with the same arguments: each takes its share of the ids (of `cce` and
+        `pq`), and all come to the same table.
+
+        Args:
+            optimizer: a torch optimiser, or several, that must not go on with moments of rows which mean something else now.
+            weights: how much each id counts, real numbers (num_embeddings,): a tensor, an array or a list.
+            moments: "remap" gives each new row the mean of the moments that its ids had; "reset" forgets them, as for a new
+                parameter. Both concern the memory and its weights alone.
+            group: the process group; None is the default one, where there is one.
+            settings: as for `cce_core.sketching.learning.cluster`.
+
+        Returns:
+            A `ClusterReport`.
+
+        Raises:
+            ValueError: the method learns nothing, or the weights do not fit. The module is as before.
+            RuntimeError: the ranks of a group hold different tables.
+        """
+        _check.choice("moments", moments, HOW)
+        optimizers = optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]
+        optimizers = [one for one in optimizers if one is not None]
+        if isinstance(weights, Tensor):
+            weights = weights.detach().cpu().numpy()
+        table = self.table
+        before = sketches(table) if optimizers and table.method.learns else None
+        ranks = ranks_of(group)
+        if ranks is None:
+            report = table.cluster(weights=weights, **settings)
+        else:
+            report = distributed.cluster(table, ranks, weights=weights, **settings)
+        self._take(table)
+        if before is not None:
+            ours = {name: p for name, p in self.named_parameters() if name in (MEMORY, WEIGHTS)}
+            carry(optimizers, ours, before, sketches(table), table.spec.vocab or 0, moments)
+        return report
+
+    def _learn(self, weight: Tensor, **settings: Any) -> None:
+        """Make the table come near to a trained one: copied for a full table, else learned or solved for."""
+        expected = (self.num_embeddings, self.embedding_dim)
+        if tuple(weight.shape) != expected:
+            raise AssertionError(f"weight must have the shape {expected}, got {tuple(weight.shape)}")
+        if self._plain:
+            with torch.no_grad():
+                self.memory.copy_(weight.detach())
+        elif self.memory_is_meta():
+            raise RuntimeError("a module on the meta device learns nothing: give another device")
+        else:
+            table = self.table
+            learn(table, float32(weight), **settings)
+            self._take(table)
+
+    def _take(self, table: Table) -> None:
+        """Make a table's numbers this module's, in place."""
+        ours = {**table.buffers(), **table.parameters()}
+        for name in array_specs(self.spec):
+            if name != "scales":
+                write(getattr(self, name), ours[name])
+
+    # --- state --------------------------------------------------------------------------------------------------------
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        """As for every module; a full table also takes the state of torch's own embedding."""
+        if self._plain and prefix + "weight" in state_dict and prefix + "memory" not in state_dict:
+            state_dict[prefix + "memory"] = state_dict.pop(prefix + "weight")
+            state_dict.setdefault(prefix + "seed", self.seed.detach().clone())
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def extra_repr(self) -> str:
+        """The sizes, the method, and what was chosen."""
+        spec = self._spec
+        vocab = "unbounded" if spec.vocab is None else str(spec.vocab)
+        said = [vocab, str(spec.dim), f"method={spec.method!r}"]
+        if spec.n_chunks > 1:
+            said.append(f"n_chunks={spec.n_chunks}")
+        if spec.rank:
+            said.append(f"rank={spec.rank}")
+        if spec.codec != "float32":
+            said.append(f"codec={spec.codec!r}")
+        said += [f"{name}={value!r}" for name, value in spec.options if value is not None]
+        for name, usual in (
+            ("padding_idx", None),
+            ("max_norm", None),
+            ("norm_type", 2.0),
+            ("scale_grad_by_freq", False),
+        ):
+            if getattr(self, name) != usual:
+                said.append(f"{name}={getattr(self, name)}")
+        if self.sparse:
+            said.append("sparse=True")
+        said.append(f"num_params={sum(p.numel() for p in self.parameters())}")
+        return ", ".join(said)
+
+
+def shape_of(embeddings: Tensor) -> tuple[int, int]:
+    """Rows and dim of a trained table."""
+    if embeddings.dim() != 2:
+        raise AssertionError("Embeddings parameter is expected to be 2-dimensional")
+    return embeddings.shape[0], embeddings.shape[1]
+
+
+def _padding(index: int | None, vocab: int | None) -> int | None:
+    if index is None or vocab is None:
+        return index
+    if not -vocab <= index < vocab:
+        raise AssertionError(f"padding_idx must be within num_embeddings {vocab}, got {index}")
+    return index + vocab if index < 0 else index

@@ -1,0 +1,356 @@
+"""The operators `torch.ops.cce.*`: the core's loops over torch's memory on the CPU, plain torch operations elsewhere.
+
+With blocks b(n, j) of the memory M, weights w and vectors G, all three sums are derivatives of one number,
+
+    F(M, w, G) = Σ_n Σ_j w[n, j] · ⟨M[b(n, j)], G[n, chunk of j]⟩
+
+    gather  = ∂F/∂G        scatter = ∂F/∂M        dot = ∂F/∂w
+
+so that each has the other two as its gradients, to any order. `rounded` passes gradients straight through; `signs`, `digits`
+and `features` have none. Forward mode is not defined, and raises.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cce_core import _check
+from cce_core._threads import sliced
+from cce_core.adapters.torch import plain
+from cce_core.adapters.torch.arrays import array
+from cce_core.adapters.torch.plan import bases_of, end_of, part_of, spec_of
+from cce_core.hashing.digits import digits as core_digits
+from cce_core.sketching import blocks
+from cce_core.sketching.blocks import Memory, Sketch
+from cce_core.sketching.layout import Layout
+from cce_core.sketching.methods import dhe
+from cce_core.storage.codec import FLOAT32, codec
+
+_LIBRARY = torch.library.Library("cce", "DEF")
+_NO_WORDS = np.empty(0, np.uint64)
+_KEPT_IDS = 1 << 14  # addresses of larger batches are found again: that is cheaper than to write and read them
+_slots: dict[tuple[str, str], NDArray[Any]] = {}
+
+
+class _Kept(threading.local):
+    """Addresses on their way from a forward pass to its backward pass; they are no tensors, and tracing never sees them.
+
+    Attributes:
+        wanted: whether a gather is to leave its addresses here.
+        addresses: uint64 (columns, n), what it left; or what the running scatter or dot may use.
+    """
+
+    wanted = False
+    addresses: NDArray[np.uint64] | None = None
+
+
+_kept = _Kept()
+
+
+def _using(addresses: Any, operator: Callable[..., Any], *arguments: Any) -> Any:
+    """Call an operator that may use these addresses."""
+    _kept.addresses = addresses
+    try:
+        return operator(*arguments)
+    finally:
+        _kept.addresses = None
+
+
+def _words(ids: Tensor, end: np.uint64 | None) -> NDArray[np.uint64]:
+    """Checked ids."""
+    if ids.dtype != torch.int64 or ids.dim() != 1:
+        raise RuntimeError(f"this operator takes one row of int64 ids, got {ids.dtype} {tuple(ids.shape)}")
+    words = array(ids.contiguous())
+    if end is not None:
+        _check.ids_within(words, end)
+    return words
+
+
+def _floats(tensor: Tensor, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """A float tensor of that shape, flat."""
+    if tuple(tensor.shape) != shape:
+        raise RuntimeError(f"this operator takes float32 {shape} here, got {tensor.dtype} {tuple(tensor.shape)}")
+    return array(tensor.contiguous())
+
+
+def _sketch(layout: Layout, keys: Tensor | None, pointers: Tensor | None) -> Sketch:
+    return Sketch(
+        layout,
+        _NO_WORDS if keys is None else array(keys.contiguous()),
+        _NO_WORDS if pointers is None else array(pointers.contiguous()),
+    )
+
+
+def _fit(weights: Tensor | None, n: int, layout: Layout) -> Any:
+    shape = (n, len(layout.columns))
+    return None if weights is None else _floats(weights, shape).reshape(shape)
+
+
+def _in_core(*tensors: Tensor | None) -> bool:
+    """Whether the core's loops take them: float32."""
+    return all(t is None or t.dtype == torch.float32 for t in tensors)
+
+
+# --- the three sums ---------------------------------------------------------------------------------------------------
+
+
+def _gather(
+    memory: Tensor, ids: Tensor, weights: Tensor | None, keys: Tensor | None, pointers: Tensor | None,
+    spec: str, part: str, sparse: bool = False,
+) -> Tensor:  # fmt: skip
+    if not _in_core(memory, weights):
+        return plain.gather(memory, ids, weights, keys, pointers, spec, part)
+    layout, end = part_of(spec, part)
+    words = _words(ids, end)
+    source = Memory(FLOAT32, _floats(memory, (layout.n_units, layout.unit)))
+    kept = None
+    if _kept.wanted and len(words) <= _KEPT_IDS:
+        kept = _kept.addresses = np.empty((len(layout.columns), len(words)), np.uint64)
+    out = blocks.lookup(_sketch(layout, keys, pointers), source, words, _fit(weights, len(words), layout), kept)
+    return torch.from_numpy(out)
+
+
+def _scatter(
+    grads: Tensor, ids: Tensor, weights: Tensor | None, keys: Tensor | None, pointers: Tensor | None, spec: str, part: str
+) -> Tensor:  # fmt: skip
+    if not _in_core(grads, weights):
+        return plain.scatter(grads, ids, weights, keys, pointers, spec, part)
+    layout, end = part_of(spec, part)
+    words = _words(ids, end)
+    vectors, weights = _floats(grads, (len(words), layout.dim)), _fit(weights, len(words), layout)
+    out = blocks.scatter(_sketch(layout, keys, pointers), words, vectors, weights, _kept.addresses)
+    return torch.from_numpy(out).view(layout.n_units, layout.unit)
+
+
+def _scatter_sparse(
+    grads: Tensor, ids: Tensor, weights: Tensor | None, keys: Tensor | None, pointers: Tensor | None, spec: str, part: str
+) -> Tensor:  # fmt: skip
+    layout, end = part_of(spec, part)
+    if grads.device.type != "cpu" or not _in_core(grads, weights):
+        units = plain._units(layout, ids, keys, pointers).reshape(1, -1)
+        parts = plain._spread(layout, grads)
+        parts = parts if weights is None else parts * weights[..., None]
+        return torch.sparse_coo_tensor(
+            units, parts.reshape(-1, layout.unit), (layout.n_units, layout.unit), check_invariants=False
+        )
+    words = _words(ids, end)
+    scratch = _slots.pop((spec, part), None)  # out while it is used: an interrupt loses it, threads never share it
+    scratch = blocks.new_slots(layout) if scratch is None else scratch
+    found = blocks.scatter_sparse(
+        _sketch(layout, keys, pointers), words, _floats(grads, (len(words), layout.dim)), scratch,
+        _fit(weights, len(words), layout), _kept.addresses,
+    )  # fmt: skip
+    _slots[spec, part] = scratch
+    index, values = torch.from_numpy(found.index)[None], torch.from_numpy(found.values)
+    return torch.sparse_coo_tensor(index, values, (layout.n_units, layout.unit), check_invariants=False)
+
+
+def _dot(
+    memory: Tensor, grads: Tensor, ids: Tensor, keys: Tensor | None, pointers: Tensor | None, spec: str, part: str
+) -> Tensor:  # fmt: skip
+    if not _in_core(memory, grads):
+        return plain.dot(memory, grads, ids, keys, pointers, spec, part)
+    layout, end = part_of(spec, part)
+    words = _words(ids, end)
+    source = Memory(FLOAT32, _floats(memory, (layout.n_units, layout.unit)))
+    vectors = _floats(grads, (len(words), layout.dim))
+    return torch.from_numpy(blocks.dot(_sketch(layout, keys, pointers), source, words, vectors, _kept.addresses))
+
+
+# --- what has no gradient, and what passes it through -----------------------------------------------------------------
+
+
+def _signs(ids: Tensor, keys: Tensor, like: Tensor, spec: str) -> Tensor:
+    if not _in_core(like):
+        return plain.signs(ids, keys, spec, like.dtype)
+    layout, end = part_of(spec, "memory")
+    return torch.from_numpy(blocks.signs(_sketch(layout, keys, None), _words(ids, end)))
+
+
+def _digits(ids: Tensor, spec: str) -> Tensor:
+    found = core_digits(_words(ids, end_of(spec)), bases_of(spec))
+    return torch.from_numpy(np.ascontiguousarray(found.T, np.int64))
+
+
+def _features(ids: Tensor, keys: Tensor, spec: str) -> Tensor:
+    words, hashed = _words(ids, end_of(spec)), array(keys.contiguous())
+    out = np.empty((len(words), len(hashed)), np.float32)
+    kernel = dhe._uniform if spec_of(spec).option("transform") == "uniform" else dhe._gaussian
+    sliced(kernel, len(words), max(1, dhe._GRAIN // len(hashed)), words, hashed, out)
+    return torch.from_numpy(out)
+
+
+def _rounded(memory: Tensor, spec: str) -> Tensor:
+    if not _in_core(memory):
+        return plain.rounded(memory, spec)
+    kept = codec(spec_of(spec).codec)
+    codes, scales = kept.encode(array(memory.contiguous()))
+    return torch.from_numpy(kept.decode(codes, scales, memory.numel())).view(memory.shape)
+
+
+# --- shapes for tracing -----------------------------------------------------------------------------------------------
+
+
+def _gather_like(memory: Tensor, ids: Tensor, weights: Any, keys: Any, pointers: Any, spec: str, part: str, sparse: bool = False) -> Tensor:  # noqa: E501  # fmt: skip
+    return memory.new_empty((ids.shape[0], part_of(spec, part).layout.dim))
+
+
+def _scatter_like(grads: Tensor, ids: Tensor, weights: Any, keys: Any, pointers: Any, spec: str, part: str) -> Tensor:
+    layout = part_of(spec, part).layout
+    return grads.new_empty((layout.n_units, layout.unit))
+
+
+def _dot_like(memory: Tensor, grads: Tensor, ids: Tensor, keys: Any, pointers: Any, spec: str, part: str) -> Tensor:
+    return grads.new_empty((ids.shape[0], len(part_of(spec, part).layout.columns)))
+
+
+def _signs_like(ids: Tensor, keys: Tensor, like: Tensor, spec: str) -> Tensor:
+    return like.new_empty((ids.shape[0], len(part_of(spec, "memory").layout.columns)))
+
+
+def _digits_like(ids: Tensor, spec: str) -> Tensor:
+    return ids.new_empty((len(bases_of(spec)), ids.shape[0]))
+
+
+def _features_like(ids: Tensor, keys: Tensor, spec: str) -> Tensor:
+    return ids.new_empty((ids.shape[0], keys.shape[0]), dtype=torch.float32)
+
+
+def _rounded_like(memory: Tensor, spec: str) -> Tensor:
+    return torch.empty_like(memory, memory_format=torch.contiguous_format)
+
+
+_ADDRESS = "Tensor? keys, Tensor? pointers, str spec, str part"
+_OPERATORS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any], Callable[..., Any]]] = {
+    "gather": (
+        f"(Tensor memory, Tensor ids, Tensor? weights, {_ADDRESS}, bool sparse=False) -> Tensor",
+        _gather,
+        lambda memory, ids, weights, keys, pointers, spec, part, sparse=False: plain.gather(
+            memory, ids, weights, keys, pointers, spec, part
+        ),
+        _gather_like,
+    ),
+    "scatter": (
+        f"(Tensor grads, Tensor ids, Tensor? weights, {_ADDRESS}) -> Tensor",
+        _scatter,
+        plain.scatter,
+        _scatter_like,
+    ),
+    "dot": (f"(Tensor memory, Tensor grads, Tensor ids, {_ADDRESS}) -> Tensor", _dot, plain.dot, _dot_like),
+    "signs": (
+        "(Tensor ids, Tensor keys, Tensor like, str spec) -> Tensor",
+        _signs,
+        lambda ids, keys, like, spec: plain.signs(ids, keys, spec, like.dtype),
+        _signs_like,
+    ),
+    "digits": ("(Tensor ids, str spec) -> Tensor", _digits, plain.digits, _digits_like),
+    "features": ("(Tensor ids, Tensor keys, str spec) -> Tensor", _features, plain.features, _features_like),
+    "bags": (
+        "(Tensor offsets, Tensor ids) -> Tensor",
+        plain.bags,
+        plain.bags,
+        lambda offsets, ids: torch.empty_like(ids),
+    ),
+    "rounded": ("(Tensor memory, str spec) -> Tensor", _rounded, plain.rounded, _rounded_like),
+}
+for _name, (_schema, _core, _anywhere, _like) in _OPERATORS.items():
+    _LIBRARY.define(_name + _schema)
+    _LIBRARY.impl(_name, _core, "CPU")
+    _LIBRARY.impl(_name, _anywhere, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"cce::{_name}", _like, lib=_LIBRARY)
+
+gather = torch.ops.cce.gather.default
+scatter = torch.ops.cce.scatter.default
+dot = torch.ops.cce.dot.default
+signs = torch.ops.cce.signs.default
+digits = torch.ops.cce.digits.default
+features = torch.ops.cce.features.default
+rounded = torch.ops.cce.rounded.default
+bags = torch.ops.cce.bags.default
+
+
+# --- gradients: `ctx` counts the inputs from 1, after the dispatcher's keys -------------------------------------------
+
+
+def _save_gather(ctx: Any, inputs: Any) -> None:
+    memory, ids, weights, keys, pointers, ctx.spec, ctx.part, *rest = inputs
+    ctx.sparse, ctx.n_inputs = bool(rest and rest[0]), len(inputs)  # the dispatcher leaves out what is the default
+    ctx.save_for_backward(memory if weights is not None else None, ids, weights, keys, pointers)
+
+
+def _back_gather(ctx: Any, grad: Tensor) -> Any:
+    memory, ids, weights, keys, pointers = ctx.saved_tensors
+    to_memory = to_weights = None
+    if ctx.needs_input_grad[1]:
+        back = _scatter_sparse if ctx.sparse else scatter
+        to_memory = _using(ctx.addresses, back, grad, ids, weights, keys, pointers, ctx.spec, ctx.part)
+    if ctx.needs_input_grad[3]:
+        to_weights = _using(ctx.addresses, dot, memory, grad, ids, keys, pointers, ctx.spec, ctx.part)
+    return (to_memory, None, to_weights, *(None,) * (ctx.n_inputs - 3))
+
+
+def _save_scatter(ctx: Any, inputs: Any) -> None:
+    grads, ids, weights, keys, pointers, ctx.spec, ctx.part = inputs
+    ctx.save_for_backward(grads if weights is not None else None, ids, weights, keys, pointers)
+
+
+def _back_scatter(ctx: Any, grad: Tensor) -> Any:
+    grads, ids, weights, keys, pointers = ctx.saved_tensors
+    to_grads = to_weights = None
+    if ctx.needs_input_grad[1]:
+        to_grads = gather(grad, ids, weights, keys, pointers, ctx.spec, ctx.part)
+    if ctx.needs_input_grad[3]:
+        to_weights = dot(grad, grads, ids, keys, pointers, ctx.spec, ctx.part)
+    return to_grads, None, to_weights, None, None, None, None
+
+
+def _save_dot(ctx: Any, inputs: Any) -> None:
+    memory, grads, ids, keys, pointers, ctx.spec, ctx.part = inputs
+    ctx.save_for_backward(memory, grads, ids, keys, pointers)
+
+
+def _back_dot(ctx: Any, grad: Tensor) -> Any:
+    memory, grads, ids, keys, pointers = ctx.saved_tensors
+    to_memory = to_grads = None
+    if ctx.needs_input_grad[1]:
+        to_memory = scatter(grads, ids, grad, keys, pointers, ctx.spec, ctx.part)
+    if ctx.needs_input_grad[2]:
+        to_grads = gather(memory, ids, grad, keys, pointers, ctx.spec, ctx.part)
+    return to_memory, to_grads, None, None, None, None, None
+
+
+def _differentiable(operator: Any, save: Callable[..., None], back: Callable[..., Any], keeps: bool = False) -> None:
+    """Give an operator its gradient. `register_autograd` would do so too, but drops forward-mode tangents without a word."""
+
+    class Gradient(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, keys: Any, *inputs: Any) -> Any:
+            _kept.wanted = keeps and any(ctx.needs_input_grad)
+            try:
+                with torch._C._AutoDispatchBelowAutograd():
+                    out = operator.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
+            finally:
+                if keeps:
+                    ctx.addresses, _kept.addresses, _kept.wanted = _kept.addresses, None, False
+            save(ctx, inputs)
+            return out
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            return (None, *back(ctx, *grads))
+
+    Gradient.__name__ = f"cce_{operator._opname}"
+    _LIBRARY.impl(operator._opname, Gradient.apply, "Autograd", with_keyset=True)
+
+
+_differentiable(gather, _save_gather, _back_gather, keeps=True)
+_differentiable(scatter, _save_scatter, _back_scatter)
+_differentiable(dot, _save_dot, _back_dot)
+_differentiable(rounded, lambda ctx, inputs: None, lambda ctx, grad: (grad, None))

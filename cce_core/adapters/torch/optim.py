@@ -1,0 +1,161 @@
+"""The core's optimisers as torch's: one pass over a parameter where torch takes several."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cce_core.adapters.torch.arrays import array
+from cce_core.sketching.gradient import SparseGradient
+from cce_core.training import SGD, Adagrad, AdamW
+from cce_core.training.optimizer import Optimizer, State
+
+
+class Fused(torch.optim.Optimizer):
+    """What the fused optimisers share: parameters of any module on the CPU in float32, gradients dense or sparse.
+
+    State lies in torch's own `state`, one tensor a moment, so that schedulers, `state_dict` and `cluster(optimizer=…)` work as
+    with any optimiser. The rows of a sparse gradient are those of the parameter.
+    """
+
+    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+        self._core(defaults)  # refuses what is out of range
+        super().__init__(params, defaults)
+
+    @abc.abstractmethod
+    def _core(self, group: dict[str, Any]) -> Optimizer:
+        """The core's optimiser of a group."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient, in place.
+
+        Args:
+            closure: computes the loss anew and returns it.
+
+        Raises:
+            RuntimeError: a parameter is not float32 on the CPU, or not contiguous.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            core = self._core(group)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(core, parameter, parameter.grad)
+        return loss
+
+    def _update(self, core: Optimizer, parameter: Tensor, grad: Tensor) -> None:
+        if parameter.device.type != "cpu" or parameter.dtype != torch.float32 or not parameter.is_contiguous():
+            raise RuntimeError(
+                f"{type(self).__name__} takes contiguous float32 parameters on the CPU, got {parameter.dtype} on "
+                f"{parameter.device}: take torch.optim's own optimiser for them"
+            )
+        kept = self.state[parameter]
+        state = State(
+            kept.get("step", 0), {name: array(value) for name, value in kept.items() if isinstance(value, Tensor)}
+        )
+        state.step += 1
+        known, flat = set(state.arrays), array(parameter)
+        unit = parameter.numel() // max(1, parameter.shape[0]) if parameter.dim() > 1 else 1
+        if grad.is_sparse:
+            grad = grad.coalesce()
+            index, values = grad.indices()[0], grad.values().contiguous()
+            touched = SparseGradient(array(index).view("i8"), array(values).reshape(-1, unit), flat.size)
+            core._update_touched(flat, touched, unit, state)
+        else:
+            core._update(flat, array(grad.contiguous()), unit, state)
+        torch.autograd.graph.increment_version(parameter)
+        kept["step"] = state.step
+        for name, moment in state.arrays.items():
+            if name not in known:
+                tensor = torch.from_numpy(moment).clone()
+                kept[name] = tensor.view(parameter.shape) if tensor.numel() == parameter.numel() else tensor
+
+
+class FusedSGD(Fused):
+    """Stochastic gradient descent: b ← μ·b + g + λ·p, p ← p − lr·b; see `cce_core.SGD`.
+
+    Args:
+        params: parameters, or groups of them, as for any torch optimiser.
+        lr, momentum, weight_decay: as for `cce_core.SGD`.
+
+    Example:
+        >>> import torch
+        >>> from cce_core.adapters.torch import Embedding, FusedSGD
+        >>> emb = Embedding(1000, 16, method="cce", num_params=2048, sparse=True, rank=0, seed=0)
+        >>> optimizer = FusedSGD(emb.parameters(), lr=0.1)
+        >>> emb(torch.tensor([1, 2])).sum().backward()
+        >>> optimizer.step()
+    """
+
+    def __init__(self, params: Any, lr: float = 1e-3, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    def _core(self, group: dict[str, Any]) -> Optimizer:
+        return SGD(float(group["lr"]), group["momentum"], group["weight_decay"])
+
+
+class FusedAdagrad(Fused):
+    """Adagrad: s ← s + g², p ← p − lr·g / (√s + ε); see `cce_core.Adagrad`.
+
+    Args:
+        params: parameters, or groups of them, as for any torch optimiser.
+        lr, eps, rowwise: as for `cce_core.Adagrad`.
+
+    Example:
+        >>> import torch
+        >>> from cce_core.adapters.torch import Embedding, FusedAdagrad
+        >>> emb = Embedding(1000, 16, method="full", sparse=True)
+        >>> optimizer = FusedAdagrad(emb.parameters(), lr=0.1, rowwise=True)
+        >>> emb(torch.tensor([1, 2])).sum().backward()
+        >>> optimizer.step()
+        >>> optimizer.state[emb.memory]["squares"].shape
+        torch.Size([1000])
+    """
+
+    def __init__(self, params: Any, lr: float = 1e-2, eps: float = 1e-10, *, rowwise: bool = False) -> None:
+        super().__init__(params, {"lr": lr, "eps": eps, "rowwise": rowwise})
+
+    def _core(self, group: dict[str, Any]) -> Optimizer:
+        return Adagrad(float(group["lr"]), group["eps"], rowwise=group["rowwise"])
+
+
+class FusedAdam(Fused):
+    """Adam with decoupled weight decay, 0 unless given; see `cce_core.AdamW`.
+
+    Args:
+        params: parameters, or groups of them, as for any torch optimiser.
+        lr, betas, eps, weight_decay, lazy: as for `cce_core.AdamW`. With `lazy` a sparse gradient costs its rows alone, as with
+            torch's SparseAdam; without, all moments decay at every step.
+
+    Example:
+        >>> import torch
+        >>> from cce_core.adapters.torch import Embedding, FusedAdam
+        >>> emb = Embedding(1000, 16, method="cce", num_params=2048, seed=0)
+        >>> optimizer = FusedAdam(emb.parameters(), lr=1e-3)
+        >>> emb(torch.tensor([1, 2])).sum().backward()
+        >>> optimizer.step()
+        >>> report = emb.cluster(optimizer=optimizer)
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        lazy: bool = False,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "lazy": lazy})
+
+    def _core(self, group: dict[str, Any]) -> Optimizer:
+        return AdamW(float(group["lr"]), group["betas"], group["eps"], group["weight_decay"], lazy=group["lazy"])

@@ -1,0 +1,230 @@
+"""The operators in plain torch operations, on any device and in any float type; the core's own loops are the fast way.
+
+Words of 64 bits are held in int64: products and sums wrap round there too, and a logical shift is an arithmetic one, masked.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from cce_core.adapters.torch.plan import bases_of, part_of, spec_of
+from cce_core.hashing import mix
+from cce_core.sketching.layout import HASH, IDENTITY, POINTER, Column, Layout
+from cce_core.sketching.methods import dhe
+from cce_core.storage.codec import BLOCK, codec
+
+_LOW = 0xFFFFFFFF
+
+
+def _signed(word: int) -> int:
+    return word - (1 << 64) if word >> 63 else word
+
+
+_G1, _F1, _F2, _F3 = (_signed(int(c)) for c in (mix._g1, mix._f1, mix._f2, mix._f3))
+
+
+def _down(x: Tensor, n: int) -> Tensor:
+    """The logical shift to the right by 0 < n < 64."""
+    return (x >> n) & ((1 << (64 - n)) - 1)
+
+
+def premix(x: Tensor) -> Tensor:
+    """`hashing.mix.premix`."""
+    x = (x ^ _down(x, 32)) * _G1
+    return x ^ _down(x, 29)
+
+
+def keyed(premixed: Tensor, key: Tensor) -> Tensor:
+    """`hashing.mix.keyed`."""
+    z = (premixed ^ key) * _F1
+    z = (z ^ _down(z, 32)) * _F2
+    z = (z ^ _down(z, 29)) * _F3
+    return z ^ _down(z, 32)
+
+
+def multiply_high(a: Tensor, b: int) -> Tensor:
+    """⌊a · b / 2^64⌋ of an unsigned word a and 0 < b < 2^63."""
+    low, high = a & _LOW, _down(a, 32)
+    b_low, b_high = b & _LOW, b >> 32
+    middle = high * b_low + _down(low * b_low, 32)
+    other = low * b_high + (middle & _LOW)
+    return high * b_high + _down(middle, 32) + _down(other, 32)
+
+
+def _read_bits(words: Tensor, position: Tensor, bits: int) -> Tensor:
+    """`storage.packed.read_bits`."""
+    if bits == 0:
+        return torch.zeros_like(position)
+    word, shift = position >> 6, position & 63
+    after = words[word + (shift + bits > 64)]
+    here = (words[word] >> shift) & ~((torch.full_like(shift, -1) << 1) << (63 - shift))
+    return (here | ((after << 1) << (63 - shift))) & ((1 << bits) - 1)
+
+
+def _column(column: Column, per_id: int, ids: Tensor, keys: Tensor | None, pointers: Tensor | None) -> Tensor:
+    if column.kind == HASH:
+        assert keys is not None
+        index = multiply_high(keyed(premix(ids), keys[column.b]), column.rows)
+    elif column.kind == POINTER:
+        assert pointers is not None
+        index = _read_bits(pointers, ids * per_id + column.a, column.b).clamp(max=column.rows - 1)
+    elif column.kind == IDENTITY:
+        index = ids
+    else:
+        index = (ids // column.a) % column.rows
+    return column.base + column.stride * index
+
+
+def addresses(layout: Layout, ids: Tensor, keys: Tensor | None, pointers: Tensor | None) -> Tensor:
+    """The address of every column, int64 (n, columns)."""
+    return torch.stack([_column(c, layout.bits_per_id, ids, keys, pointers) for c in layout.columns], 1)
+
+
+def _units(layout: Layout, ids: Tensor, keys: Tensor | None, pointers: Tensor | None) -> Tensor:
+    """The units that every block is made of, int64 (n, columns, width / unit)."""
+    place = addresses(layout, ids, keys, pointers)[..., None]
+    if layout.width > layout.unit:
+        regions = [c.region or c.rows * c.stride for c in layout.columns]
+        past = ids.new_tensor([c.base + r for c, r in zip(layout.columns, regions, strict=True)])[:, None]
+        region = ids.new_tensor(regions)[:, None]
+        place = place + torch.arange(0, layout.width, layout.unit, device=ids.device)
+        place = torch.where(place >= past, place - region, place)
+    return place // layout.unit
+
+
+def check_range(ids: Tensor, text: str) -> None:
+    """IndexError for an id outside the vocabulary; on an accelerator its own assertion, later, as for torch's own."""
+    vocab = spec_of(text).vocab
+    if vocab is None or ids.numel() == 0:
+        return
+    if ids.device.type == "cpu":
+        low, high = (int(x) for x in ids.aminmax())
+        if low < 0 or high >= vocab:
+            wrong = high if high >= vocab else low
+            at = int((ids == wrong).nonzero()[0])
+            raise IndexError(
+                f"id {wrong} at position {at} is outside this table's vocabulary: ids go from 0 to {vocab - 1}"
+            )
+    else:
+        torch._assert_async(((ids >= 0) & (ids < vocab)).all())
+
+
+def _blocks(
+    memory: Tensor, ids: Tensor, keys: Tensor | None, pointers: Tensor | None, text: str, part: str
+) -> tuple[Layout, Tensor]:
+    """Every block as it lies in the memory: (n, columns, width)."""
+    check_range(ids, text)
+    layout = part_of(text, part).layout
+    units = _units(layout, ids, keys, pointers)
+    return layout, memory.reshape(-1, layout.unit)[units].reshape(len(ids), len(layout.columns), layout.width)
+
+
+def gather(
+    memory: Tensor, ids: Tensor, weights: Tensor | None, keys: Tensor | None, pointers: Tensor | None, text: str, part: str
+) -> Tensor:  # fmt: skip
+    """`ops.gather`."""
+    layout, found = _blocks(memory, ids, keys, pointers, text, part)
+    if weights is not None:
+        found = found * weights[..., None]
+    return found.reshape(len(ids), layout.n_chunks, layout.terms, layout.width).sum(2).reshape(len(ids), layout.dim)
+
+
+def _spread(layout: Layout, grads: Tensor) -> Tensor:
+    """Each column's part of the vectors: (n, columns, width)."""
+    n = len(grads)
+    parts = grads.reshape(n, layout.n_chunks, 1, layout.width)
+    return parts.expand(-1, -1, layout.terms, -1).reshape(n, len(layout.columns), layout.width)
+
+
+def scatter(
+    grads: Tensor, ids: Tensor, weights: Tensor | None, keys: Tensor | None, pointers: Tensor | None, text: str, part: str
+) -> Tensor:  # fmt: skip
+    """`ops.scatter`."""
+    check_range(ids, text)
+    layout = part_of(text, part).layout
+    units, parts = _units(layout, ids, keys, pointers), _spread(layout, grads)
+    if weights is not None:
+        parts = parts * weights[..., None]
+    out = grads.new_zeros(layout.n_units, layout.unit)
+    return out.index_add_(0, units.reshape(-1), parts.reshape(-1, layout.unit))
+
+
+def dot(
+    memory: Tensor, grads: Tensor, ids: Tensor, keys: Tensor | None, pointers: Tensor | None, text: str, part: str
+) -> Tensor:  # fmt: skip
+    """`ops.dot`."""
+    layout, found = _blocks(memory, ids, keys, pointers, text, part)
+    return (found * _spread(layout, grads)).sum(2)
+
+
+def signs(ids: Tensor, keys: Tensor, text: str, dtype: torch.dtype) -> Tensor:
+    """`ops.signs`."""
+    layout, words = part_of(text, "memory").layout, premix(ids)
+    out = torch.ones((len(ids), len(layout.columns)), dtype=dtype, device=ids.device)
+    for j, column in enumerate(layout.columns):
+        if column.kind == HASH and column.a:
+            out[:, j] = (1 - 2 * (keyed(words, keys[column.b]) & 1)).to(dtype)
+    return out
+
+
+def digits(ids: Tensor, text: str) -> Tensor:
+    """`ops.digits`."""
+    check_range(ids, text)
+    out, rest = [], ids
+    for base in bases_of(text):
+        out.append(rest % base)
+        rest = rest // base
+    return torch.stack(out)
+
+
+def features(ids: Tensor, keys: Tensor, text: str) -> Tensor:
+    """`ops.features`."""
+    check_range(ids, text)
+    spec, words, m = spec_of(text), premix(ids), dhe.BUCKETS
+    hashed = torch.stack([multiply_high(keyed(words, key), m) for key in keys], 1).to(torch.float32)
+    if spec.option("transform") == "uniform":
+        return hashed * (2.0 / (m - 1)) - 1.0
+    radius = (-2.0 * ((hashed[:, ::2] + 1.0) / m).log()).sqrt()
+    angle = hashed[:, 1::2] * (2.0 * math.pi / m)
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], 2).flatten(1)
+
+
+def rounded(memory: Tensor, text: str) -> Tensor:
+    """`ops.rounded`."""
+    kept, flat = codec(spec_of(text).codec), memory.reshape(-1)
+    if not kept.most:
+        return memory.to(torch.bfloat16).to(memory.dtype)
+    padded = torch.nn.functional.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
+    largest = padded.abs().amax(1, keepdim=True)
+    exact = torch.where(largest > 0, padded / largest.clamp(min=torch.finfo(flat.dtype).tiny) * kept.most, 0.0)
+    q = torch.floor(exact + 0.5).clamp(-kept.most, kept.most)
+    return (q * (largest / kept.most)).view(-1)[: len(flat)].view_as(memory)
+
+
+def bags(offsets: Tensor, ids: Tensor) -> Tensor:
+    """`ops.bags`."""
+    n = ids.shape[0]
+    if offsets.shape[0]:
+        rise = torch.cat([offsets, offsets.new_tensor([n])]).diff()
+        if offsets.device.type == "cpu":
+            if offsets[0] != 0:
+                raise RuntimeError(
+                    "offsets[0] has to be 0, i.e., the first sequence in the mini-batch has to start from position 0. "
+                    f"However, got {int(offsets[0])}"
+                )
+            if offsets[-1] > n:
+                raise RuntimeError(
+                    f"offsets[-1] can not be greater than input's length {n} but got offsets[-1] of {int(offsets[-1])}"
+                )
+            if n and (rise < 0).any():
+                at = int((rise < 0).nonzero()[0])
+                raise RuntimeError(
+                    f"offsets must not decrease, got {int(offsets[at])} and then {int(offsets[at + 1])} at {at + 1}"
+                )
+        else:
+            torch._assert_async((offsets[0] == 0) & (rise >= 0).all())
+        return torch.searchsorted(offsets, torch.arange(n, device=ids.device), right=True) - 1
+    return torch.zeros_like(ids)

@@ -1,0 +1,127 @@
+"""What a forward pass must know of a table's spec, as plain constants that a compiler can trace through."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cce_core.sketching.block_method import BlockMethod
+from cce_core.sketching.layout import Layout
+from cce_core.sketching.method import ArraySpec
+from cce_core.sketching.methods import get_method
+from cce_core.sketching.methods.tt import TensorTrain
+from cce_core.sketching.spec import TableSpec
+
+MEMORY, WEIGHTS = "memory", "weights"
+
+
+class Plan(NamedTuple):
+    """A spec, resolved for forward passes.
+
+    Attributes:
+        text: the spec as operators take it, its seed aside: everything that is drawn from the seed is a buffer.
+        kind: "blocks", "train" or "network".
+        arrays: names of the tensors that a lookup reads.
+        weighed: the array that the blocks' weights are read from, "" where they are all 1.
+        signed: whether signs are drawn.
+        appends: whether the weights follow the sum as further coordinates.
+        factors: vectors that are multiplied with each other; 0 where there is no product.
+        inner: floats of a vector before the projection.
+        rank: of the projection; 0 for none.
+        coded: whether the memory is rounded into a codec.
+        layers: hidden layers of a network.
+        cores: (left, d · right) of each core of a train.
+    """
+
+    text: str
+    kind: str
+    arrays: tuple[str, ...]
+    weighed: str = ""
+    signed: bool = False
+    appends: bool = False
+    factors: int = 0
+    inner: int = 0
+    rank: int = 0
+    coded: bool = False
+    layers: int = 0
+    cores: tuple[tuple[int, int], ...] = ()
+
+
+def text_of(spec: TableSpec) -> str:
+    """The spec as one line, with seed 0."""
+    return json.dumps(dataclasses.replace(spec, seed=0).as_json(), separators=(",", ":"))
+
+
+@functools.lru_cache(maxsize=4096)
+def spec_of(text: str) -> TableSpec:
+    """The spec of such a line."""
+    return TableSpec.from_json(json.loads(text))
+
+
+def array_specs(spec: TableSpec) -> dict[str, ArraySpec]:
+    """All arrays of the core's table, the projection included."""
+    specs = dict(get_method(spec.method).arrays(spec))
+    if spec.rank:
+        specs["projection"] = ArraySpec(np.float32, (spec.rank + 1, spec.dim), spec.dim)
+    return specs
+
+
+class Part(NamedTuple):
+    """A layout and the end of the ids that it takes (None where it takes every id)."""
+
+    layout: Layout
+    end: np.uint64 | None
+
+
+@functools.lru_cache(maxsize=4096)
+def part_of(text: str, part: str) -> Part:
+    """The layout of the memory, or of the weights."""
+    spec = spec_of(text)
+    method = get_method(spec.method)
+    assert isinstance(method, BlockMethod)
+    layout = method.layout(spec) if part == MEMORY else method.weighing(spec)
+    if layout is None:
+        raise ValueError(f"a {spec.method!r} table has no {part}")
+    return Part(layout, end_of(text))
+
+
+@functools.lru_cache(maxsize=4096)
+def end_of(text: str) -> np.uint64 | None:
+    """The vocabulary of a spec."""
+    vocab = spec_of(text).vocab
+    return None if vocab is None else np.uint64(vocab)
+
+
+@functools.lru_cache(maxsize=4096)
+def bases_of(text: str) -> tuple[int, ...]:
+    """The bases of a train's digits, the least significant first."""
+    spec = spec_of(text)
+    method = get_method(spec.method)
+    return tuple(shape[0] for shape in (s.shape for s in method.arrays(spec).values()))
+
+
+def plan_of(spec: TableSpec) -> Plan:
+    """The plan of a spec."""
+    method, text = get_method(spec.method), text_of(spec)
+    names = tuple(name for name in array_specs(spec) if name not in ("generation", "scales"))
+    base: dict[str, Any] = {"text": text, "arrays": names, "inner": spec.inner, "rank": spec.rank}
+    if isinstance(method, BlockMethod):
+        weighed = "" if method.weighing(spec) is None else (MEMORY if method.weights_in_memory else WEIGHTS)
+        return Plan(
+            kind="blocks",
+            weighed=weighed,
+            signed=method.layout(spec).signed,
+            appends=method.appends_weights(spec),
+            factors=0 if method.is_linear(spec) else spec.n_chunks,
+            coded=spec.codec != "float32",
+            **base,
+        )
+    if isinstance(method, TensorTrain):
+        lefts = (1, *spec.sizes)
+        widths = [s.shape[1] // left for s, left in zip(method.arrays(spec).values(), lefts, strict=True)]
+        return Plan(kind="train", cores=tuple(zip(lefts, widths, strict=True)), **base)
+    return Plan(kind="network", layers=spec.sizes[2], **{**base, "arrays": (*names, "keys")})

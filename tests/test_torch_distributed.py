@@ -1,0 +1,147 @@
+"""Two and three processes come to what one comes to: clusterings, DistributedDataParallel, sharded pointers."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch_ranks
+from torch_ranks import VOCAB
+from torch_tables import DIM
+
+torch = pytest.importorskip("torch")
+if not torch.distributed.is_available():
+    pytest.skip("this torch has no process groups", allow_module_level=True)
+
+from cce_core.adapters.torch import Embedding, leave_out_pointers  # noqa: E402
+from cce_core.adapters.torch import distributed as shared  # noqa: E402
+from cce_core.adapters.torch.ranks import Exact, Ranks  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def ranks(request, tmp_path_factory):
+    """What every process found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.start_processes(
+        torch_ranks.work, (request.param, str(folder)), nprocs=request.param, start_method="spawn"
+    )
+    return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(request.param)]
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory):
+    """This process alone, as a group: the shared clustering by one."""
+    store = tmp_path_factory.mktemp("group") / "store"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield Ranks()
+    torch.distributed.destroy_process_group()
+
+
+def assert_equal(a, b):
+    """The same bits, all the way down."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    elif isinstance(a, np.ndarray):
+        np.testing.assert_array_equal(a, b)
+    else:
+        assert a == b
+
+
+def test_all_ranks_come_to_the_same(ranks):
+    for other in ranks[1:]:
+        assert_equal(other, ranks[0])
+
+
+@pytest.mark.parametrize("name", ["cce", "rank", "int8", "robe"])
+def test_a_clustering_is_that_of_one_process(ranks, group, monkeypatch, name):
+    """The same bits: sums are exact, however the ids are shared."""
+    monkeypatch.setattr("cce_core.adapters.torch.module.ranks_of", lambda group: Ranks(group))
+    assert_equal(ranks[0][f"clustered {name}"], torch_ranks.clustered(name))
+
+
+def test_weights_and_given_vectors_too(ranks, group, monkeypatch):
+    monkeypatch.setattr("cce_core.adapters.torch.module.ranks_of", lambda group: Ranks(group))
+    weights = np.arange(1.0, VOCAB + 1)
+    assert_equal(ranks[0]["weighted"], torch_ranks.clustered("cce", weights=weights, points_per_centroid=8))
+    assert_equal(ranks[0]["learned"], torch_ranks.learned())
+
+
+@pytest.mark.parametrize("name", ["cce", "rank", "int8"])
+def test_a_clustering_is_as_good_as_the_cores(ranks, name):
+    """Both are k-means from the same points; other rounding may lead elsewhere, not to worse."""
+    for got, expected in zip(ranks[0][f"clustered {name}"]["said"], torch_ranks.clustered(name)["said"], strict=True):
+        assert got[1] <= got[0]
+        assert got[1] <= 1.1 * expected[1] + 1e-6
+
+
+@pytest.mark.parametrize("name", ["cce", "hash"])
+@pytest.mark.parametrize("how", ["wrapped", "left out"])
+def test_data_parallel_training_is_that_of_one_process(ranks, name, how):
+    expected = torch_ranks.trained(lambda model: model, name)["state"]
+    got = ranks[0][f"{how} {name}"]["state"]
+    assert got.keys() == expected.keys()
+    if name == "hash":  # where k-means has no say: the same numbers, but for the order of sums
+        for key, value in expected.items():
+            np.testing.assert_allclose(got[key], value, rtol=1e-4, atol=1e-5)
+    assert_equal(ranks[0][f"wrapped {name}"], ranks[0][f"left out {name}"])
+
+
+def test_ranks_that_differ_are_told(ranks):
+    for found in ranks:
+        said = found["disagreements"]
+        assert "before clustering, rank 1" in said["memory"]
+        assert "different memory." in said["memory"]
+        assert "different weights." in said["weights"]
+        assert "specs" in said["seeds"]
+        assert "different pointers" in said["seeds"] or "pointers" in said["seeds"]
+        assert "before training, rank 1" in said["pointers"]
+        assert "before clustering" in said["robe"]
+
+
+def test_sums_are_exact():
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.standard_normal(999), [1e6]]) * 10.0 ** rng.integers(-6, 1, 1000)
+    exact = Exact(1000, float(np.abs(values).max()))
+    rounded = exact.rounded(values)
+    totals = {float(rounded[rng.permutation(1000)].sum()) for _ in range(50)}
+    assert len(totals) == 1
+    assert abs(totals.pop() * exact.step - values.sum()) < 1e-4
+    assert len({float(values[rng.permutation(1000)].sum()) for _ in range(50)}) > 1  # of floats as they come
+    assert Exact(10, 0.0).rounded(np.zeros(3)).tolist() == [0, 0, 0]
+
+
+def test_shares_cover_all_once():
+    class Some(Ranks):
+        def __init__(self, rank, size):
+            self.rank, self.size = rank, size
+
+    for size in (1, 2, 3, 7):
+        for n in (0, 1, 63, 64, 65, 129, 1000):
+            for align in (1, 64):
+                shares = [Some(rank, size).share(n, align) for rank in range(size)]
+                assert [x for low, high in shares for x in range(low, high)] == list(range(n))
+                assert all(low % align == 0 or low == n for low, _ in shares)
+
+
+def test_empty_clusters_are_filled(group):
+    """More centroids than a start that has them all in one place."""
+    x = np.repeat(np.arange(8, dtype=np.float32), 4)[:, None] * 10
+    points = shared.SharedPoints(group, x, None, len(x))
+    centroids, cost, _ = points.cluster(np.zeros((8, 1), np.float32), 20)
+    assert cost == 0
+    assert sorted(centroids[:, 0].tolist()) == sorted(set(x[:, 0].tolist()))
+    few = shared.SharedPoints(group, x[:4], None, 4).cluster(np.zeros((3, 1), np.float32), 5)
+    assert few[1] == 0
+    assert np.isfinite(few[0]).all()
+
+
+def test_without_a_group_nothing_is_shared():
+    model = torch.nn.Sequential(Embedding(VOCAB, DIM, method="cce", num_params=512), Embedding(9, 2))
+    assert leave_out_pointers(model) == ["0.pointers"]
+    assert model._ddp_params_and_buffers_to_ignore == ["0.pointers"]

@@ -1,0 +1,204 @@
+"""The operators: torch's own checks, gradients of every order, and the plain way equal to the core's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from torch_tables import CASES, DIM, NAMES, VOCAB
+
+torch = pytest.importorskip("torch")
+
+from torch.autograd import forward_ad, gradcheck, gradgradcheck  # noqa: E402
+
+from cce_core.adapters.torch import Embedding, ops, plain  # noqa: E402
+from cce_core.adapters.torch.plan import part_of  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+IDS = (3, 0, 96, 3, 50)
+
+
+def table(method, options, dtype=torch.float32, **more):
+    return Embedding(VOCAB, DIM, method=method, seed=7, dtype=dtype, **{**options, **more})
+
+
+def inputs(emb, dtype):
+    """Arguments of `gather` with weights, and gradients of its vectors."""
+    generator = torch.Generator().manual_seed(0)
+    layout = part_of(emb._plan.text, "memory").layout
+    ids = torch.tensor(IDS)
+    memory = torch.randn(layout.n_units, layout.unit, generator=generator, dtype=dtype)
+    weights = torch.randn(len(ids), len(layout.columns), generator=generator, dtype=dtype)
+    grads = torch.randn(len(ids), layout.dim, generator=generator, dtype=dtype)
+    keys, pointers = (emb._buffers.get(name) for name in ("keys", "pointers"))
+    return memory, weights, grads, ids, (keys, pointers, emb._plan.text, "memory")
+
+
+# A layout of each kind: rows, hashed rows, chunks, windows that wrap, digits, pointers.
+BLOCKS = ["full", "bloom", "ce", "robe", "qr", "cce", "cce_robe", "sparse"]
+
+
+def first_case(method):
+    return table(
+        method, next(options for name, options in CASES if name == method and "num_bytes" not in options), rank=0
+    )
+
+
+@pytest.mark.parametrize("method", BLOCKS)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_torchs_own_checks_of_operators(method, weighted):
+    memory, weights, grads, ids, rest = inputs(first_case(method), torch.float32)
+    w = weights.requires_grad_() if weighted else None
+    memory.requires_grad_()
+    grads.requires_grad_()
+    for op, arguments in (
+        (ops.gather, (memory, ids, w, *rest)),
+        (ops.scatter, (grads, ids, w, *rest)),
+        (ops.dot, (memory, grads, ids, *rest)),
+    ):
+        torch.library.opcheck(op, arguments)
+
+
+def test_torchs_own_checks_of_the_other_operators():
+    signed, train, network, coded = (
+        table(*CASES[NAMES.index(name)]) for name in ("hash-signed=True", "tt", "dhe", "int8")
+    )
+    ids = torch.tensor(IDS)
+    torch.library.opcheck(ops.signs, (ids, signed.keys, signed.memory.detach(), signed._plan.text))
+    torch.library.opcheck(ops.digits, (ids, train._plan.text))
+    torch.library.opcheck(ops.features, (ids, network.keys, network._plan.text))
+    torch.library.opcheck(ops.bags, (torch.tensor([0, 2, 2]), ids))
+    # `rounded` is a step function whose gradient is the identity by choice: shapes and schema alone can be checked.
+    torch.library.opcheck(ops.rounded, (coded.memory.detach(), coded._plan.text))
+
+
+@pytest.mark.parametrize("method", BLOCKS)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gradients_of_both_orders_in_double(method, weighted):
+    memory, weights, grads, ids, rest = inputs(first_case(method), torch.float64)
+    memory, weights, grads = (t.requires_grad_() for t in (memory, weights, grads))
+    if weighted:
+        cases = [
+            (lambda m, w: ops.gather(m, ids, w, *rest), (memory, weights)),
+            (lambda g, w: ops.scatter(g, ids, w, *rest), (grads, weights)),
+        ]
+    else:
+        cases = [
+            (lambda m: ops.gather(m, ids, None, *rest), (memory,)),
+            (lambda g: ops.scatter(g, ids, None, *rest), (grads,)),
+            (lambda m, g: ops.dot(m, g, ids, *rest), (memory, grads)),
+        ]
+    for function, arguments in cases:
+        assert gradcheck(function, arguments, fast_mode=True)
+        assert gradgradcheck(function, arguments, fast_mode=True)
+
+
+@pytest.mark.parametrize("method", BLOCKS)
+def test_gradients_of_both_orders_in_the_core(method):
+    """In float32, where the core's loops run: every sum is linear in each argument, so that large steps are exact ones."""
+    memory, weights, grads, ids, rest = inputs(first_case(method), torch.float32)
+    memory, weights, grads = (t.requires_grad_() for t in (memory, weights, grads))
+    settings = {"eps": 0.5, "atol": 1e-3, "rtol": 1e-3, "fast_mode": True}
+    for function, arguments in (
+        (lambda m, w: ops.gather(m, ids, w, *rest), (memory, weights)),
+        (lambda g, w: ops.scatter(g, ids, w, *rest), (grads, weights)),
+        (lambda m, g: ops.dot(m, g, ids, *rest), (memory, grads)),
+    ):
+        assert gradcheck(function, arguments, **settings)
+        assert gradgradcheck(function, arguments, **settings)
+
+
+# A rounded memory is a step function, whose gradients pass straight through by choice.
+SMOOTH = [k for k, (method, options) in enumerate(CASES) if "codec" not in options and method not in ("int8", "int4")]
+
+
+@pytest.mark.parametrize("case", [CASES[k] for k in SMOOTH], ids=[NAMES[k] for k in SMOOTH])
+def test_second_derivatives_of_every_table(case):
+    emb = table(*case, dtype=torch.float64)
+    names, ids = [name for name, _ in emb.named_parameters()], torch.tensor(IDS)
+
+    def vectors(*parameters):
+        return torch.func.functional_call(emb, dict(zip(names, parameters, strict=True)), ids)
+
+    values = tuple(p.detach().clone().requires_grad_() for p in emb.parameters())
+    assert gradcheck(vectors, values, fast_mode=True)
+    assert gradgradcheck(vectors, values, fast_mode=True)
+
+
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_every_table_equals_the_cores(case):
+    """Vectors and gradients in float32 are the core's; in float64, the plain way's, they are near."""
+    emb, wide = table(*case), table(*case, dtype=torch.float64)
+    wide.load_state_dict(emb.state_dict())
+    core, ids = emb.table, torch.arange(VOCAB).flip(0)[:40].repeat(2).reshape(5, 16)
+    vectors, grads = emb(ids), torch.linspace(-1, 1, 5 * 16 * DIM).reshape(5, 16, DIM)
+    np.testing.assert_allclose(vectors.detach().numpy(), core.lookup(ids.numpy()), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(wide(ids).float(), vectors, rtol=1e-4, atol=1e-5)
+    vectors.backward(grads)
+    wide(ids).backward(grads.double())
+    for name, expected in core.backward(ids.numpy(), grads.numpy(), dense=True).items():
+        got = getattr(emb, name).grad
+        np.testing.assert_allclose(got.numpy().reshape(-1), np.reshape(expected, -1), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(getattr(wide, name).grad.float(), got, rtol=1e-3, atol=1e-4)
+
+
+def test_the_plain_hash_has_the_cores_bits():
+    """Addresses and signs, for words of all 64 bits and any number of rows."""
+    from cce_core.hashing.mix import derive_key, mix_hash
+
+    words = np.random.default_rng(0).integers(0, 2**64, 200, np.uint64)
+    words[:4] = 0, 2**64 - 1, 2**63, 2**32
+    for rows in (1, 2, 97, 2**31 + 11, 2**32 + 1, 2**47 + 5):
+        key = torch.from_numpy(np.array(derive_key(5, 0), np.uint64).view(np.int64))
+        got = plain.multiply_high(plain.keyed(plain.premix(torch.from_numpy(words.view(np.int64))), key), rows)
+        np.testing.assert_array_equal(got.numpy().astype(np.uint64), mix_hash(words, rows, seed=5))
+
+
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_forward_mode_raises(case):
+    """It is not defined, and must not drop the tangent without a word."""
+    emb, ids = table(*case), torch.tensor(IDS)
+    if emb._plan.kind != "blocks":
+        return  # torch's own operations alone: they have one
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(emb.memory.detach(), torch.ones_like(emb.memory))
+        with pytest.raises(NotImplementedError, match="forward"), torch.no_grad():
+            torch.func.functional_call(emb, {"memory": dual}, ids)
+        with pytest.raises(NotImplementedError, match="forward"):
+            torch.func.functional_call(emb, {"memory": dual}, ids)
+
+    def vectors(memory):
+        return torch.func.functional_call(emb, {"memory": memory}, ids)
+
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        torch.func.jvp(vectors, (emb.memory.detach(),), (torch.ones_like(emb.memory),))
+
+
+def test_what_operators_refuse():
+    emb = table("cce", {"num_params": 300})
+    rest = (None, emb.keys, emb.pointers, emb._plan.text, "memory")
+    memory, ids = emb.memory.detach(), torch.tensor(IDS)
+    with pytest.raises(RuntimeError, match="int64 ids"):
+        ops.gather(memory, ids.int(), *rest)
+    with pytest.raises(RuntimeError, match="int64 ids"):
+        ops.gather(memory, ids[None], *rest)
+    with pytest.raises(RuntimeError, match="takes float32"):
+        ops.gather(memory[1:], ids, *rest)
+    with pytest.raises(RuntimeError, match="takes float32"):
+        ops.scatter(torch.zeros(2, DIM), ids, *rest)
+    with pytest.raises(IndexError, match="id 97 at position 1"):
+        ops.gather(memory, torch.tensor([0, VOCAB]), *rest)
+    with pytest.raises(IndexError, match="outside"):
+        ops.gather(memory.double(), torch.tensor([-1]), *rest)
+    with pytest.raises(ValueError, match="has no weights"):
+        ops.gather(memory, ids, None, emb.keys, emb.pointers, emb._plan.text, "weights")
+
+
+def test_any_memory_layout_of_the_arguments():
+    emb = table("ce", {"num_params": 200})
+    ids, rest = torch.tensor(IDS), (None, emb.keys, None, emb._plan.text, "memory")
+    expected = ops.gather(emb.memory.detach(), ids, *rest)
+    turned = emb.memory.detach().t().contiguous().t()
+    assert torch.equal(ops.gather(turned, ids.repeat_interleave(2)[::2], *rest), expected)
+    grads = torch.ones(DIM, len(IDS)).t()
+    assert torch.equal(ops.scatter(grads, ids, *rest), ops.scatter(grads.contiguous(), ids, *rest))

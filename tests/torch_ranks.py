@@ -1,0 +1,161 @@
+"""What each process of tests/test_torch_distributed.py does; each gives what all ranks must agree on."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+from typing import Any
+
+import numpy as np
+from torch_tables import DIM
+
+VOCAB = 1000
+IDS = 48  # of a step, over all ranks
+
+
+def tables() -> dict[str, dict[str, Any]]:
+    """Those that learn, and one that does not."""
+    return {
+        "cce": {"method": "cce", "num_params": 512, "rank": 0},
+        "rank": {"method": "cce", "num_params": 600, "rank": 4},
+        "int8": {"method": "cce", "num_bytes": 4000, "codec": "int8", "rank": 0},
+        "robe": {"method": "cce_robe", "num_params": 200},
+        "hash": {"method": "hash", "num_params": 200},
+    }
+
+
+def clustered(name: str, **settings: Any) -> dict[str, Any]:
+    """A table's numbers after two clusterings with a few steps between, moments carried; and what the reports say."""
+    import torch
+
+    from cce_core.adapters.torch import Embedding
+
+    emb = Embedding(VOCAB, DIM, seed=3, **tables()[name])
+    steps = torch.optim.Adam(emb.parameters(), lr=0.1)
+    target = torch.randn(20, DIM, generator=torch.Generator().manual_seed(0))[torch.arange(VOCAB) % 20]
+    reports = []
+    for _ in range(2):
+        for _ in range(3):
+            steps.zero_grad()
+            (emb.weight - target).square().sum().backward()
+            steps.step()
+        reports.append(emb.cluster(optimizer=steps, **settings))
+    state = {k: v.numpy().copy() for k, v in emb.state_dict().items()}
+    moments = {k: v.numpy().copy() for k, v in steps.state[emb.memory].items()}
+    said = [(r.inertia_before, r.inertia_after, r.iterations, r.empty_clusters, r.column_entropy) for r in reports]
+    return {"state": state, "moments": moments, "said": said}
+
+
+def learned() -> dict[str, Any]:
+    """A trained table compressed by `pq` and by `cce`, on all ranks together."""
+    import torch
+
+    from cce_core.adapters.torch import Embedding
+
+    weight = torch.randn(VOCAB, DIM, generator=torch.Generator().manual_seed(1)).numpy()
+    out = {}
+    for method in ("pq", "cce"):
+        emb = Embedding(VOCAB, DIM, method=method, num_params=512, seed=3)
+        emb.cluster(vectors=weight, weights=np.arange(1.0, VOCAB + 1))
+        out[method] = {k: v.numpy().copy() for k, v in emb.state_dict().items()}
+    return out
+
+
+def trained(wrap: Any, name: str = "cce", sparse: bool = False, **more: Any) -> dict[str, Any]:
+    """Steps on this rank's share of each batch, a clustering half-way; the state at the end."""
+    import torch
+    from torch import distributed as dist
+
+    from cce_core.adapters.torch import Embedding
+
+    rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        Embedding(VOCAB, DIM, seed=3, sparse=sparse, **tables()[name], **more), torch.nn.Linear(DIM, 1)
+    )
+    emb, wrapped = model[0], wrap(model)
+    steps = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.0 if sparse else 0.9)
+    ids = torch.randint(VOCAB, (6, IDS), generator=torch.Generator().manual_seed(2))
+    for k, batch in enumerate(ids):
+        steps.zero_grad()
+        mine = batch[rank::size]
+        (wrapped(mine) - mine[:, None] / VOCAB).square().mean().backward()
+        steps.step()
+        if k == 3 and emb.table.method.learns:
+            emb.cluster(optimizer=steps)
+    return {
+        "state": {
+            k: v.numpy().copy() for k, v in model.state_dict().items() if "pointers" not in k and "shard" not in k
+        }
+    }
+
+
+def disagreements() -> dict[str, str]:
+    """What is said where the ranks do not hold the same."""
+    import torch
+    from torch import distributed as dist
+
+    from cce_core.adapters.torch import Embedding, leave_out_pointers
+
+    rank, said = dist.get_rank(), {}
+
+    def note(name: str, call: Any) -> None:
+        try:
+            call()
+            said[name] = "nothing"
+        except RuntimeError as error:
+            said[name] = str(error)
+
+    emb = Embedding(VOCAB, DIM, seed=3, method="cce", num_params=512, rank=0)
+    before = copy.deepcopy(emb.state_dict())
+    with torch.no_grad():
+        emb.memory[0, 0] += rank
+    changed = copy.deepcopy(emb.state_dict())
+    note("memory", emb.cluster)
+    assert all(torch.equal(a, b) for a, b in zip(emb.state_dict().values(), changed.values(), strict=True))
+    emb.load_state_dict(before)
+    note("weights", lambda: emb.cluster(weights=np.arange(1.0, VOCAB + 1) + rank))
+    note("seeds", Embedding(VOCAB, DIM, seed=rank, method="cce", num_params=512, rank=0).cluster)
+    other = Embedding(VOCAB, DIM, seed=rank, method="cce", num_params=512, rank=0)
+    note("pointers", lambda: leave_out_pointers(torch.nn.Sequential(other)))
+    note("robe", Embedding(VOCAB, DIM, seed=rank, method="cce_robe", num_params=200).cluster)
+    return said
+
+
+def everything() -> dict[str, Any]:
+    """What the tests compare, in one run of the processes: they take seconds to begin."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    from cce_core.adapters.torch import leave_out_pointers
+
+    def left_out(model: Any) -> Any:
+        assert leave_out_pointers(model) == (["0.pointers"] if hasattr(model[0], "pointers") else [])
+        wrapped = DistributedDataParallel(model)
+        assert not any(b is getattr(model[0], "pointers", None) for b in wrapped.modules_buffers)
+        return wrapped
+
+    out: dict[str, Any] = {f"clustered {name}": clustered(name) for name in tables() if name != "hash"}
+    out["weighted"] = clustered("cce", weights=np.arange(1.0, VOCAB + 1), points_per_centroid=8)
+    out["learned"] = learned()
+    for name in ("cce", "hash"):
+        out[f"wrapped {name}"] = trained(DistributedDataParallel, name)
+        out[f"left out {name}"] = trained(left_out, name)
+    out["disagreements"] = disagreements()
+    return out
+
+
+def work(rank: int, size: int, folder: str) -> None:
+    """One process: it leaves what it found in a file."""
+    import torch
+    from torch import distributed as dist
+
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+    try:
+        found = everything()
+    finally:
+        dist.destroy_process_group()
+    with open(f"{folder}/{rank}.pickle", "wb") as file:
+        pickle.dump(found, file)
