@@ -129,6 +129,18 @@ def test_what_a_module_is_stays():
     assert type(c) is Embedding
 
 
+@pytest.mark.parametrize(
+    ("method", "options"), [("cce", {}), ("cce", {"rank": 4}), ("hash", {}), ("hemb", {}), ("robe", {})]
+)
+def test_fresh_tables_have_the_scale_of_those_before(method, options):
+    model = nn.ModuleDict({"a": nn.Embedding(ROWS, DIM), "zero": nn.EmbeddingBag(ROWS, DIM)})
+    nn.init.normal_(model["a"].weight, std=1e-3)
+    nn.init.zeros_(model["zero"].weight)  # nothing to learn a scale from: as new tables are
+    compress_(model, method=method, ratio=2, min_rows=0, fresh=True, seed=1, **options)
+    assert model["a"].weight.std().item() == pytest.approx(1e-3, rel=0.1)
+    assert model["zero"].weight.std() > 1e-2
+
+
 def test_a_model_on_the_meta_device():
     with torch.device("meta"):
         model = Tower()

@@ -16,10 +16,12 @@ from cce_core.adapters.torch.bag import EmbeddingBag
 from cce_core.adapters.torch.embedding import Embedding
 from cce_core.adapters.torch.module import Compressed
 from cce_core.hashing.mix import derive_key
+from cce_core.sketching.block_method import BlockMethod
 from cce_core.sketching.learning import ClusterReport
 from cce_core.sketching.methods import get_method
 from cce_core.sketching.table import Table
 
+_SAMPLE = 4096  # ids that tell a table's scale
 Skip = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
 
 
@@ -105,8 +107,9 @@ def compress_(
     A module that stands in several places is swapped once and shared again; so are modules that share one weight. Device, dtype,
     padding_idx, mode, sparse, `requires_grad` and the training flag stay. The new tables come near to the present weights, so a
     trained model keeps what it knows: methods that learn their sketch learn it from them, other linear ones are solved for by
-    least squares. With `fresh=True` the weights are forgotten and the tables start as new ones do, which is quicker and what a
-    model that has not been trained wants. Parameters are new ones: **make the optimiser afterwards**, as DDP and FSDP.
+    least squares. With `fresh=True` the weights are forgotten but for their scale and the tables start as new ones do, which is
+    quicker and what a model that has not been trained wants. Parameters are new ones: **make the optimiser afterwards**, as DDP
+    and FSDP. (A list of parameters that a model keeps for itself, as deepctr-torch does for its penalties, still has the old.)
 
     Left as they are, with the reason in the report: tables of few rows or skipped; subclasses with a forward pass of their own;
     those with hooks or parametrisations, with `max_norm`, or whose weight another module reads too (a tied output layer).
@@ -282,7 +285,23 @@ def _made(module: Any, fresh: bool, options: dict[str, Any]) -> Compressed:
         made = EmbeddingBag(*shape, mode=module.mode, include_last_offset=module.include_last_offset, **common)
     else:
         made = Embedding(*shape, **common)
+    if fresh and not weight.is_meta:
+        _scale(made, weight)
     return made.train(module.training).requires_grad_(weight.requires_grad)
+
+
+@torch.no_grad()
+def _scale(made: Compressed, weight: torch.Tensor) -> None:
+    """Bring a new table to the scale of the one it replaces, where that is a matter of its memory alone."""
+    method = get_method(made.spec.method)
+    if not isinstance(method, BlockMethod) or method.weights_in_memory or not method.is_linear(made.spec):
+        return
+    n = weight.shape[0]
+    ids = torch.linspace(0, n - 1, min(n, _SAMPLE), device=weight.device).long()
+    theirs, ours = weight[ids].float().square().mean(), made._vectors(ids).float().square().mean()
+    if theirs > 0 and ours > 0:
+        last: Any = made.projection if made.spec.rank else made.memory  # a projection has a constant row too
+        last.mul_((theirs / ours).sqrt())
 
 
 def cluster_(

@@ -107,7 +107,8 @@ class ClusterSchedule:
         if self.count not in self.at:
             return {}
         reports = cluster_(model, optimizer, **self.settings)
-        self.reports.append(reports)
+        if reports:
+            self.reports.append(reports)
         return reports
 
     def state_dict(self) -> dict[str, Any]:
