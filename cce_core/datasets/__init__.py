@@ -1,7 +1,10 @@
-"""Data sets as plain arrays: MovieLens from disk, synthetic ones from a known truth. Nothing is downloaded unasked."""
+"""Data sets as plain arrays: MovieLens and Criteo from disk, synthetic ones from a known truth. Nothing is downloaded unasked."""
 
 from cce_core.datasets.catalog import load as load
 from cce_core.datasets.catalog import names as names
+from cce_core.datasets.criteo import Clicks as Clicks
+from cce_core.datasets.criteo import CriteoFile as CriteoFile
+from cce_core.datasets.criteo import criteo_sizes as criteo_sizes
 from cce_core.datasets.fetch import download as download
 from cce_core.datasets.fetch import find as find
 from cce_core.datasets.interactions import Interactions as Interactions
@@ -11,3 +14,4 @@ from cce_core.datasets.interactions import split_last as split_last
 from cce_core.datasets.movielens import read_ratings as read_ratings
 from cce_core.datasets.synthetic import Synthetic as Synthetic
 from cce_core.datasets.synthetic import synthetic_like as synthetic_like
+from cce_core.datasets.synthetic_criteo import SyntheticCriteo as SyntheticCriteo

@@ -4,12 +4,17 @@ from cce_core.adapters.torch import Embedding
 
 emb = Embedding(1_000_000, 32, method="cce", num_params=65_536)      # a torch.nn.Module
 emb.cluster(optimizer=optimizer)                                     # now and then, while training
+compress_(model, method="cce", ratio=100, min_rows=10_000)           # every nn.Embedding of a model, in place
 """
 
 from cce_core.adapters.torch.bag import EmbeddingBag as EmbeddingBag
 from cce_core.adapters.torch.distributed import leave_out_pointers as leave_out_pointers
 from cce_core.adapters.torch.embedding import Embedding as Embedding
 from cce_core.adapters.torch.legacy import make_embedding as make_embedding
+from cce_core.adapters.torch.models import CompressionReport as CompressionReport
+from cce_core.adapters.torch.models import cluster_ as cluster_
+from cce_core.adapters.torch.models import compress_ as compress_
 from cce_core.adapters.torch.optim import FusedAdagrad as FusedAdagrad
 from cce_core.adapters.torch.optim import FusedAdam as FusedAdam
 from cce_core.adapters.torch.optim import FusedSGD as FusedSGD
+from cce_core.adapters.torch.schedule import ClusterSchedule as ClusterSchedule
