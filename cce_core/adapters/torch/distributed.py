@@ -19,7 +19,7 @@ from cce_core.clustering import KMeans, assign
 from cce_core.hashing.mix import derive_key
 from cce_core.sketching import blocks
 from cce_core.sketching.layout import HASH, POINTER
-from cce_core.sketching.learning import ClusterReport, _checked_weights
+from cce_core.sketching.learning import MAX_BYTES, ClusterReport, _checked_weights
 from cce_core.sketching.runs import Run
 from cce_core.sketching.source import Source
 from cce_core.sketching.spec import SAMPLES
@@ -30,6 +30,8 @@ _START_POINTS = 32  # a centroid, from which the first centroids are drawn, on e
 
 class SharedRun(Run):
     """One `cluster()` of a table with codebooks, by all ranks together."""
+
+    _side_by_side = False  # all ranks reduce the same sums in the same order
 
     def __init__(self, ranks: Ranks, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -58,10 +60,7 @@ class SharedRun(Run):
             seed = derive_key(self.table.spec.seed, SAMPLES, self.table.generation, chunk, 1)
             start = KMeans(k, n_iter=0, seed=seed).fit(self.decode(part, few), sample_weight=heavy).cluster_centers_
         centroids, after, iterations = points.cluster(start, n_iter)
-        self.before += before
-        self.after += after
-        self.iterations.append(iterations)
-        self._note(x.nbytes * 8 + 32 * len(x) + ids.nbytes)
+        self.costs[chunk], self.iterations[chunk] = (before, after), iterations
         self.memory[pointer.base : pointer.base + k * width] = centroids.reshape(-1)
         hashed = next((c for c in part.columns if c.kind == HASH), None)
         rest = None if hashed is None else self.new.part(part.part((hashed,)))
@@ -69,8 +68,8 @@ class SharedRun(Run):
         exact, used = Exact(self.vocab, 2 * (most if self.source is None else most + points.largest)), np.zeros(k)
         sums, seen = (None, None) if hashed is None else (np.zeros((hashed.rows, width)), np.zeros(hashed.rows))
         low, high = ranks.share(self.vocab, 64)  # the pointers of 64 ids fill whole words
-        for first in range(low, high, self.batch):
-            batch = np.arange(first, min(first + self.batch, high), dtype=np.uint64)
+        for first in range(low, high, self.plan.batch):
+            batch = np.arange(first, min(first + self.plan.batch, high), dtype=np.uint64)
             vectors = self.decode(part, batch)
             labels, _ = assign(vectors, centroids)
             self.packing.write(self.new.pointers, chunk, first, labels)
@@ -79,8 +78,8 @@ class SharedRun(Run):
                 rows = (blocks.addresses(rest, batch)[:, 0] - hashed.base) // hashed.stride
                 sums += exact.by_label(exact.rounded(vectors - centroids[labels]), rows, hashed.rows)
                 seen += np.bincount(rows, minlength=hashed.rows)
-            bar.update(len(batch))
-        self.empty += int(k - np.count_nonzero(ranks.sum(used)))
+            self.tell(bar, len(batch))
+        self.empty[chunk] = k - np.count_nonzero(ranks.sum(used))
         if hashed is not None and sums is not None and seen is not None:
             total, count = ranks.sum(sums) * exact.step, ranks.sum(seen)
             region = slice(hashed.base, hashed.base + hashed.rows * width)
@@ -178,7 +177,8 @@ def cluster(
     points_per_centroid: int = 256,
     residual: bool = True,
     warm_start: bool = True,
-    batch_size: int = 1 << 16,
+    batch_size: int = 1 << 18,
+    max_bytes: int = MAX_BYTES,
     show_progress: bool | None = None,
 ) -> ClusterReport:
     """`cce_core.sketching.learning.cluster`, of one table that every rank holds, by all of them together.
@@ -195,17 +195,17 @@ def cluster(
     ranks.agree({"specs": table.spec, **table.arrays(), **given}, "before clustering")
     settings: dict[str, Any] = {
         "n_iter": n_iter, "points_per_centroid": points_per_centroid, "residual": residual, "warm_start": warm_start,
-        "batch_size": batch_size, "show_progress": show_progress if ranks.rank == 0 else False,
+        "batch_size": batch_size, "max_bytes": max_bytes, "show_progress": show_progress if ranks.rank == 0 else False,
     }  # fmt: skip
     if not table.method.learns or table.method.learner != "codebooks":
         report = table.cluster(vectors=vectors, weights=weights, **settings)
         ranks.agree(table.arrays(), "after clustering")
         return report
-    for name in ("points_per_centroid", "batch_size", "n_iter"):
+    for name in ("points_per_centroid", "batch_size", "n_iter", "max_bytes"):
         _check.integer(name, settings[name], 1)
     source = None if vectors is None else Source(table, vectors, batch_size)
     counts = _checked_weights(weights, table.spec.vocab or 0)
-    run = SharedRun(ranks, table, counts, points_per_centroid, batch_size, source)
+    run = SharedRun(ranks, table, counts, points_per_centroid, batch_size, max_bytes, source)
     shown = settings["show_progress"]
     with progress(table.layout.n_chunks * run.vocab // ranks.size, "cluster", unit="id", show=shown) as bar:
         run.learn(n_iter, residual, warm_start and table.generation > 0, bar)
@@ -224,12 +224,12 @@ def cluster(
     return ClusterReport(
         generation=table.generation,
         n_clusters=run.n_clusters,
-        inertia_before=run.before,
-        inertia_after=run.after,
+        inertia_before=float(run.costs[:, 0].sum()),
+        inertia_after=float(run.costs[:, 1].sum()),
         column_entropy=column_entropy,
         pair_entropy=pair_entropy,
-        empty_clusters=run.empty,
-        iterations=tuple(run.iterations),
+        empty_clusters=int(run.empty.sum()),
+        iterations=tuple(int(n) for n in run.iterations),
         scratch_bytes=run.scratch,
         seconds=time.perf_counter() - start,
     )

@@ -200,7 +200,7 @@ def _bytes(module: Any) -> int:
     return int(module.weight.numel() * module.weight.element_size())
 
 
-def _stored(module: Compressed) -> int:
+def _stored(module: Any) -> int:
     """Stored bytes; on the meta device those of a table of the same sizes."""
     ledger = Table(module.spec).ledger() if module.memory_is_meta() else module.ledger()
     return ledger.total

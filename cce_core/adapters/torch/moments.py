@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cce_core.adapters.torch.arrays import float32, write
 from cce_core.sketching import blocks
-from cce_core.sketching.blocks import Memory, Sketch
+from cce_core.sketching.bundle import Memory, Sketch
 from cce_core.sketching.table import Table
 from cce_core.storage.codec import FLOAT32
 

@@ -30,7 +30,7 @@ from cce_core.adapters.torch.arrays import array
 from cce_core.adapters.torch.plan import bases_of, end_of, part_of, spec_of
 from cce_core.hashing.digits import digits as core_digits
 from cce_core.sketching import blocks
-from cce_core.sketching.blocks import Memory, Sketch
+from cce_core.sketching.bundle import Memory, Sketch
 from cce_core.sketching.layout import Layout
 from cce_core.sketching.methods import dhe
 from cce_core.storage.codec import FLOAT32, codec

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cce_core.sketching import blocks
 from cce_core.sketching.block_method import BlockMethod
-from cce_core.sketching.blocks import Memory
+from cce_core.sketching.bundle import Memory
 from cce_core.sketching.source import Source
 from cce_core.sketching.table import Table
 from cce_core.storage.codec import FLOAT32
