@@ -134,7 +134,7 @@ def _scatter_into(bundle: Bundle, ids: Any, vectors: Any, weights: Any, kept: An
     grain = size if ids.shape[0] < _IDS_A_THREAD else min(_FLOATS_A_THREAD, -(-size // 2))
     sliced(
         scatter_range, size, grain, bundle.parts, bundle.columns, ids, bundle.places([len(ids)]), None, None, weights,
-        kept, slots, vectors.shape[1], vectors.reshape(-1), out, align=unit,
+        kept, slots, bundle.alone[0].layout.dim, vectors.reshape(-1), out, align=unit,
     )  # fmt: skip
 
 

@@ -137,4 +137,6 @@ def _in_pairs(layout: Layout, memory: Memory) -> bool:
 
 
 def _address(array: NDArray[Any]) -> int:
+    if not array.flags.c_contiguous:
+        raise ValueError("the arrays of a table must be contiguous: np.ascontiguousarray(array)")
     return int(array.__array_interface__["data"][0])

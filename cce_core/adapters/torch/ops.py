@@ -114,7 +114,7 @@ def _gather(
     source = Memory(FLOAT32, _floats(memory, (layout.n_units, layout.unit)))
     kept = None
     if _kept.wanted and len(words) <= _KEPT_IDS:
-        kept = _kept.addresses = np.empty((len(layout.columns), len(words)), np.uint64)
+        kept = _kept.addresses = np.empty(len(layout.columns) * len(words), np.uint64)
     out = blocks.lookup(_sketch(layout, keys, pointers), source, words, _fit(weights, len(words), layout), kept)
     return torch.from_numpy(out)
 
