@@ -93,10 +93,10 @@ def run(quick: bool) -> Iterator[Row]:
             by_hand = stepper(eager, torch.optim.AdamW([p for m in eager for p in m.parameters()]))
             rng = np.random.default_rng(1)
             users, items = rng.zipf(1.2, (2, batch)) % VOCAB
-            labels = (rng.random(batch) < 0.5).astype(np.float32)
+            pairs, labels = np.stack([users, items], axis=1), (rng.random(batch) < 0.5).astype(np.float32)
             u, v, y = (torch.from_numpy(x) for x in (users, items, labels))
             for k in range(3):
-                got, expected = by_module(u, v, y), logloss(model.step(users, items, labels), labels)
+                got, expected = by_module(u, v, y), logloss(model.step(pairs, labels), labels)
                 if abs(got - expected) > 1e-4:
                     raise AssertionError(f"step {k}: the module's loss {got:.6f} is not the core's {expected:.6f}")
             by_hand(u, v, y)
@@ -105,7 +105,7 @@ def run(quick: bool) -> Iterator[Row]:
                 5 if quick else 15,
                 lambda: by_module(u, v, y),  # noqa: B023
                 lambda: by_hand(u, v, y),  # noqa: B023
-                lambda: model.step(users, items, labels),  # noqa: B023
+                lambda: model.step(pairs, labels),  # noqa: B023
             )
             yield Row("torch_step", case, module_s, "eager torch", hand_s, 3.0)
             yield Row("torch_step", case, module_s, "the NumPy core", core_s, 1 / 1.2)

@@ -58,7 +58,8 @@ class GMF(movielens.GMF):
         net = Net(users.embedding, items.embedding).to(args.device)
         fused = args.device == "cpu"
         make: Any = FusedAdam if fused else torch.optim.AdamW
-        super().__init__(users, items, make(net.parameters(), lr=args.lr, weight_decay=_WEIGHT_DECAY))
+        self.users, self.items = users, items
+        self.optimizer = make(net.parameters(), lr=args.lr, weight_decay=_WEIGHT_DECAY)
         users.optimizer = items.optimizer = self.optimizer
         self.net: Any = torch.compile(net) if args.compile else net
         self.device = args.device
@@ -72,9 +73,9 @@ class GMF(movielens.GMF):
         parts = [self._logits(part.users, part.items).float().cpu().numpy() for part in rows.batches(1 << 16)]
         return np.concatenate(parts)
 
-    def step(self, users: Any, items: Any, labels: Any) -> Any:
-        """One step of gradient descent on a batch; gives the logits from before it."""
-        score = self._logits(users, items)
+    def step(self, pairs: Any, labels: Any) -> Any:
+        """One step of gradient descent on a batch of (user, item); gives the logits from before it."""
+        score = self._logits(pairs[:, 0], pairs[:, 1])
         loss = nn.functional.binary_cross_entropy_with_logits(score, torch.from_numpy(labels).to(self.device))
         self.optimizer.zero_grad()
         loss.backward()

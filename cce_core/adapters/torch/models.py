@@ -202,7 +202,7 @@ def _bytes(module: Any) -> int:
 
 def _stored(module: Any) -> int:
     """Stored bytes; on the meta device those of a table of the same sizes."""
-    ledger = Table(module.spec).ledger() if module.memory_is_meta() else module.ledger()
+    ledger = Table(module.spec).ledger() if module._is_meta() else module.ledger()
     return ledger.total
 
 
