@@ -1,6 +1,6 @@
 """Train DLRM on Criteo's click logs, its 26 tables compressed, and say what that costs in accuracy and saves in bytes.
 
-    python examples/dlrm.py --method cce --ratio 8.6
+    python examples/dlrm.py --method cce --ratio 8.48
     python examples/dlrm.py --method cce --data train.txt --rows 10000000
 
 The model is the one published for this data (arXiv 1906.00091): an MLP 13-512-256-64-16 over the counts, 26 tables of 16 floats,
@@ -208,7 +208,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     names = ", ".join(method.name for method in cce.methods())
     add("--method", default="cce", help=f"one of {names} (default: %(default)s)")
-    add("--ratio", type=float, default=8.6, help="how many times smaller the large tables are (default: %(default)s)")
+    add("--ratio", type=float, default=8.48, help="how many times smaller the large tables are (default: %(default)s)")
     add("--num-bytes", type=int, help="most stored bytes of the large tables together, instead of --ratio")
     add("--min-rows", type=int, default=1000, help="smaller tables stay full (default: %(default)s)")
     add("--n-chunks", type=int, help="chunks of a vector (default: the method's own)")
@@ -219,7 +219,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--codec", help="how memories are kept: float32, bfloat16, int8, int4 (default: the method's own)")
     add("--epochs", type=int, default=1, help="passes over the data (default: %(default)s)")
-    add("--clusterings", type=int, default=4, help="how often to cluster (default: %(default)s)")
+    add("--clusterings", type=int, default=9, help="how often to cluster (default: %(default)s)")
     add("--batch-size", type=int, default=256, help="rows a step (default: %(default)s)")
     add("--lr", type=float, default=0.01, help="Adagrad's learning rate (default: %(default)s)")
     add("--sparse", action="store_true", help="sparse gradients of the tables")
