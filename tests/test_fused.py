@@ -133,6 +133,23 @@ def test_results_do_not_depend_on_the_threads(name):
                 np.testing.assert_array_equal(own[key], its[key])
 
 
+@pytest.mark.parametrize("width", [3, 4, 5])
+def test_no_unit_is_split_between_two_threads(width):
+    """Tables of 19 rows: half of their floats is the middle of a row."""
+    rng, found = np.random.default_rng(width), []
+    ids, grads = rng.integers(0, VOCAB, (300, 2)), rng.standard_normal((300, width + 6)).astype(np.float32)
+    for threads in (1, 2, 3, 7):
+        cce.set_num_threads(threads)
+        tables = [cce.make_table("full", VOCAB, width, seed=0), KINDS["ldim"](1)]
+        cce.Adam(0.1).update(cce.Collection(tables), ids, grads)
+        found.append([values(table) for table in tables])
+    cce.set_num_threads(None)
+    for other in found[1:]:
+        for own, its in zip(found[0], other):
+            for key in own:
+                np.testing.assert_array_equal(own[key], its[key])
+
+
 @pytest.mark.parametrize("name", sorted(OPTIMISERS))
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
 def test_a_bad_gradient_changes_nothing(name, bad):

@@ -142,7 +142,7 @@ def _per_table(ids: Any, offsets: Any, lengths: Any, n_tables: int) -> tuple[lis
     if offsets is None and lengths is None:
         return arrays, None
     name, given = ("offsets", offsets) if lengths is None else ("lengths", lengths)
-    if np.ndim(given) == 0 and not isinstance(given, (list, tuple)):
+    if not isinstance(given, (list, tuple, np.ndarray)) or (isinstance(given, np.ndarray) and given.ndim == 0):
         raise TypeError(f"{name} must be one row of integers, or one a table ({n_tables}); got {given!r}")
     if not isinstance(given, np.ndarray) and len(given) and np.ndim(given[0]) == 0:
         given = [given] * n_tables  # one row of numbers: the bags of every table are alike

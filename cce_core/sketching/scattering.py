@@ -42,11 +42,19 @@ def _shift(unit: np.uint64) -> Any:
 
 
 @jit
+def owned(low: int, high: int, part: Any) -> Any:
+    """The floats of a part whose units begin in [low, high) of all memories: a unit is never split between two threads."""
+    unit, span, size = part[UNIT], part[SPAN], part[SIZE]
+    begin, end = -((span - low) // unit) * unit, -((span - high) // unit) * unit
+    return min(max(begin, 0), size), min(max(end, 0), size)
+
+
+@jit
 def scatter_range(
     low: int, high: int, parts: Any, columns: Any, ids: Any, places: Any, offsets: Any, amounts: Any, weights: Any,
     kept: Any, slots: Any, stride: int, vectors: Any, out: Any,
 ) -> None:  # fmt: skip
-    """The transposed lookup: the floats [low, high) of the gradients of all parts, tile by tile, in the order of the ids."""
+    """The transposed lookup: the units that begin in [low, high) of the gradients of all parts, in the order of the ids."""
     words, rows, scratch = np.empty(TILE, np.uint64), np.empty(TILE, np.uint64), np.empty(TILE, np.uint64)
     other, before = np.empty(TILE, np.uint64), words
     tos, froms, factors = np.empty(TILE, np.uint64), np.empty(TILE, np.uint64), np.empty(TILE, np.float32)
@@ -54,7 +62,8 @@ def scatter_range(
         part, place = parts[p], places[p]
         if part[SPAN] >= high or part[SPAN] + part[SIZE] <= low:
             continue
-        mine, over = np.uint64(max(low - part[SPAN], 0)), np.uint64(min(high - part[SPAN], part[SIZE]))
+        begin, end = owned(low, high, part)
+        mine, over = np.uint64(begin), np.uint64(end)
         span, size = np.uint64(part[SPAN]), np.uint64(part[SIZE])
         keys = array_at(part[KEYS], part[N_KEYS], np.uint64)
         pointers = array_at(part[POINTERS], part[N_POINTERS], np.uint64)

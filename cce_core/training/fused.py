@@ -25,7 +25,7 @@ from cce_core.sketching.collection import Collection, Group, Seen
 from cce_core.sketching.gradient import Gradient
 from cce_core.sketching.moves import array_at
 from cce_core.sketching.projecting import narrow_rows, slope_rows
-from cce_core.sketching.scattering import scatter_range, touch, untouch
+from cce_core.sketching.scattering import owned, scatter_range, touch, untouch
 from cce_core.sketching.table import Table
 from cce_core.training.rules import ADAM, ROWWISE, SGD, dense, touched
 
@@ -85,7 +85,9 @@ def _scatter_zeroed(
     low: int, high: int, parts: Any, columns: Any, words: Any, places: Any, offsets: Any, amounts: Any, kept: Any,
     stride: int, vectors: Any, out: Any,
 ) -> None:  # fmt: skip
-    out[low:high] = np.float32(0.0)
+    for p in range(parts.shape[0]):
+        begin, end = owned(low, high, parts[p])
+        out[parts[p, SPAN] + begin : parts[p, SPAN] + end] = np.float32(0.0)
     scatter_range(low, high, parts, columns, words, places, offsets, amounts, None, kept, None, stride, vectors, out)
 
 
@@ -117,8 +119,7 @@ def _touched_range(
     """Gradients of the touched units that begin in the floats [low, high) of all memories, and the formula on each."""
     for k in range(parts.shape[0]):
         part, size, unit, span = parts[k], rows[k, SIZE], rows[k, GRAIN], parts[k, SPAN]
-        begin = min(max(-((span - low) // unit) * unit, 0), size)
-        end = min(max(-((span - high) // unit) * unit, 0), size)
+        begin, end = owned(low, high, part)
         if begin >= end or places[k, COUNT] == 0:
             continue
         slots = array_at(rows[k, SLOTS], size // unit, np.int32)
