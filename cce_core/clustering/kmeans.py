@@ -161,7 +161,7 @@ class KMeans(Estimator):
         self.labels_ = np.empty(n, np.int32)
         tiles.into(labels, self.labels_)
         self.cluster_centers_ = np.ldexp(centroids, exponent) if exponent else centroids.copy()
-        self.inertia_ = inertia * unit
+        self.inertia_ = float(inertia * unit)
         self.n_features_in_ = d
         return self
 
