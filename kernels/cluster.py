@@ -19,6 +19,7 @@ from cce_core.sketching.block_method import BlockMethod
 from cce_core.sketching.layout import HASH, POINTER, Column, Layout
 from cce_core.sketching.learning import ClusterReport
 from cce_core.sketching.methods import get_method
+from cce_core.sketching.samples import some_ids
 from cce_core.sketching.spec import SAMPLES
 from cce_core.storage.codec import codec as get_codec
 from cce_kernels import codecs, kmeans, packing, scatter, segments
@@ -126,8 +127,8 @@ class _Run:
         seed = derive_key(self.spec.seed, SAMPLES, self.generation, chunk)
         rng = np.random.Generator(np.random.PCG64(seed))
         if self.weights is None:
-            ids = rng.choice(self.vocab, self.points, replace=False, shuffle=False)
-            return torch.from_numpy(np.sort(ids)).to(self.device), None
+            ids = some_ids(rng, self.vocab, self.points)
+            return torch.from_numpy(ids.view(np.int64)).to(self.device), None
         ends = kmeans.ends_of(self.weights.double())
         uniforms = torch.from_numpy(rng.random(self.points)).to(self.device)
         drawn = torch.searchsorted(ends, (uniforms * ends[-1]).long(), right=True).clamp_(max=self.vocab - 1)

@@ -53,6 +53,13 @@ class CompressionReport:
 
     Attributes:
         tables: the embeddings.
+
+    Example:
+        >>> import torch
+        >>> from cce_core.adapters.torch import compress_
+        >>> report = compress_(torch.nn.Sequential(torch.nn.Embedding(10_000, 32)), method="hash", ratio=10, fresh=True)
+        >>> report.before, report.after <= report.before / 10
+        (1280000, True)
     """
 
     tables: tuple[Swap, ...]
