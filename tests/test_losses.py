@@ -77,6 +77,7 @@ U, W = np.ones((2, 3), np.float32), np.ones((2, 6), np.float32)
         (U, U.copy()[:, ::-1], [1, 0], ValueError, "side by side"),
         (U, U.copy(), [1], ValueError, r"labels must have shape \(2,\)"),
         (U, U.copy(), [1, np.nan], ValueError, "labels must be finite"),
+        (U, U.copy(), np.array([np.inf, 1], np.float32), ValueError, r"labels must be finite, got inf at \(0,\)"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_nothing_is_changed(u, v, labels, error, message):

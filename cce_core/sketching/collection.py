@@ -15,7 +15,7 @@ from cce_core._threads import sliced
 from cce_core.sketching import bags, blocks, projecting
 from cce_core.sketching.bags import Batch
 from cce_core.sketching.block_method import BlockMethod
-from cce_core.sketching.bundle import COUNT, KEPT, Bundle, Memory, Part, Sketch
+from cce_core.sketching.bundle import Bundle, Memory, Part, Sketch
 from cce_core.sketching.gradient import Gradient
 from cce_core.sketching.layout import IDENTITY, Column, Layout
 from cce_core.sketching.table import Table
@@ -35,6 +35,7 @@ class Group:
         projections: int64, as `projecting` reads them; None where they are not projected.
         within: floats of a row.
         n_projected: floats of all projections, whose gradients follow those of the memories.
+        most_columns: of any table, so that as many addresses a word are enough.
     """
 
     tables: list[int]
@@ -42,6 +43,7 @@ class Group:
     projections: NDArray[np.int64] | None
     within: int
     n_projected: int
+    most_columns: int
 
     def places(self, batch: Batch) -> NDArray[np.int64]:
         """Where the words of the group's tables lie."""
@@ -147,7 +149,12 @@ class Collection:
                 start += w.size
             left += table.layout.dim + 1  # and its mass
         return Group(
-            numbers, Bundle(parts), np.array(rows, np.int64) if rows else None, left if projected else self.dim, start
+            numbers,
+            Bundle(parts),
+            np.array(rows, np.int64) if rows else None,
+            left if projected else self.dim,
+            start,
+            max(len(part.sketch.layout.columns) for part in parts),
         )
 
     def split(self, vectors: NDArray[np.float32]) -> list[NDArray[np.float32]]:
@@ -260,8 +267,7 @@ class Collection:
     def _gather(self, group: Group, seen: Seen, keep: bool) -> None:
         batch, places, kept = seen.batch, group.places(seen.batch), None
         if keep and len(batch.words) <= _KEPT_IDS * len(batch.counts):
-            last = places[-1]
-            kept = np.empty(int(last[KEPT]) + int(last[COUNT]) * group.bundle.n_columns[-1], np.uint64)
+            kept = np.empty(len(batch.words) * group.most_columns, np.uint64)
         inner = None if group.projections is None else np.empty((batch.rows, group.within), np.float32)
         into = seen.vectors if inner is None else inner
         if blocks.gather(group.bundle, batch.words, places, batch.flat_offsets, batch.amounts, kept, batch.rows, into):

@@ -141,15 +141,13 @@ def update(optimizer: Optimizer, both: Collection, seen: Any, grads: Any) -> Non
     seen, grads = both.checked(seen, grads)
     if not _fits(optimizer, both, seen):
         return one_by_one(optimizer, both, seen, grads)
-    if not grads.size:
-        grads = np.zeros_like(grads)
     plans = optimizer.plans(both, seen.generations, _plan)
     if optimizer.moves_all() or _crowded(optimizer, both, seen):
         _dense(optimizer, both, seen, grads, plans)
     elif not _touched(optimizer, both, seen, grads, plans):
         return one_by_one(optimizer, both, seen, grads)
     for table in both.tables:
-        table.settle()
+        table.version += 1  # all that `settle` does for float32 memories that may be written
 
 
 def _fits(optimizer: Optimizer, both: Collection, seen: Seen) -> bool:

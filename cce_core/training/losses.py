@@ -39,7 +39,8 @@ def _dot(a: Any, b: Any, n: np.uint64) -> np.float32:
 
 @jit
 def _logistic(start: int, stop: int, us: Any, vs: Any, labels: Any, share: float, scores: Any) -> int:
-    """1, and nothing is written, where the matrices overlap; 2 where the floats of a row do not lie side by side."""
+    """1, and nothing is written, where the matrices overlap; 2 where the floats of a row do not lie side by side; 3 where a label
+    is not finite."""
     n_rows, d = us.shape
     row, u_at, v_at, u_step, v_step = 4 * d, us.ctypes.data, vs.ctypes.data, us.strides[0], vs.strides[0]
     if (d > 1 and (us.strides[1] != 4 or vs.strides[1] != 4)) or (n_rows > 1 and min(u_step, v_step) < row):
@@ -50,6 +51,11 @@ def _logistic(start: int, stop: int, us: Any, vs: Any, labels: Any, share: float
         if u_step != v_step or apart < row or apart > u_step - row:
             return 1
     dim, s = np.uint64(d), np.float32(share)
+    wrong = _0
+    for n in range(np.uint64(labels.shape[0])):
+        wrong += labels[n] * _0  # NaN or infinity times zero is NaN
+    if wrong != _0:
+        return 3
     for n in range(
         start, stop
     ):  # the type of a matrix does not say that a row's floats lie side by side; these arrays do
@@ -101,9 +107,13 @@ def logistic_dot(u: Any, v: Any, labels: Any) -> NDArray[np.float32]:
             raise ValueError(f"{name} must be writeable: it is overwritten by its gradient; pass a copy")
     if u.shape != v.shape:
         raise ValueError(f"u and v must have the same shape, got {u.shape} and {v.shape}")
-    y = _check.as_float32("labels", labels, (len(u),))
+    y = labels
+    if not (isinstance(y, np.ndarray) and y.dtype == np.float32 and y.shape == u.shape[:1] and y.flags.c_contiguous):
+        y = _check.as_float32("labels", labels, (len(u),))
     (n, d), scores = u.shape, np.empty(len(u), np.float32)
     fault = sliced(_logistic, n, _GRAIN // max(1, d), u, v, y, 1.0 / max(1, n), scores)
+    if fault == 3:
+        _check.as_float32("labels", labels, (n,))  # which says where
     if fault == 1:
         raise ValueError("u and v must not overlap: each is overwritten; pass a copy")
     if fault == 2:
