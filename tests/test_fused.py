@@ -86,12 +86,11 @@ def test_a_step_of_a_collection_is_a_step_of_each_table(kinds, name, seed, n):
             stepper.step(twin, own)
         same(tables, twins, 2e-4)
         if turn == 1:
-            for t, (table, twin) in enumerate(zip(tables, twins)):
+            for table, twin in zip(tables, twins):
                 if table.method.learns:
                     table.cluster(n_iter=2), twin.cluster(n_iter=2)
                     for array, other in zip(table.arrays().values(), twin.arrays().values()):
                         other[...] = array  # rounding may have led them apart
-                    assert t < len(tables)
 
 
 @given(st.lists(st.sampled_from(PLAIN), min_size=1, max_size=3), st.sampled_from(sorted(OPTIMISERS)), st.data())
@@ -108,8 +107,6 @@ def test_bags_are_updated_by_their_plain_gradients(kinds, name, data):
     optimizer = OPTIMISERS[name]()
     gradients = other.backward(other.forward(ids, None, weights, mode, lengths=lengths, padding_id=2), grads)
     optimizer.take(list(zip(twins, gradients)))
-    if name in ("adam", "adamw"):  # a sparse gradient is filled up there
-        pass
     OPTIMISERS[name]().update(both, seen, grads)
     same(tables, twins, 2e-4)
 
