@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -191,15 +193,36 @@ def test_the_state_is_shared_with_steps_of_a_single_table():
     assert optimizer.state_bytes(table) == other.state_bytes(twin) == 2 * 4 * table.num_params
 
 
-def test_a_mapped_table_is_refused(tmp_path):
+@pytest.mark.parametrize("name", sorted(OPTIMISERS))
+def test_a_mapped_table_is_refused_before_another_one_moves(name, tmp_path):
     KINDS["full"](0).save(tmp_path / "t")
     both = cce.Collection([KINDS["cce"](1), cce.load(tmp_path / "t", mmap=True)])
     before = values(both.tables[0])
     with pytest.raises(ValueError, match="read-only"):
-        cce.Adam().update(both, np.zeros((1, 2), int), np.ones((1, both.dim), np.float32))
+        OPTIMISERS[name]().update(both, np.zeros((1, 2), int), np.ones((1, both.dim), np.float32))
     for key, array in values(both.tables[0]).items():
         np.testing.assert_array_equal(array, before[key])
     assert both.lookup(np.zeros((1, 2), int)).shape == (1, both.dim)
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMISERS))
+def test_a_copied_optimiser_has_a_state_of_its_own(name):
+    """What was prepared for compiled loops holds addresses of the first one's arrays: a copy prepares its own."""
+    table, twin = KINDS["cce projected"](0), KINDS["cce projected"](0)
+    both, other = cce.Collection([table]), cce.Collection([twin])
+    ids, grads = np.array([[1], [2]]), np.ones((2, 12), np.float32)
+    first, straight = OPTIMISERS[name](), OPTIMISERS[name]()
+    first.update(both, ids, grads)
+    straight.update(other, ids, grads)
+    kept = {key: array.copy() for key, array in values(table).items()}
+    copied = copy.deepcopy(first)
+    copied.update(both, ids, grads)  # must not move the state of `first`
+    for key in kept:
+        table.arrays()[key][...] = kept[key]
+    table.settle()
+    first.update(both, ids, grads)
+    straight.update(other, ids, grads)
+    same([table], [twin], 0)
 
 
 @pytest.mark.parametrize("make", [cce.SGD, cce.Adagrad, cce.Adam, cce.AdamW])

@@ -72,6 +72,10 @@ class Optimizer(abc.ABC):
         self._last: tuple[Callable[[], Any], list[int], list[Any]] = (lambda: None), [], []
         self._states: weakref.WeakKeyDictionary[Table, tuple[int, dict[str, State]]] = weakref.WeakKeyDictionary()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: without what was prepared for compiled loops, which holds addresses of this one's state."""
+        return {**self.__dict__, "_plans": weakref.WeakKeyDictionary(), "_last": ((lambda: None), [], [])}
+
     def step(self, table: Table, grads: dict[str, Gradient]) -> None:
         """Update every parameter of the table that has a gradient, in place.
 
@@ -97,7 +101,9 @@ class Optimizer(abc.ABC):
     def take(self, gradients: list[tuple[Table, dict[str, Gradient]]]) -> None:
         """`step` of several tables, with gradients that fit: all are checked to be finite, and clipped, before any is used."""
         square = 0.0
-        for _, grads in gradients:
+        for table, grads in gradients:
+            if not table.writeable:
+                raise ValueError("the table is mapped read-only; load it with mmap=False to train it")
             for name, gradient in grads.items():
                 values = gradient.values if isinstance(gradient, SparseGradient) else gradient
                 _check.as_float32(f"gradient of {name}", values, values.shape)
@@ -110,9 +116,7 @@ class Optimizer(abc.ABC):
             self._step(table, table.parameters(), table.units(), grads)
 
     def _step(self, table: Table, parameters: Any, units: Any, grads: dict[str, Gradient]) -> None:
-        """`step` with gradients that are known to fit."""
-        if not table.writeable:
-            raise ValueError("the table is mapped read-only; load it with mmap=False to train it")
+        """`step` with gradients that are known to fit a table that may be written."""
         states = self._of(table)
         known = len(states)
         for name, gradient in grads.items():
