@@ -108,6 +108,28 @@ def test_results_do_not_depend_on_the_threads():
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("padded", [False, True], ids=["plain", "padded"])
+def test_sums_of_ragged_bags_do_not_depend_on_the_threads(padded):
+    """Nor do they where a bag is larger than what is looked up at a time."""
+    both, rng = collection(["cce", "hemb", "robe", "int8"]), np.random.default_rng(0)
+    lengths = rng.integers(0, 40, 15_000 if cce._jit.COMPILED else 40)
+    lengths[[2, 17, 33]] = 300, 1100, 256
+    ids = [rng.integers(0, VOCAB, lengths.sum()) for _ in both.tables]
+    found = []
+    for threads in (1, 2, 3):
+        cce.set_num_threads(threads)
+        found.append(both.lookup(ids, lengths=lengths, padding_id=3 if padded else None))
+    cce.set_num_threads(None)
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0], other)
+    starts = np.append(0, np.cumsum(lengths))
+    for table, part, own in zip(both.tables, both.split(found[0]), ids):
+        for bag in (2, 16, 17, 18, 33, len(lengths) - 1):
+            words = own[starts[bag] : starts[bag + 1]]
+            expected = table.lookup(words[words != 3] if padded else words).astype(np.float64).sum(0)
+            np.testing.assert_allclose(part[bag], expected, rtol=1e-4, atol=1e-4)
+
+
 def test_matrices_of_bags():
     both, rng = collection(["cce", "full"]), np.random.default_rng(1)
     ids = rng.integers(0, VOCAB, (4, 2, 3))

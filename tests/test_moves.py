@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cce_core._jit import jit
-from cce_core.sketching.moves import add_blocks, add_scaled, array_at, copy_blocks, prefetch
+from cce_core.sketching.moves import add_blocks, add_scaled, array_at, copy_blocks, load_bits, sum_blocks
 from cce_core.storage.codec import CODECS, codec
 
 
@@ -16,7 +16,6 @@ def mover(number):
     @jit
     def run(how, address, n, to, tos, shift, scales, froms, back, count, width, factors):
         codes = array_at(address, n, kind)
-        prefetch(codes, np.uint64(n))  # past the end: only asked for
         if how == 0:
             copy_blocks(to, tos, shift, codes, scales, froms, back, count, width, factors, number)
         elif how == 1:
@@ -55,6 +54,38 @@ def test_every_width_moves_its_floats_alone(number):
                 np.testing.assert_array_equal(to, expected)
 
 
+@pytest.mark.parametrize("number", range(len(CODECS)), ids=CODECS)
+def test_runs_of_blocks_are_summed_in_order(number):
+    kept, rng = codec(CODECS[number]), np.random.default_rng(number)
+
+    @jit
+    def run(address, n, to, tos, scales, froms, heads, width, more):
+        sum_blocks(
+            to, tos, _1, array_at(address, n, kind), scales, froms, heads, np.uint64(tos.shape[0]), width, more, number
+        )
+
+    kind, _1 = kept.dtype, np.uint64(1)
+    codes, scales = kept.encode(rng.standard_normal(64 * 12).astype(np.float32))
+    decoded = kept.decode(codes, scales, 64 * 12)
+    froms = rng.integers(0, 6, 9).astype(np.uint64) * np.uint64(128)  # where no move crosses a scale
+    heads = np.array([0, 3, 3, 4, 9], np.uint64)
+    others, factors = rng.permutation(froms), rng.standard_normal(9).astype(np.float32)
+    for width in (*range(1, 36), 64, 100):
+        tos = np.array([2, 0, 3, 1], np.uint64) * np.uint64(width + 2)
+        start = rng.standard_normal(4 * (width + 2) + 1).astype(np.float32)
+        for more in (None, others, factors):
+            to, expected = start.copy(), start.copy()
+            for bag in range(4):
+                o = int(tos[bag]) + 1
+                for i in range(int(heads[bag]), int(heads[bag + 1])):
+                    block = decoded[int(froms[i]) : int(froms[i]) + width]
+                    if more is others:
+                        block = block + decoded[int(others[i]) : int(others[i]) + width]
+                    expected[o : o + width] += block * factors[i] if more is factors else block
+            run(codes.ctypes.data, codes.size, to, tos, scales, froms, heads, np.uint64(width), more)
+            np.testing.assert_array_equal(to, expected)
+
+
 def test_single_floats_of_int4_at_odd_places():
     kept, run = codec("int4"), mover(CODECS.index("int4"))
     codes, scales = kept.encode(np.arange(64, dtype=np.float32))
@@ -71,3 +102,14 @@ def test_overlapping_targets_are_added_in_order():
     ones = np.ones(3, np.float32)
     run(1, memory.ctypes.data, 4, to, tos, zero, memory, froms, zero, np.uint64(3), np.uint64(2), ones)
     np.testing.assert_array_equal(to, [1 + 2, 2 + 4 + 4, 8])
+
+
+def test_words_are_loaded_from_any_byte():
+    words = np.random.default_rng(0).integers(0, 2**64, 3, np.uint64)
+
+    @jit
+    def run(words, byte):
+        return load_bits(words, byte)
+
+    for byte in range(17):
+        assert run(words, np.uint64(byte)) == int.from_bytes(words.tobytes()[byte : byte + 8], "little")

@@ -215,6 +215,22 @@ def test_the_ledger_is_the_arrays(table):
     assert "table" in repr(table)
 
 
+@pytest.mark.parametrize("n_chunks", [1, 4, 5, 6, 8])
+@pytest.mark.parametrize("rows", [1, 2, 300, 900, 2049])
+def test_pointers_of_any_size_are_followed(n_chunks, rows):
+    """Those of an id fit in one word, just do not, or need several; the last id's end the file."""
+    table = cce.make_table("cce", vocab=37, dim=n_chunks, num_params=2 * rows * n_chunks, n_chunks=n_chunks, rank=0)
+    assert table.spec.sizes == (rows,)
+    packing, rng = table.method.packing(table.spec), np.random.default_rng(rows)
+    chosen = rng.integers(0, rows, (37, n_chunks))
+    words = packing.empty()
+    for field in range(n_chunks):
+        packing.write(words, field, 0, chosen[:, field])
+    at = blocks.addresses(table.sketch._replace(pointers=words), np.arange(37, dtype=np.uint64))[:, ::2]
+    bases = [column.base for column in table.layout.columns[::2]]
+    np.testing.assert_array_equal(at, chosen + bases)
+
+
 def test_a_million_ids_cost_four_bytes_of_pointers_each():
     table = cce.make_table("cce", 1_000_000 if COMPILED else 10_000, 32, num_params=256 * 64, n_chunks=4, rank=0)
     assert table.spec.sizes == (256,)

@@ -8,18 +8,37 @@ import numpy as np
 
 from cce_core._jit import jit
 from cce_core.hashing.mix import keyed, multiply_high, multiply_high_32, premix
-from cce_core.sketching.bundle import LAST, LEFT, OFFSET, STEP, WORD
+from cce_core.sketching.bundle import LAST, STEP, WORD
 from cce_core.sketching.layout import BASE, HASH, IDENTITY, KIND, PER_ID, POINTER, ROWS, STRIDE, A, B
-from cce_core.sketching.moves import prefetch
-from cce_core.storage.packed import read_bits
+from cce_core.sketching.moves import load_bits
 
 TILE = 256  # ids whose addresses are found before their blocks are moved, so that the memory's lines can be asked for ahead
-_zero, _one, _low, _six = np.uint64(0), np.uint64(1), np.uint64(0xFFFFFFFF), np.uint64(6)
+_zero, _one, _three, _low = np.uint64(0), np.uint64(1), np.uint64(3), np.uint64(0xFFFFFFFF)
+_AT_ONCE = np.uint64(57)  # bits that are always within the 64 from the byte where they begin
 
 
 @jit
-def find(start: int, stop: int, ids: Any, column: Any, keys: Any, pointers: Any, at: Any) -> None:
-    """Addresses of the ids [start, stop) in one column: at[0 : stop − start]."""
+def _bits_from(pointers: Any, place: np.uint64) -> np.uint64:
+    """What begins at a bit of the packed pointers: 57 bits of it, or all there are."""
+    byte = min(place >> _three, np.uint64(pointers.shape[0] * 8 - 8))
+    return load_bits(pointers, byte) >> (place - (byte << _three))
+
+
+@jit
+def unpack(start: int, stop: int, ids: Any, columns: Any, pointers: Any, fields: Any) -> None:
+    """The pointers of the ids [start, stop) that a part has, if they fit in one word: fields[0 : stop − start], for `find`."""
+    for j in range(columns.shape[0]):
+        per_id = np.uint64(columns[j, PER_ID])
+        if columns[j, KIND] == POINTER:
+            first = np.uint64(start)
+            for n in range(np.uint64(stop - start) if _zero < per_id <= _AT_ONCE else _zero):
+                fields[n] = _bits_from(pointers, ids[first + n] * per_id)
+            return
+
+
+@jit
+def find(start: int, stop: int, ids: Any, column: Any, keys: Any, pointers: Any, fields: Any, at: Any) -> None:
+    """Addresses of the ids [start, stop) in one column: at[0 : stop − start]; `fields` are what `unpack` gave for them."""
     kind, base, stride = column[KIND], np.uint64(column[BASE]), np.uint64(column[STRIDE])
     count, a, b = np.uint64(column[ROWS]), np.uint64(column[A]), np.uint64(column[B])
     first, n_ids = np.uint64(start), np.uint64(stop - start)
@@ -32,12 +51,16 @@ def find(start: int, stop: int, ids: Any, column: Any, keys: Any, pointers: Any,
             for n in range(n_ids):
                 at[n] = base + stride * multiply_high(keyed(premix(ids[first + n]), key), count)
     elif kind == POINTER:
-        per_id, last = np.uint64(column[PER_ID]), count - _one
-        if a == np.uint64(0):  # an id's pointers lie side by side: its first column asks for the memory of all of them
+        # `min`: pointers of a damaged file must not lead out of the memory
+        per_id, last, mask = np.uint64(column[PER_ID]), count - _one, (_one << b) - _one
+        if b == _zero:
+            at[: stop - start] = base
+        elif per_id <= _AT_ONCE:
             for n in range(n_ids):
-                prefetch(pointers, (ids[first + n] * per_id) >> _six)
-        for n in range(n_ids):  # `min`: pointers of a damaged file must not lead out of the memory
-            at[n] = base + stride * min(read_bits(pointers, ids[first + n] * per_id + a, b), last)
+                at[n] = base + stride * min((fields[n] >> a) & mask, last)
+        else:
+            for n in range(n_ids):
+                at[n] = base + stride * min(_bits_from(pointers, ids[first + n] * per_id + a) & mask, last)
     elif kind == IDENTITY:
         for n in range(n_ids):
             at[n] = base + stride * ids[first + n]
@@ -47,27 +70,55 @@ def find(start: int, stop: int, ids: Any, column: Any, keys: Any, pointers: Any,
 
 
 @jit
-def stage(
-    low: int, high: int, ids: Any, place: Any, offsets: Any, bag: int, part: Any, stride: int, words: Any, rows: Any
-) -> int:
-    """The ids [low, high) of a part, and where in `out` the row of each begins; gives the bag that the last is in, or, where
-    an id is outside the vocabulary, −1 − bag."""
+def stage(low: int, high: int, ids: Any, place: Any, part: Any, words: Any) -> bool:
+    """The ids [low, high) of a part as words[0 : high − low]; whether one is outside the vocabulary."""
     base, step, last = np.uint64(place[WORD]), np.uint64(place[STEP]), np.uint64(part[LAST])
-    wide, left, first = np.uint64(stride), np.uint64(part[LEFT]), np.uint64(low)
-    over = False
+    first, over = np.uint64(low), False
     for n in range(np.uint64(high - low)):
         word = ids[base + (first + n) * step]
         over |= word > last
         words[n] = min(word, last)  # so that nothing outside the memory is read before the error is raised
+    return over
+
+
+@jit
+def rows_of(low: int, high: int, offsets: Any, own: int, bag: int, left: int, stride: int, rows: Any) -> int:
+    """Where the row of each of the ids [low, high) begins, `bag` or a later one being the first's; gives the last's bag.
+
+    The offsets of the part begin at offsets[own]; they are None where an id is a row.
+    """
+    wide, shift, first = np.uint64(stride), np.uint64(left), np.uint64(low)
     if offsets is None:
         for n in range(np.uint64(high - low)):
-            rows[n] = (first + n) * wide + left
+            rows[n] = (first + n) * wide + shift
     else:
         for n in range(low, high):
-            while n >= offsets[place[OFFSET] + bag + 1]:
+            while n >= offsets[own + bag + 1]:
                 bag += 1
-            rows[n - low] = np.uint64(bag) * wide + left
-    return -1 - bag if over else bag
+            rows[n - low] = np.uint64(bag) * wide + shift
+    return bag
+
+
+@jit
+def whole_bags(
+    low: int, stop: int, offsets: Any, own: int, bag: int, left: int, stride: int, heads: Any, tos: Any
+) -> Any:
+    """A tile of ids from `low` on, in bag `bag`, that ends where a bag below `stop` ends; of a bag that is larger than a tile a
+    tile's worth from where it begins, so that the order of its sum is its own. `heads` are where its bags begin and `tos` where
+    their rows do; gives the end of the tile, how many bags it has, and the bag that is next.
+    """
+    count, high = 0, low
+    while bag < stop and count < TILE:
+        end = offsets[own + bag + 1]
+        if end - low > TILE:
+            if count == 0:  # it is the first of the tile: as much of it as goes in
+                heads[0], heads[1], tos[0] = _zero, np.uint64(TILE), np.uint64(bag * stride + left)
+                return low + TILE, 1, bag
+            break
+        heads[count], tos[count] = np.uint64(high - low), np.uint64(bag * stride + left)
+        count, bag, high = count + 1, bag + 1, end
+    heads[count] = np.uint64(high - low)
+    return high, count, bag
 
 
 @jit
@@ -85,10 +136,11 @@ def signs_range(start: int, stop: int, ids: Any, columns: Any, keys: Any, out: A
 
 @jit
 def addresses_range(start: int, stop: int, ids: Any, columns: Any, keys: Any, pointers: Any, out: Any) -> None:
-    at = np.empty(TILE, np.uint64)
+    at, fields = np.empty(TILE, np.uint64), np.empty(TILE, np.uint64)
     for low in range(start, stop, TILE):
         high = min(low + TILE, stop)
+        unpack(low, high, ids, columns, pointers, fields)
         for j in range(columns.shape[0]):
-            find(low, high, ids, columns[j], keys, pointers, at)
+            find(low, high, ids, columns[j], keys, pointers, fields, at)
             for n in range(low, high):
                 out[n, j] = at[n - low]

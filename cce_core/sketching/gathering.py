@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cce_core._jit import jit
-from cce_core.sketching.addressing import TILE, find, stage
+from cce_core.sketching.addressing import TILE, find, rows_of, stage, unpack, whole_bags
 from cce_core.sketching.bundle import (
     CODES,
     COLUMNS,
@@ -31,12 +31,11 @@ from cce_core.sketching.bundle import (
     WORD,
 )
 from cce_core.sketching.layout import BASE, REGION
-from cce_core.sketching.moves import add_blocks, add_scaled, array_at, copy_blocks, copy_pairs, prefetch
+from cce_core.sketching.moves import add_blocks, add_scaled, array_at, copy_blocks, copy_pairs, sum_blocks
 from cce_core.storage.codec import BLOCK, CODECS, INT4, codec, fetch
 
-_zero, _one, _15, _line, _block = np.uint64(0), np.uint64(1), np.uint64(15), np.uint64(16), np.uint64(BLOCK)
+_zero, _one, _15, _block = np.uint64(0), np.uint64(1), np.uint64(15), np.uint64(BLOCK)
 _0 = np.float32(0.0)
-_CACHED = 1 << 17  # codes: a smaller memory is in the core's own cache anyway
 
 
 # The loops below index flat arrays with unsigned numbers: Numba then leaves out its test for negative indices. `kept` holds
@@ -53,9 +52,10 @@ def _make_gather(number: int) -> Callable[..., int]:
         start: int, stop: int, parts: Any, columns: Any, ids: Any, places: Any, offsets: Any, amounts: Any, weights: Any,
         kept: Any, stride: int, out: Any,
     ) -> int:  # fmt: skip
-        words, rows = np.empty(TILE, np.uint64), np.empty(TILE, np.uint64)
+        words, rows, fields = np.empty(TILE, np.uint64), np.empty(TILE, np.uint64), np.empty(TILE, np.uint64)
         scratch, other, before = np.empty(TILE, np.uint64), np.empty(TILE, np.uint64), words
-        spare, outside = np.empty(TILE, np.float32), 0
+        heads, tos = np.empty(TILE + 1, np.uint64), np.empty(TILE, np.uint64)
+        spare, outside = np.empty(TILE, np.float32), False
         adds = offsets is not None or amounts is not None or weights is not None
         for p in range(parts.shape[0]):
             part, place = parts[p], places[p]
@@ -64,39 +64,41 @@ def _make_gather(number: int) -> Callable[..., int]:
             keys = array_at(part[KEYS], part[N_KEYS], np.uint64)
             pointers = array_at(part[POINTERS], part[N_POINTERS], np.uint64)
             own, terms, w = columns[part[FIRST] : part[FIRST] + part[COLUMNS]], part[TERMS], np.uint64(part[WIDTH])
-            first, last, bag = start, stop, start
+            low, last, bag, starts = start, stop, start, place[OFFSET]
             if offsets is not None:
-                first, last = offsets[place[OFFSET] + start], offsets[place[OFFSET] + stop]
+                low, last = offsets[starts + start], offsets[starts + stop]
+            together = 2 if part[PAIRS] == 1 and amounts is None and weights is None else 1  # columns
             if adds:
                 for row in range(start, stop):
                     at_left = row * stride + part[LEFT]
                     out[at_left : at_left + own.shape[0] // terms * part[WIDTH]] = _0
-            for low in range(first, last, TILE):
-                high = min(low + TILE, last)
-                bag = stage(low, high, ids, place, offsets, bag, part, stride, words, rows)
-                if bag < 0:
-                    bag, outside = -1 - bag, 1
-                count = np.uint64(high - low)
+            high, n_bags, at_bag = low, 0, bag
+            while low < last:
+                if offsets is None:
+                    high = min(low + TILE, last)
+                    rows_of(low, high, offsets, starts, 0, part[LEFT], stride, rows)
+                else:
+                    at_bag = bag
+                    high, n_bags, bag = whole_bags(low, stop, offsets, starts, bag, part[LEFT], stride, heads, tos)
+                outside |= stage(low, high, ids, place, part, words)
+                unpack(0, high - low, words, own, pointers, fields)
+                count, bags = np.uint64(high - low), np.uint64(n_bags)
                 for j in range(own.shape[0]):
                     at = scratch if j % 2 == 0 else other
                     if kept is not None:
                         begin = place[KEPT] + j * place[COUNT]
                         at = kept[begin + low : begin + high]
-                    find(0, high - low, words, own[j], keys, pointers, at)
-                    region = np.uint64(own[j, REGION])
-                    past, left = np.uint64(own[j, BASE]) + region, np.uint64(j // terms) * w
-                    if part[N_CODES] > _CACHED:
-                        for n in range(count):
-                            for i in range(_zero, w, _line):
-                                prefetch(codes, (at[n] + i) >> np.uint64(halves))
-                    if part[PAIRS] == 1 and not adds:
-                        if j % 2 == 1:
-                            left = np.uint64(j // 2) * w
+                    find(0, high - low, words, own[j], keys, pointers, fields, at)
+                    left = np.uint64(j // terms) * w
+                    if together == 2:
+                        if j % 2 == 1 and offsets is None:
                             copy_pairs(out, rows, left, codes, scales, before, _zero, count, w, at, number)
+                        elif j % 2 == 1:
+                            sum_blocks(out, tos, left, codes, scales, before, heads, bags, w, at, number)
                         before = at
                         continue
-                    copies = not adds and j % terms == 0
-                    top, split = _zero, False
+                    region = np.uint64(own[j, REGION])
+                    past, top, split = np.uint64(own[j, BASE]) + region, _zero, False
                     for n in range(count):
                         top = max(top, at[n])
                         if scaled:  # moves are of up to 16 floats, each with one scale
@@ -112,14 +114,21 @@ def _make_gather(number: int) -> Callable[..., int]:
                                 spare[n] *= amounts[np.uint64(place[WORD] + low) + n]
                     elif amounts is not None:
                         factors = amounts[place[WORD] + low : place[WORD] + high]
+                    copies = not adds and j % terms == 0
                     if top + w <= past and not split:
-                        if weights is not None or amounts is not None:
+                        if offsets is not None and (weights is not None or amounts is not None):
+                            sum_blocks(out, tos, left, codes, scales, at, heads, bags, w, factors, number)
+                        elif offsets is not None:
+                            sum_blocks(out, tos, left, codes, scales, at, heads, bags, w, None, number)
+                        elif weights is not None or amounts is not None:
                             add_scaled(out, rows, left, codes, scales, at, _zero, count, w, factors, number)
                         elif copies:
                             copy_blocks(out, rows, left, codes, scales, at, _zero, count, w, factors, number)
                         else:
                             add_blocks(out, rows, left, codes, scales, at, _zero, count, w, factors, number)
                         continue
+                    if offsets is not None:
+                        rows_of(low, high, offsets, starts, at_bag, part[LEFT], stride, rows)
                     for n in range(count):
                         for i in range(w):
                             source = at[n] + i
@@ -129,7 +138,8 @@ def _make_gather(number: int) -> Callable[..., int]:
                             if weights is not None or amounts is not None:
                                 value *= factors[n]
                             out[o] = value if copies else out[o] + value
-        return outside
+                low = high
+        return int(outside)
 
     return gather
 
@@ -144,13 +154,15 @@ def _make_dot(number: int) -> Callable[..., None]:
     ) -> None:  # fmt: skip
         w = np.uint64(width)
         dim = np.uint64(columns.shape[0] // terms) * w
-        scratch = np.empty(TILE, np.uint64)
+        scratch, fields = np.empty(TILE, np.uint64), np.empty(TILE, np.uint64)
         for low in range(start, stop, TILE):
             high = min(low + TILE, stop)
+            if kept is None:
+                unpack(low, high, ids, columns, pointers, fields)
             for j in range(columns.shape[0]):
                 at = scratch
                 if kept is None:
-                    find(low, high, ids, columns[j], keys, pointers, at)
+                    find(low, high, ids, columns[j], keys, pointers, fields, at)
                 else:
                     at = kept[j * ids.shape[0] + low : j * ids.shape[0] + high]
                 region = np.uint64(columns[j, REGION])

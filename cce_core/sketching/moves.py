@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from cce_core._jit import COMPILED
 from cce_core.storage.codec import BFLOAT16, BLOCK, CODECS, FLOAT32, INT8, codec
 
-COPY, ADD, SCALED, PAIR, BOTH = range(5)
+COPY, ADD, SCALED, PAIR, BOTH, SUM = range(6)
 _COMMON, _LANES = (1, 2, 4, 8, 16, 32), (16, 8, 4, 2, 1)
 
 
@@ -35,6 +35,14 @@ def _plain(how: int) -> Callable[..., None]:
             return kept.decode(codes[whole], scales[first // BLOCK :], a + width - first)[a - first :]
 
         for n in range(int(count)):
+            if how == SUM:
+                o = int(tos[n]) + int(shift)
+                for i in range(int(back[n]), int(back[n + 1])):
+                    block = fetched(int(froms[i]))
+                    if more is not None:
+                        block = block * more[i] if more.dtype == np.float32 else block + fetched(int(more[i]))
+                    to[o : o + width] += block
+                continue
             o, block = int(tos[n]) + int(shift), fetched(int(froms[n]) + int(back))
             if how == COPY:
                 to[o : o + width] = block
@@ -66,10 +74,13 @@ def _built(how: int) -> Any:
         kept = number.literal_value
 
         def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            arrays = [i for i in (0, 1, 3, 4, 5, 9) if isinstance(signature.args[i], types.Array)]
+            arrays = [i for i, given in enumerate(signature.args) if isinstance(given, types.Array)]
             data = {i: context.make_array(signature.args[i])(context, builder, args[i]).data for i in arrays}
             shift, back, count, width = (args[i] for i in (2, 6, 7, 8))
             word = count.type
+            addresses = 9 in arrays and signature.args[9].dtype == types.uint64
+            doubles = how in (PAIR, SUM) and addresses
+            scales_it = how in (SCALED, SUM) and 9 in arrays and not addresses
 
             def item(i: int, n: Any) -> Any:
                 return builder.load(builder.gep(data[i], [n]))
@@ -107,12 +118,14 @@ def _built(how: int) -> Any:
                     value = builder.fsub(builder.uitofp(nibbles(n, at), reals), ir.Constant(reals, [8.0] * n))
                 return builder.fmul(value, spread(item(4, builder.lshr(at, word(6))), n))
 
-            def strip(n: int, o: Any, a: Any, extra: Any) -> None:
+            def valued(n: int, a: Any, extra: Any) -> Any:
                 value = fetched(n, a)
-                if how == PAIR:
+                if doubles:
                     value = builder.fadd(value, fetched(n, extra))
-                if how == SCALED:
-                    value = builder.fmul(value, spread(extra, n))
+                return builder.fmul(value, spread(extra, n)) if scales_it else value
+
+            def strip(n: int, o: Any, a: Any, extra: Any) -> None:
+                value = valued(n, a, extra)
                 for target in (o, extra) if how == BOTH else (o,):
                     place = builder.bitcast(builder.gep(data[0], [target]), ir.VectorType(real, n).as_pointer())
                     total = value
@@ -123,6 +136,41 @@ def _built(how: int) -> Any:
             def moved(n: int, o: Any, a: Any, extra: Any, at: Any) -> None:
                 also = builder.add(extra, at) if how in (PAIR, BOTH) else extra
                 strip(n, builder.add(o, at), builder.add(a, at), also)
+
+            def summed(o: Any, begin: Any, end: Any, at: Any, lanes: Sequence[int]) -> None:
+                """The strips from `at` on of the blocks [begin, end), in registers."""
+                places, totals = [], []
+                for k, n in enumerate(lanes):
+                    kind, shifted = ir.VectorType(real, n), builder.add(at, word(sum(lanes[:k])))
+                    place = builder.bitcast(builder.gep(data[0], [builder.add(o, shifted)]), kind.as_pointer())
+                    places.append((place, shifted))
+                    totals.append(cgutils.alloca_once(builder, kind))
+                    builder.store(builder.load(place, align=4), totals[k])
+                with cgutils.for_range_slice(builder, begin, end, word(1), intp=word) as (i, _):
+                    a, extra = item(5, i), item(9, i) if 9 in arrays else None
+                    for (_place, shifted), total, n in zip(places, totals, lanes):
+                        value = valued(n, builder.add(a, shifted), builder.add(extra, shifted) if doubles else extra)
+                        builder.store(builder.fadd(builder.load(total), value), total)
+                for (place, _shifted), total in zip(places, totals):
+                    builder.store(builder.load(total), place, align=4)
+
+            def every_sum(lanes: Sequence[int] | None) -> None:
+                with cgutils.for_range(builder, count, intp=word) as loop:
+                    o = builder.add(item(1, loop.index), shift)
+                    begin, end = item(6, loop.index), item(6, builder.add(loop.index, word(1)))
+                    if lanes is not None:
+                        return summed(o, begin, end, word(0), lanes)
+                    in_strips(lambda n, at: summed(o, begin, end, at, (n,)))
+
+            def in_strips(call: Callable[[int, Any], None]) -> None:
+                done = cgutils.alloca_once_value(builder, word(0))
+                builder.store(word(0), done)
+                for n in _LANES:
+                    times = builder.udiv(builder.sub(width, builder.load(done)), word(n))
+                    with cgutils.for_range(builder, times, intp=word):
+                        at = builder.load(done)
+                        call(n, at)
+                        builder.store(builder.add(at, word(n)), done)
 
             def every(block: Callable[[Any, Any, Any], None]) -> None:
                 with cgutils.for_range(builder, count, intp=word) as loop:
@@ -140,14 +188,7 @@ def _built(how: int) -> Any:
                 return block
 
             def unknown(o: Any, a: Any, extra: Any) -> None:
-                done = cgutils.alloca_once_value(builder, word(0))
-                builder.store(word(0), done)
-                for n in _LANES:
-                    times = builder.udiv(builder.sub(width, builder.load(done)), word(n))
-                    with cgutils.for_range(builder, times, intp=word):
-                        at = builder.load(done)
-                        moved(n, o, a, extra, at)
-                        builder.store(builder.add(at, word(n)), done)
+                in_strips(lambda n, at: moved(n, o, a, extra, at))
 
             end, other = builder.append_basic_block("moved"), builder.append_basic_block("strips")
             choose = builder.switch(width, other)
@@ -155,28 +196,25 @@ def _built(how: int) -> Any:
                 here = builder.append_basic_block(f"width{n}")
                 choose.add_case(word(n), here)
                 builder.position_at_end(here)
-                every(known(n))
+                if how == SUM:
+                    every_sum((_LANES[0],) * (n // _LANES[0]) or (n,))
+                else:
+                    every(known(n))
                 builder.branch(end)
             builder.position_at_end(other)
-            every(unknown)
+            if how == SUM:
+                every_sum(None)
+            else:
+                every(unknown)
             builder.branch(end)
             builder.position_at_end(end)
             return context.get_dummy_value()
 
         u = types.uint64
-        return types.void(to, tos, u, codes, scales, froms, u, u, u, more, number), build
+        between = back if how == SUM else u
+        return types.void(to, tos, u, codes, scales, froms, between, u, u, more, number), build
 
     return intrinsic(typed)
-
-
-def _ask(builder: Any, place: Any) -> None:
-    """Ask for the cache line of a place, which need not exist."""
-    from numba.core import cgutils
-
-    ir: Any = importlib.import_module("llvmlite.ir")
-    kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t] + [ir.IntType(32)] * 3)
-    ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(ask, [builder.bitcast(place, cgutils.voidptr_t)] + [ir.IntType(32)(k) for k in (0, 3, 1)])
 
 
 # (to, tos, shift, codes, scales, froms, back, count, width, more, codec): for n < count in order, the floats
@@ -184,8 +222,10 @@ def _ask(builder: Any, place: Any) -> None:
 # memory in that codec; times more[n] (add_scaled); plus those at more[n] + back (copy_pairs); or those at more[n] + shift are
 # increased as well (add_both). All numbers and places are uint64, factors float32.
 # A move is of up to 16 floats of int8 or int4 with one scale; one of int4 of more than one float begins at an even place.
+# sum_blocks takes heads in place of `back`: for n < count the floats [tos[n] + shift : + width] of `to` are increased by the
+# blocks at froms[heads[n] : heads[n + 1]], one after another; each with the one at `more` (addresses), or times it (factors).
 _make = _built if COMPILED else _plain
-copy_blocks, add_blocks, add_scaled, copy_pairs, add_both = (_make(how) for how in (COPY, ADD, SCALED, PAIR, BOTH))
+copy_blocks, add_blocks, add_scaled, copy_pairs, add_both, sum_blocks = (_make(how) for how in range(6))
 
 
 def _array_plain(address: Any, n: Any, kind: Any) -> Any:
@@ -196,12 +236,12 @@ def _array_plain(address: Any, n: Any, kind: Any) -> Any:
     return np.frombuffer((ctypes.c_byte * (int(n) * like.itemsize)).from_address(int(address)), like)
 
 
-def _prefetch_plain(array: Any, i: Any) -> None:
-    """Ask for the cache line of array[i], which need not exist."""
+def _load_plain(words: Any, byte: Any) -> Any:
+    """The 64 bits from a byte of `words` on, least significant first."""
+    return words.view(np.uint8)[int(byte) : int(byte) + 8].view(np.uint64)[0]
 
 
 def _compiled_access() -> tuple[Any, Any]:
-
     from numba import carray
     from numba.core import cgutils, types
     from numba.extending import intrinsic
@@ -216,19 +256,20 @@ def _compiled_access() -> tuple[Any, Any]:
         return types.voidptr(types.int64), build
 
     @intrinsic
-    def prefetch(typing: Any, array: Any, i: Any) -> Any:
+    def load_bits(typing: Any, words: Any, byte: Any) -> Any:
         def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            ir: Any = importlib.import_module("llvmlite.ir")
             data = context.make_array(signature.args[0])(context, builder, args[0]).data
-            _ask(builder, builder.gep(data, [args[1]]))
-            return context.get_dummy_value()
+            place = builder.gep(builder.bitcast(data, cgutils.voidptr_t), [args[1]])
+            return builder.load(builder.bitcast(place, ir.IntType(64).as_pointer()), align=1)
 
-        return types.void(array, types.uint64), build
+        return types.uint64(words, types.uint64), build
 
     @jit
     def array_at(address: int, n: int, kind: Any) -> Any:
         return carray(pointer(address), (n,), kind)
 
-    return array_at, prefetch
+    return array_at, load_bits
 
 
-array_at, prefetch = _compiled_access() if COMPILED else (_array_plain, _prefetch_plain)
+array_at, load_bits = _compiled_access() if COMPILED else (_array_plain, _load_plain)

@@ -7,15 +7,17 @@ from typing import Any
 import numpy as np
 
 from cce_core._jit import jit
-from cce_core.sketching.addressing import TILE, find, stage
+from cce_core.sketching.addressing import TILE, find, rows_of, stage, unpack
 from cce_core.sketching.bundle import (
     COLUMNS,
     COUNT,
     FIRST,
     KEPT,
     KEYS,
+    LEFT,
     N_KEYS,
     N_POINTERS,
+    OFFSET,
     PAIRS,
     POINTERS,
     SIZE,
@@ -56,7 +58,7 @@ def scatter_range(
 ) -> None:  # fmt: skip
     """The transposed lookup: the units that begin in [low, high) of the gradients of all parts, in the order of the ids."""
     words, rows, scratch = np.empty(TILE, np.uint64), np.empty(TILE, np.uint64), np.empty(TILE, np.uint64)
-    other, before = np.empty(TILE, np.uint64), words
+    other, before, fields = np.empty(TILE, np.uint64), words, np.empty(TILE, np.uint64)
     tos, froms, factors = np.empty(TILE, np.uint64), np.empty(TILE, np.uint64), np.empty(TILE, np.float32)
     for p in range(parts.shape[0]):
         part, place = parts[p], places[p]
@@ -72,12 +74,14 @@ def scatter_range(
         bag, (shift, even) = 0, _shift(u)
         for start in range(0, place[COUNT], TILE):
             stop = min(start + TILE, place[COUNT])
-            bag = stage(start, stop, ids, place, offsets, bag, part, stride, words, rows)
-            bag = -1 - bag if bag < 0 else bag
+            bag = rows_of(start, stop, offsets, place[OFFSET], bag, part[LEFT], stride, rows)
+            stage(start, stop, ids, place, part, words)
+            if kept is None:
+                unpack(0, stop - start, words, own, pointers, fields)
             for j in range(own.shape[0]):
                 at = scratch if j % 2 == 0 else other
                 if kept is None:
-                    find(0, stop - start, words, own[j], keys, pointers, at)
+                    find(0, stop - start, words, own[j], keys, pointers, fields, at)
                 else:
                     begin = place[KEPT] + j * place[COUNT]
                     at = kept[begin + start : begin + stop]
@@ -142,15 +146,17 @@ def touch(
     pointers = array_at(part[POINTERS], part[N_POINTERS], np.uint64)
     own, u, count = columns[part[FIRST] : part[FIRST] + part[COLUMNS]], np.uint64(part[UNIT]), 0
     shift, even = _shift(u)
-    words, rows, scratch = np.empty(TILE, np.uint64), np.empty(TILE, np.uint64), np.empty(TILE, np.uint64)
+    words, fields, scratch = np.empty(TILE, np.uint64), np.empty(TILE, np.uint64), np.empty(TILE, np.uint64)
     mine, over = np.uint64(low), np.uint64(high)
     for start in range(0, place[COUNT], TILE):
         stop = min(start + TILE, place[COUNT])
-        stage(start, stop, ids, place, None, 0, part, 0, words, rows)
+        stage(start, stop, ids, place, part, words)
+        if kept is None:
+            unpack(0, stop - start, words, own, pointers, fields)
         for j in range(own.shape[0]):
             at = scratch
             if kept is None:
-                find(0, stop - start, words, own[j], keys, pointers, at)
+                find(0, stop - start, words, own[j], keys, pointers, fields, at)
             else:
                 begin = place[KEPT] + j * place[COUNT]
                 at = kept[begin + start : begin + stop]
