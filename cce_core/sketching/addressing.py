@@ -100,6 +100,21 @@ def rows_of(low: int, high: int, offsets: Any, own: int, bag: int, left: int, st
 
 
 @jit
+def share(work: int, n_rows: int, offsets: Any, own: int) -> int:
+    """How many rows begin in the first `work` of a part's work, where a row counts 1, and an id of a bag another 1."""
+    if offsets is None:
+        return min(max(work, 0), n_rows)
+    low, high = 0, n_rows
+    while low < high:
+        middle = (low + high) // 2
+        if offsets[own + middle] + middle < work:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@jit
 def whole_bags(
     low: int, stop: int, offsets: Any, own: int, bag: int, left: int, stride: int, heads: Any, tos: Any
 ) -> Any:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cce_core._threads import sliced
 from cce_core.sketching.addressing import addresses_range, signs_range
-from cce_core.sketching.bundle import UNIT, Bundle, Memory, Part, Sketch
+from cce_core.sketching.bundle import COUNT, UNIT, Bundle, Memory, Part, Sketch
 from cce_core.sketching.gathering import dot_of, gather_of
 from cce_core.sketching.gradient import SparseGradient
 from cce_core.sketching.layout import Layout
@@ -47,12 +47,13 @@ def gather(
     return bool(
         sliced(
             gather_of(bundle.codec),
-            rows,
-            max(1, _IDS_A_THREAD // len(places)),
+            rows * len(places) + (0 if offsets is None else int(places[:, COUNT].sum())),
+            _IDS_A_THREAD,
             bundle.parts,
             bundle.columns,
             ids,
             places,
+            rows,
             offsets,
             amounts,
             weights,

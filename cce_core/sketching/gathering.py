@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cce_core._jit import jit
-from cce_core.sketching.addressing import TILE, find, rows_of, stage, unpack, whole_bags
+from cce_core.sketching.addressing import TILE, find, rows_of, share, stage, unpack, whole_bags
 from cce_core.sketching.bundle import (
     CODES,
     COLUMNS,
@@ -43,22 +43,29 @@ _0 = np.float32(0.0)
 
 
 def _make_gather(number: int) -> Callable[..., int]:
-    """The lookup in memories of codec `number`, for the rows (ids, or bags) [start, stop) of every part."""
+    """The lookup in memories of codec `number`, for a share [begin, end) of the work on all parts, part by part: a row counts 1,
+    and an id of a bag another 1. So a thread mostly has memories of its own to read."""
     kind = codec(CODECS[number]).dtype
     scaled, halves = codec(CODECS[number]).most > 0, number == INT4
 
     @jit
     def gather(
-        start: int, stop: int, parts: Any, columns: Any, ids: Any, places: Any, offsets: Any, amounts: Any, weights: Any,
-        kept: Any, stride: int, out: Any,
+        begin: int, end: int, parts: Any, columns: Any, ids: Any, places: Any, n_rows: int, offsets: Any, amounts: Any,
+        weights: Any, kept: Any, stride: int, out: Any,
     ) -> int:  # fmt: skip
         words, rows, fields = np.empty(TILE, np.uint64), np.empty(TILE, np.uint64), np.empty(TILE, np.uint64)
         scratch, other, before = np.empty(TILE, np.uint64), np.empty(TILE, np.uint64), words
         heads, tos = np.empty(TILE + 1, np.uint64), np.empty(TILE, np.uint64)
         spare, outside = np.empty(TILE, np.float32), False
         adds = offsets is not None or amounts is not None or weights is not None
+        before_part, past_part = 0, 0
         for p in range(parts.shape[0]):
             part, place = parts[p], places[p]
+            before_part, past_part = past_part, past_part + n_rows + (0 if offsets is None else place[COUNT])
+            if past_part <= begin or before_part >= end:
+                continue  # all of the part is for other threads
+            start = share(begin - before_part, n_rows, offsets, place[OFFSET])
+            stop = share(end - before_part, n_rows, offsets, place[OFFSET])
             codes = array_at(part[CODES], part[N_CODES], kind)
             scales = array_at(part[SCALES], part[N_SCALES], np.float32)
             keys = array_at(part[KEYS], part[N_KEYS], np.uint64)
@@ -86,8 +93,8 @@ def _make_gather(number: int) -> Callable[..., int]:
                 for j in range(own.shape[0]):
                     at = scratch if j % 2 == 0 else other
                     if kept is not None:
-                        begin = place[KEPT] + j * place[COUNT]
-                        at = kept[begin + low : begin + high]
+                        first = place[KEPT] + j * place[COUNT]
+                        at = kept[first + low : first + high]
                     find(0, high - low, words, own[j], keys, pointers, fields, at)
                     left = np.uint64(j // terms) * w
                     if together == 2:
@@ -102,9 +109,9 @@ def _make_gather(number: int) -> Callable[..., int]:
                     for n in range(count):
                         top = max(top, at[n])
                         if scaled:  # moves are of up to 16 floats, each with one scale
-                            a, end = at[n], at[n] + w - _one
+                            a, z = at[n], at[n] + w - _one
                             split |= (a & _15) != _zero and (
-                                a // _block != end // _block or (halves and (a & _one) == _one)
+                                a // _block != z // _block or (halves and (a & _one) == _one)
                             )
                     factors = spare
                     if weights is not None:

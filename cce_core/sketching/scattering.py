@@ -66,7 +66,7 @@ def scatter_range(
             continue
         begin, end = owned(low, high, part)
         mine, over = np.uint64(begin), np.uint64(end)
-        span, size = np.uint64(part[SPAN]), np.uint64(part[SIZE])
+        span = np.uint64(part[SPAN])
         keys = array_at(part[KEYS], part[N_KEYS], np.uint64)
         pointers = array_at(part[POINTERS], part[N_POINTERS], np.uint64)
         own, terms = columns[part[FIRST] : part[FIRST] + part[COLUMNS]], part[TERMS]
@@ -78,16 +78,27 @@ def scatter_range(
             stage(start, stop, ids, place, part, words)
             if kept is None:
                 unpack(0, stop - start, words, own, pointers, fields)
+            count, plain = np.uint64(stop - start), weights is None and amounts is None
             for j in range(own.shape[0]):
+                first, region = np.uint64(own[j, BASE]), np.uint64(own[j, REGION])
+                past, left = first + region, np.uint64(j // terms) * w
+                if past <= mine or first >= over:
+                    continue  # all of the column is for other threads
                 at = scratch if j % 2 == 0 else other
                 if kept is None:
                     find(0, stop - start, words, own[j], keys, pointers, fields, at)
                 else:
                     begin = place[KEPT] + j * place[COUNT]
                     at = kept[begin + start : begin + stop]
-                region = np.uint64(own[j, REGION])
-                past, left = np.uint64(own[j, BASE]) + region, np.uint64(j // terms) * w
-                count, top, plain = np.uint64(stop - start), _zero, weights is None and amounts is None
+                whole = slots is None and mine <= first and past <= over
+                if whole and plain and part[PAIRS] == 1:
+                    mate = own[j + 1 if j % 2 == 0 else j - 1]
+                    if mine <= np.uint64(mate[BASE]) and np.uint64(mate[BASE] + mate[REGION]) <= over:
+                        if j % 2 == 1:
+                            add_both(out, before, span, vectors, vectors, rows, left, count, w, at, FLOAT32)
+                        before = at
+                        continue
+                top = _zero
                 for n in range(count):
                     top = max(top, at[n])
                 if not plain:
@@ -95,13 +106,6 @@ def scatter_range(
                         factors[n] = _1 if amounts is None else amounts[np.uint64(place[WORD] + start) + n]
                         if weights is not None:
                             factors[n] *= weights[np.uint64(start) + n, np.uint64(j)]
-                whole = slots is None and mine == _zero and over == size
-                if whole and plain and part[PAIRS] == 1:
-                    if j % 2 == 1:
-                        left = np.uint64(j // 2) * w
-                        add_both(out, before, span, vectors, vectors, rows, left, count, w, at, FLOAT32)
-                    before = at
-                    continue
                 if whole and top + w <= past:
                     if plain:
                         add_blocks(out, at, span, vectors, vectors, rows, left, count, w, factors, FLOAT32)
@@ -154,14 +158,16 @@ def touch(
         if kept is None:
             unpack(0, stop - start, words, own, pointers, fields)
         for j in range(own.shape[0]):
+            region = np.uint64(own[j, REGION])
+            past = np.uint64(own[j, BASE]) + region
+            if past <= mine or np.uint64(own[j, BASE]) >= over:
+                continue
             at = scratch
             if kept is None:
                 find(0, stop - start, words, own[j], keys, pointers, fields, at)
             else:
                 begin = place[KEPT] + j * place[COUNT]
                 at = kept[begin + start : begin + stop]
-            region = np.uint64(own[j, REGION])
-            past = np.uint64(own[j, BASE]) + region
             for n in range(stop - start):
                 for i in range(0, part[WIDTH], part[UNIT]):
                     to = at[n] + np.uint64(i)
