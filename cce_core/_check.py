@@ -81,6 +81,14 @@ def as_ids(ids: Any) -> NDArray[np.uint64]:
 
 
 @jit
+def _largest(ids: NDArray[np.uint64]) -> np.uint64:
+    top = np.uint64(0)
+    for n in range(np.uint64(ids.shape[0])):
+        top = max(top, ids[n])
+    return top
+
+
+@jit
 def _first_outside(ids: NDArray[np.uint64], end: np.uint64) -> int:
     for n in range(ids.shape[0]):
         if ids[n] >= end:
@@ -91,8 +99,9 @@ def _first_outside(ids: NDArray[np.uint64], end: np.uint64) -> int:
 def ids_within(ids: NDArray[np.uint64], vocab: int | np.uint64) -> None:
     """IndexError that names the first id outside [0, vocab) and its position."""
     flat = ids if ids.ndim == 1 else ids.reshape(-1)
-    where = _first_outside(flat, vocab if isinstance(vocab, np.uint64) else np.uint64(vocab))
-    if where >= 0:
+    end = vocab if isinstance(vocab, np.uint64) else np.uint64(vocab)
+    if flat.shape[0] and _largest(flat) >= end:
+        where = _first_outside(flat, end)
         word = int(flat[where])
         shown = word - 2**64 if word >= 2**63 else word
         at = np.unravel_index(where, ids.shape) if ids.ndim > 1 else where
