@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cce_core._jit import jit
-from cce_core.sketching.moves import add_blocks, add_scaled, array_at, copy_blocks, load_bits, sum_blocks
+from cce_core.sketching.moves import add_blocks, add_scaled, array_at, copy_blocks, copy_rows, load_bits, sum_blocks
 from cce_core.storage.codec import CODECS, codec
 
 
@@ -113,3 +113,35 @@ def test_words_are_loaded_from_any_byte():
 
     for byte in range(17):
         assert run(words, np.uint64(byte)) == int.from_bytes(words.tobytes()[byte : byte + 8], "little")
+
+
+@pytest.mark.parametrize("number", range(len(CODECS)), ids=CODECS)
+@pytest.mark.parametrize("terms", [1, 2, 3])
+def test_rows_are_their_chunks_side_by_side(number, terms):
+    kept, rng = codec(CODECS[number]), np.random.default_rng(number)
+
+    @jit
+    def run(address, n, to, tos, scales, froms, apart, count, width, sizes):
+        codes = array_at(address, n, kind)
+        copy_rows(to, tos, _1, codes, scales, froms, apart, count, width, sizes, number)
+
+    kind, _1 = kept.dtype, np.uint64(1)
+    codes, scales = kept.encode(rng.standard_normal(64 * 12).astype(np.float32))
+    decoded = kept.decode(codes, scales, 64 * 12)
+    for width in (*range(1, 36), 64, 100):
+        for chunks in (1, 3):
+            froms = rng.integers(0, 6, (chunks * terms, 5)).astype(np.uint64) * np.uint64(128)
+            tos = rng.permutation(4).astype(np.uint64) * np.uint64(chunks * width + 2)
+            to = rng.standard_normal(4 * (chunks * width + 2) + 1).astype(np.float32)
+            expected = to.copy()
+            for n in range(4):
+                for c in range(chunks):
+                    o = int(tos[n]) + 1 + c * width
+                    block = np.zeros(width, np.float32)
+                    for t in range(terms):
+                        a = int(froms[c * terms + t, n])
+                        block = block + decoded[a : a + width]
+                    expected[o : o + width] = block
+            sizes = np.uint64(chunks), np.uint64(terms)
+            run(codes.ctypes.data, codes.size, to, tos, scales, froms.reshape(-1), np.uint64(5), np.uint64(4), np.uint64(width), sizes)  # noqa: E501  # fmt: skip
+            np.testing.assert_array_equal(to, expected)

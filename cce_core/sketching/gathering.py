@@ -31,11 +31,14 @@ from cce_core.sketching.bundle import (
     WORD,
 )
 from cce_core.sketching.layout import BASE, REGION
-from cce_core.sketching.moves import add_blocks, add_scaled, array_at, copy_blocks, copy_pairs, sum_blocks
+from cce_core.sketching.moves import add_blocks, add_scaled, array_at, copy_blocks, copy_rows, sum_blocks
 from cce_core.storage.codec import BLOCK, CODECS, INT4, codec, fetch
 
 _zero, _one, _15, _block = np.uint64(0), np.uint64(1), np.uint64(15), np.uint64(BLOCK)
 _0 = np.float32(0.0)
+_APART = (
+    TILE + 8
+)  # addresses of a column and of the next: a power of two would bring them all to the same lines of the cache
 
 
 # The loops below index flat arrays with unsigned numbers: Numba then leaves out its test for negative indices. `kept` holds
@@ -54,8 +57,11 @@ def _make_gather(number: int) -> Callable[..., int]:
         weights: Any, kept: Any, stride: int, out: Any,
     ) -> int:  # fmt: skip
         words, rows, fields = np.empty(TILE, np.uint64), np.empty(TILE, np.uint64), np.empty(TILE, np.uint64)
-        scratch, other, before = np.empty(TILE, np.uint64), np.empty(TILE, np.uint64), words
         heads, tos = np.empty(TILE + 1, np.uint64), np.empty(TILE, np.uint64)
+        most = 0
+        for p in range(parts.shape[0]):
+            most = max(most, parts[p, COLUMNS])
+        ats, inside = np.empty(most * _APART, np.uint64), np.empty(most, np.bool_)
         spare, outside = np.empty(TILE, np.float32), False
         adds = offsets is not None or amounts is not None or weights is not None
         before_part, past_part = 0, 0
@@ -74,7 +80,7 @@ def _make_gather(number: int) -> Callable[..., int]:
             low, last, bag, starts = start, stop, start, place[OFFSET]
             if offsets is not None:
                 low, last = offsets[starts + start], offsets[starts + stop]
-            together = 2 if part[PAIRS] == 1 and amounts is None and weights is None else 1  # columns
+            together = 2 if part[PAIRS] == 1 and amounts is None and weights is None else 1  # columns of a sum of bags
             if adds:
                 for row in range(start, stop):
                     at_left = row * stride + part[LEFT]
@@ -90,29 +96,37 @@ def _make_gather(number: int) -> Callable[..., int]:
                 outside |= stage(low, high, ids, place, part, words)
                 unpack(0, high - low, words, own, pointers, fields)
                 count, bags = np.uint64(high - low), np.uint64(n_bags)
+                plain = not adds
                 for j in range(own.shape[0]):
-                    at = scratch if j % 2 == 0 else other
-                    if kept is not None:
-                        first = place[KEPT] + j * place[COUNT]
-                        at = kept[first + low : first + high]
+                    at = ats[j * _APART : (j + 1) * _APART]
                     find(0, high - low, words, own[j], keys, pointers, fields, at)
-                    left = np.uint64(j // terms) * w
+                    if kept is not None:
+                        first = place[KEPT] + j * place[COUNT] + low
+                        kept[first : first + high - low] = at[: high - low]
+                    if together == 1:
+                        region = np.uint64(own[j, REGION])
+                        past, top, split = np.uint64(own[j, BASE]) + region, _zero, False
+                        for n in range(count):
+                            top = max(top, at[n])
+                            if scaled:  # moves are of up to 16 floats, each with one scale
+                                a, z = at[n], at[n] + w - _one
+                                split |= (a & _15) != _zero and (
+                                    a // _block != z // _block or (halves and (a & _one) == _one)
+                                )
+                        inside[j] = top + w <= past and not split
+                        plain &= inside[j]
+                if plain:
+                    sizes = np.uint64(own.shape[0] // terms), np.uint64(terms)
+                    copy_rows(out, rows, _zero, codes, scales, ats, np.uint64(_APART), count, w, sizes, number)
+                    low = high
+                    continue
+                for j in range(own.shape[0]):
+                    at, left = ats[j * _APART : (j + 1) * _APART], np.uint64(j // terms) * w
                     if together == 2:
-                        if j % 2 == 1 and offsets is None:
-                            copy_pairs(out, rows, left, codes, scales, before, _zero, count, w, at, number)
-                        elif j % 2 == 1:
+                        if j % 2 == 1:
+                            before = ats[(j - 1) * _APART : j * _APART]
                             sum_blocks(out, tos, left, codes, scales, before, heads, bags, w, at, number)
-                        before = at
                         continue
-                    region = np.uint64(own[j, REGION])
-                    past, top, split = np.uint64(own[j, BASE]) + region, _zero, False
-                    for n in range(count):
-                        top = max(top, at[n])
-                        if scaled:  # moves are of up to 16 floats, each with one scale
-                            a, z = at[n], at[n] + w - _one
-                            split |= (a & _15) != _zero and (
-                                a // _block != z // _block or (halves and (a & _one) == _one)
-                            )
                     factors = spare
                     if weights is not None:
                         for n in range(count):
@@ -122,7 +136,7 @@ def _make_gather(number: int) -> Callable[..., int]:
                     elif amounts is not None:
                         factors = amounts[place[WORD] + low : place[WORD] + high]
                     copies = not adds and j % terms == 0
-                    if top + w <= past and not split:
+                    if inside[j]:
                         if offsets is not None and (weights is not None or amounts is not None):
                             sum_blocks(out, tos, left, codes, scales, at, heads, bags, w, factors, number)
                         elif offsets is not None:
@@ -136,6 +150,8 @@ def _make_gather(number: int) -> Callable[..., int]:
                         continue
                     if offsets is not None:
                         rows_of(low, high, offsets, starts, at_bag, part[LEFT], stride, rows)
+                    region = np.uint64(own[j, REGION])
+                    past = np.uint64(own[j, BASE]) + region
                     for n in range(count):
                         for i in range(w):
                             source = at[n] + i

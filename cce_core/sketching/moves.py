@@ -7,6 +7,7 @@ loads a whole block before it stores it: one or two instructions for the common 
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from cce_core._jit import COMPILED
 from cce_core.storage.codec import BFLOAT16, BLOCK, CODECS, FLOAT32, INT8, codec
 
-COPY, ADD, SCALED, PAIR, BOTH, SUM = range(6)
+COPY, ADD, SCALED, ROWS, BOTH, SUM = range(6)
 _COMMON, _LANES = (1, 2, 4, 8, 16, 32), (16, 8, 4, 2, 1)
 
 
@@ -43,11 +44,16 @@ def _plain(how: int) -> Callable[..., None]:
                         block = block * more[i] if more.dtype == np.float32 else block + fetched(int(more[i]))
                     to[o : o + width] += block
                 continue
+            if how == ROWS:
+                chunks, terms = (int(number) for number in more)
+                for c in range(chunks):
+                    o = int(tos[n]) + int(shift) + c * width
+                    spots = [int(froms[(c * terms + t) * int(back) + n]) for t in range(terms)]
+                    to[o : o + width] = functools.reduce(np.add, [fetched(spot) for spot in spots])
+                continue
             o, block = int(tos[n]) + int(shift), fetched(int(froms[n]) + int(back))
             if how == COPY:
                 to[o : o + width] = block
-            elif how == PAIR:
-                to[o : o + width] = block + fetched(int(more[n]) + int(back))
             else:
                 to[o : o + width] += block * more[n] if how == SCALED else block
             if how == BOTH:
@@ -79,7 +85,7 @@ def _built(how: int) -> Any:
             shift, back, count, width = (args[i] for i in (2, 6, 7, 8))
             word = count.type
             addresses = 9 in arrays and signature.args[9].dtype == types.uint64
-            doubles = how in (PAIR, SUM) and addresses
+            doubles = how == ROWS or (how == SUM and addresses)
             scales_it = how in (SCALED, SUM) and 9 in arrays and not addresses
 
             def item(i: int, n: Any) -> Any:
@@ -134,7 +140,7 @@ def _built(how: int) -> Any:
                     builder.store(total, place, align=4)
 
             def moved(n: int, o: Any, a: Any, extra: Any, at: Any) -> None:
-                also = builder.add(extra, at) if how in (PAIR, BOTH) else extra
+                also = builder.add(extra, at) if how in (ROWS, BOTH) else extra
                 strip(n, builder.add(o, at), builder.add(a, at), also)
 
             def summed(o: Any, begin: Any, end: Any, at: Any, lanes: Sequence[int]) -> None:
@@ -176,9 +182,40 @@ def _built(how: int) -> Any:
                 with cgutils.for_range(builder, count, intp=word) as loop:
                     o, a = builder.add(item(1, loop.index), shift), builder.add(item(5, loop.index), back)
                     extra = None if how in (COPY, ADD) else item(9, loop.index)
-                    if how in (PAIR, BOTH):
-                        extra = builder.add(extra, back if how == PAIR else shift)
-                    block(o, a, extra)
+                    block(o, a, builder.add(extra, shift) if how == BOTH else extra)
+
+            def every_row(block: Callable[[Any, Any, Any], None], lanes: Sequence[int] | None) -> None:
+                """Row after row, chunk after chunk: the two terms of most sketches at once, more (or one) in turn."""
+                chunks, terms = (builder.extract_value(args[9], k) for k in (0, 1))
+                two = builder.icmp_unsigned("==", terms, word(2))
+                with builder.if_else(two) as (then, otherwise):
+                    for branch, both in ((then, True), (otherwise, False)):
+                        with branch, cgutils.for_range(builder, count, intp=word) as row:
+                            begin = builder.add(item(1, row.index), shift)
+                            with cgutils.for_range(builder, chunks, intp=word) as chunk:
+                                o = builder.add(begin, builder.mul(chunk.index, width))
+                                at = builder.add(builder.mul(builder.mul(chunk.index, terms), back), row.index)
+                                if both:
+                                    block(o, item(5, at), item(5, builder.add(at, back)))
+                                else:
+                                    in_turn(o, at, terms, lanes)
+
+            def in_turn(o: Any, at: Any, terms: Any, lanes: Sequence[int] | None) -> None:
+                def strips(n: int, done: Any) -> None:
+                    total = cgutils.alloca_once(builder, ir.VectorType(real, n))
+                    builder.store(fetched(n, builder.add(item(5, at), done)), total)
+                    with cgutils.for_range_slice(builder, word(1), terms, word(1), intp=word) as (t, _):
+                        a = item(5, builder.add(at, builder.mul(t, back)))
+                        builder.store(builder.fadd(builder.load(total), fetched(n, builder.add(a, done))), total)
+                    place = builder.gep(data[0], [builder.add(o, done)])
+                    builder.store(
+                        builder.load(total), builder.bitcast(place, ir.VectorType(real, n).as_pointer()), align=4
+                    )
+
+                if lanes is None:
+                    return in_strips(strips)
+                for k, n in enumerate(lanes):
+                    strips(n, word(sum(lanes[:k])))
 
             def known(width: int) -> Callable[[Any, Any, Any], None]:
                 def block(o: Any, a: Any, extra: Any) -> None:
@@ -190,22 +227,24 @@ def _built(how: int) -> Any:
             def unknown(o: Any, a: Any, extra: Any) -> None:
                 in_strips(lambda n, at: moved(n, o, a, extra, at))
 
+            def moves(block: Callable[[Any, Any, Any], None], lanes: Sequence[int] | None) -> None:
+                if how == SUM:
+                    every_sum(lanes)
+                elif how == ROWS:
+                    every_row(block, lanes)
+                else:
+                    every(block)
+
             end, other = builder.append_basic_block("moved"), builder.append_basic_block("strips")
             choose = builder.switch(width, other)
             for n in _COMMON:
                 here = builder.append_basic_block(f"width{n}")
                 choose.add_case(word(n), here)
                 builder.position_at_end(here)
-                if how == SUM:
-                    every_sum((_LANES[0],) * (n // _LANES[0]) or (n,))
-                else:
-                    every(known(n))
+                moves(known(n), (_LANES[0],) * (n // _LANES[0]) or (n,))
                 builder.branch(end)
             builder.position_at_end(other)
-            if how == SUM:
-                every_sum(None)
-            else:
-                every(unknown)
+            moves(unknown, None)
             builder.branch(end)
             builder.position_at_end(end)
             return context.get_dummy_value()
@@ -219,13 +258,15 @@ def _built(how: int) -> Any:
 
 # (to, tos, shift, codes, scales, froms, back, count, width, more, codec): for n < count in order, the floats
 # [tos[n] + shift : + width] of `to` become (copy), or are increased by (add), the floats [froms[n] + back : + width] of a
-# memory in that codec; times more[n] (add_scaled); plus those at more[n] + back (copy_pairs); or those at more[n] + shift are
-# increased as well (add_both). All numbers and places are uint64, factors float32.
+# memory in that codec; times more[n] (add_scaled); or those at more[n] + shift are increased as well (add_both). All numbers and
+# places are uint64, factors float32.
 # A move is of up to 16 floats of int8 or int4 with one scale; one of int4 of more than one float begins at an even place.
+# copy_rows takes more = (chunks, terms): the row at tos[n] + shift is so many blocks side by side, block c of them the sum over t
+# of those at froms[(c · terms + t) · back + n].
 # sum_blocks takes heads in place of `back`: for n < count the floats [tos[n] + shift : + width] of `to` are increased by the
 # blocks at froms[heads[n] : heads[n + 1]], one after another; each with the one at `more` (addresses), or times it (factors).
 _make = _built if COMPILED else _plain
-copy_blocks, add_blocks, add_scaled, copy_pairs, add_both, sum_blocks = (_make(how) for how in range(6))
+copy_blocks, add_blocks, add_scaled, copy_rows, add_both, sum_blocks = (_make(how) for how in range(6))
 
 
 def _array_plain(address: Any, n: Any, kind: Any) -> Any:
