@@ -25,9 +25,9 @@ def same(a, b):
 
 def codebooks(table):
     """M and M' of every chunk, (chunks, rows, width) each."""
-    rows, c = table.spec.sizes[0], table.spec.n_chunks
-    both = table.parameters()["memory"].reshape(c, 2, rows, -1)
-    return both[:, 0], both[:, 1]
+    rows, hashed, c = table.spec.sizes[0], table.spec.sizes[-1], table.spec.n_chunks
+    both = table.parameters()["memory"].reshape(c, rows + hashed, -1)
+    return both[:, :rows], both[:, rows:]
 
 
 def pointers(table):
@@ -43,14 +43,11 @@ def pointers(table):
 def tables(draw):
     chunks, width = draw(st.sampled_from([1, 2, 4])), draw(st.integers(1, 4))
     vocab, rows = draw(st.integers(1, 80)), draw(st.integers(1, 40))
+    budget = {"num_params": 2 * rows * chunks * width}
+    if draw(st.booleans()):  # of a budget in bytes the hashed codebooks may have more rows
+        budget = {"num_bytes": 8 * rows * chunks * width + 8 * chunks + draw(st.integers(16, 200))}
     table = cce.make_table(
-        "cce",
-        vocab,
-        chunks * width,
-        n_chunks=chunks,
-        rank=0,
-        num_params=2 * rows * chunks * width,
-        seed=draw(st.integers(0, 99)),
+        "cce", vocab, chunks * width, n_chunks=chunks, rank=0, seed=draw(st.integers(0, 99)), **budget
     )
     kind = draw(st.sampled_from(["normal", "equal", "few", "zero"]))
     memory = table.parameters()["memory"]

@@ -52,6 +52,8 @@ def tables(draw, methods=METHODS, linear=False, **fixed):
     if method in BUDGETED:
         least = 4 * dim * (2 * vocab + 4) + (rank + 1) * dim
         budget = {"num_params": draw(st.integers(least, 3 * least))}
+        if method == "cce" and draw(st.booleans()):  # its two codebooks may then differ
+            budget = {"num_bytes": 4 * budget["num_params"]}
     return cce.make_table(
         method, vocab, dim, n_chunks=chunks, rank=None if method == "ldim" else rank, seed=draw(strategies.seeds),
         **budget, **options, **fixed,
@@ -229,6 +231,26 @@ def test_pointers_of_any_size_are_followed(n_chunks, rows):
     at = blocks.addresses(table.sketch._replace(pointers=words), np.arange(37, dtype=np.uint64))[:, ::2]
     bases = [column.base for column in table.layout.columns[::2]]
     np.testing.assert_array_equal(at, chosen + bases)
+
+
+@pytest.mark.parametrize("codec", ["float32", "int8"])
+@pytest.mark.parametrize("num_bytes", [200, 1000, 2000, 4000, 20_000])
+def test_pointers_take_at_most_half_of_a_budget_of_bytes(num_bytes, codec):
+    """And what they leave over buys hashed rows, down to a table that is all hashed."""
+    table = cce.make_table("cce", vocab=1000, dim=8, num_bytes=num_bytes, n_chunks=2, rank=0, codec=codec)
+    rows, hashed = table.spec.sizes[0], table.spec.sizes[-1]
+    stored = table.ledger().stored
+    assert stored["pointers"] <= num_bytes / 2
+    assert hashed == rows or hashed >= 2 * rows
+    if num_bytes == 200:
+        assert rows == 1 < hashed
+    if hashed > rows:  # one bit more an id and chunk would be too much, and so would one row
+        bits = int(rows - 1).bit_length()
+        assert 2 * 1000 * (bits + 1) / 8 + 8 > num_bytes / 2
+        assert table.ledger().total + (36 if codec == "float32" else 13) > num_bytes
+    for ids in (np.arange(1000), np.arange(0)):
+        assert table.lookup(ids).shape == (len(ids), 8)
+    assert len(np.unique(table.lookup(np.arange(1000)), axis=0)) > min(hashed, 900)
 
 
 def test_a_million_ids_cost_four_bytes_of_pointers_each():

@@ -67,12 +67,14 @@ class RowMethod(BlockMethod):
         per_row = self.floats_per_row(request) + self.weights_per_row(request)
         return rows * per_row + self.fixed_weights(request) + request.projection
 
-    def _bytes(self, request: Request, bits: int, rows: int) -> int:
+    def _pointer_bytes(self, request: Request, bits: int) -> int:
         fields = (bits,) * self.pointers(request) + self.fixed_bits(request)
-        packed = 8 * Packing(request.vocab or 0, fields).n_words
+        return 8 * Packing(request.vocab or 0, fields).n_words
+
+    def _bytes(self, request: Request, bits: int, rows: int) -> int:
         floats = request.projection + self.fixed_weights(request) + rows * self.weights_per_row(request)
         memory = request.codec.nbytes(rows * self.floats_per_row(request))
-        return 4 * floats + 8 * self.hashes(request) + 8 * self.learns + packed + memory
+        return 4 * floats + 8 * self.hashes(request) + 8 * self.learns + self._pointer_bytes(request, bits) + memory
 
     def _rows_in(self, request: Request, bits: int) -> int:
         """The most rows that pointers of `bits` bits can tell apart and the bytes can hold."""

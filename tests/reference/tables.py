@@ -103,12 +103,12 @@ def blocks_of(method, i, *, vocab, inner, n_chunks, sizes, options, keys, words)
             places = [bucket(i, keys[t], rows * inner) for t in range(k)]
         return blocks, inner, [("weights", place) for place in places]
     if method == "cce":
-        bits = (rows - 1).bit_length()
+        bits, both = (rows - 1).bit_length(), rows + sizes[-1]
         return (
             [
                 [
-                    whole((2 * c * rows + pointer(words, i, n_chunks * bits, c * bits, bits)) * w, w),
-                    whole(((2 * c + 1) * rows + bucket(i, keys[c], rows)) * w, w),
+                    whole((c * both + pointer(words, i, n_chunks * bits, c * bits, bits)) * w, w),
+                    whole((c * both + rows + bucket(i, keys[c], sizes[-1])) * w, w),
                 ]
                 for c in range(n_chunks)
             ],

@@ -41,6 +41,10 @@ class ProductQuantization(RowMethod):
         """None."""
         return 0
 
+    def least_rows(self, request: Request) -> int:
+        """Two of a budget in bytes: with one, all ids would have the same vector. A budget of parameters says what it wants."""
+        return 1 if request.num_params is not None else min(2, request.vocab or 2)
+
     def most_rows(self, request: Request) -> int:
         """One an id."""
         assert request.vocab is not None
