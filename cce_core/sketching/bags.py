@@ -67,8 +67,11 @@ class Batch:
             return None
         out = np.empty((len(tables), self.rows), np.float32)
         for row, table in zip(out, tables):
-            amounts = None if self.amounts is None else self.amounts[self.part(table)]
-            row[:] = np.bincount(self.row_of(table), amounts, minlength=self.rows)
+            if self.amounts is None:
+                assert self.offsets is not None
+                row[:] = np.diff(self.offsets[table])
+            else:
+                row[:] = np.bincount(self.row_of(table), self.amounts[self.part(table)], minlength=self.rows)
         return out
 
 

@@ -95,10 +95,18 @@ def scatter(
     weights: Any = None,
     kept: Any = None,
     bundle: Bundle | None = None,
+    offsets: Any = None,
+    amounts: Any = None,
 ) -> NDArray[np.float32]:
-    """The whole gradient of the memory, float32 (layout.size,), from gradients of the vectors (n, layout.dim)."""
+    """The whole gradient of the memory, float32 (layout.size,), from gradients of the vectors.
+
+    Args:
+        sketch, ids, weights, kept, bundle: as for `lookup`.
+        vectors: float32 (n, layout.dim), or a row for each bag.
+        offsets, amounts: as for `gather`; every id lies in a bag.
+    """
     out = np.zeros(sketch.layout.size, np.float32)
-    _scatter_into(bundle or _alone(sketch), ids, vectors, weights, kept, None, out)
+    _scatter_into(bundle or _alone(sketch), ids, vectors, weights, kept, None, out, offsets, amounts)
     return out
 
 
@@ -129,7 +137,10 @@ def _alone(sketch: Sketch) -> Bundle:
     return Bundle([Part(sketch, Memory(FLOAT32, np.empty(0, np.float32)))])
 
 
-def _scatter_into(bundle: Bundle, ids: Any, vectors: Any, weights: Any, kept: Any, slots: Any, out: Any) -> None:
+def _scatter_into(
+    bundle: Bundle, ids: Any, vectors: Any, weights: Any, kept: Any, slots: Any, out: Any, offsets: Any = None,
+    amounts: Any = None,
+) -> None:  # fmt: skip
     size, layout = bundle.size, bundle.alone[0].layout
     # A thread whose columns are its own addresses and moves its share. Where columns lie in one region, every thread must
     # address all and sift out its own: with two threads that took 1.1 times as long as one (width 64) to 5 times (robe).
@@ -139,8 +150,8 @@ def _scatter_into(bundle: Bundle, ids: Any, vectors: Any, weights: Any, kept: An
     shares = min(shares, ids.shape[0] * len(layout.columns) // _BLOCKS_A_THREAD)
     grain = max(1, size // max(1, shares))
     sliced(
-        scatter_range, size, grain, bundle.parts, bundle.columns, ids, bundle.places([len(ids)]), None, None, weights,
-        kept, slots, layout.dim, vectors.reshape(-1), out, align=layout.unit,
+        scatter_range, size, grain, bundle.parts, bundle.columns, ids, bundle.places([len(ids)]), offsets, amounts,
+        weights, kept, slots, layout.dim, vectors.reshape(-1), out, align=layout.unit,
     )  # fmt: skip
 
 

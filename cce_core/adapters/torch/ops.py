@@ -42,15 +42,17 @@ _slots: dict[tuple[str, str], NDArray[Any]] = {}
 
 
 class _Kept(threading.local):
-    """Addresses on their way from a forward pass to its backward pass; they are no tensors, and tracing never sees them.
+    """What is on its way from a forward pass to its backward pass without being an output; tracing never sees it.
 
     Attributes:
-        wanted: whether a gather is to leave its addresses here.
+        wanted: whether a forward pass is to leave anything here.
         addresses: uint64 (columns, n), what it left; or what the running scatter or dot may use.
+        inner: what it left of the vectors before their projection.
     """
 
     wanted = False
     addresses: NDArray[np.uint64] | None = None
+    inner: Tensor | None = None
 
 
 _kept = _Kept()
@@ -357,7 +359,8 @@ def differentiable(operator: Any, save: Callable[..., None], back: Callable[...,
                     out = operator.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
             finally:
                 if keeps:
-                    ctx.addresses, _kept.addresses, _kept.wanted = _kept.addresses, None, False
+                    ctx.addresses, ctx.inner = _kept.addresses, _kept.inner
+                    _kept.addresses, _kept.inner, _kept.wanted = None, None, False
             save(ctx, inputs)
             return out
 
