@@ -55,6 +55,7 @@ def test_torchs_own_checks(method, bags, weighted):
     memory, projection, amounts, of, rest, grads, inner = call(table(method), bags, weighted, torch.float32)
     torch.library.opcheck(pooled.vectors, (memory, projection, *of, amounts, *rest, False))
     torch.library.opcheck(pooled.spread, (inner, *of, amounts, *rest))
+    torch.library.opcheck(pooled.weigh, (torch.randn(len(IDS), DIM, requires_grad=True), grads, *of))
     if projection is not None:
         x = torch.randn(len(grads), len(projection), requires_grad=True)
         torch.library.opcheck(pooled.unwiden, (grads, x, projection))
@@ -84,7 +85,12 @@ def test_gradients_of_both_orders(method, bags, weighted, dtype, settings):
     def spread(g, *more):
         return pooled.spread(g, *of, *(more or (None,)), *rest)
 
-    cases = [(vectors, (memory, *given)), (spread, (inner, *([amounts] if weighted else [])))]
+    each = torch.randn(len(IDS), DIM, dtype=dtype, requires_grad=True)
+    cases = [
+        (lambda e, g: pooled.weigh(e, g, *of), (each, grads)),
+        (vectors, (memory, *given)),
+        (spread, (inner, *([amounts] if weighted else []))),
+    ]
     if projection is not None:
         x = torch.randn(len(grads), len(projection), dtype=dtype, requires_grad=True)
         cases.append((pooled.unwiden, (grads, x, projection)))

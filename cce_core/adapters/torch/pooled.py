@@ -5,9 +5,10 @@ and W a projection whose last row is the bias,
 
     x[r] = [ Σ_{n ∈ r} a_n · Σ_j M[b(n, j)],  Σ_{n ∈ r} a_n ]            vectors[r] = x[r] · W
 
-or x alone, without its last column, where there is no projection. `spread` is the gradient of M from those of x, `unwiden` gives
-those of x and W from those of the vectors. Each is linear in every one of its tensors, and has its gradient in terms of the
-others. Off the CPU, and in other types than float32, they are made of `ops.gather` and `ops.scatter` and torch's own operations.
+or x alone, without its last column, where there is no projection. `spread` is the gradient of M from those of x; `unwiden` gives
+those of x and W from those of the vectors; `weigh` those of a, from the vectors of all ids. Each is linear in every one of its
+tensors, and has its gradient in terms of the others. Off the CPU, and in other types than float32, they are made of `ops.gather`
+and `ops.scatter` and torch's own operations.
 """
 
 from __future__ import annotations
@@ -145,6 +146,16 @@ def _unwiden(grads: Tensor, inner: Tensor, projection: Tensor) -> tuple[Tensor, 
     return torch.from_numpy(to_inner), torch.from_numpy(to_projection).view(within, dim)
 
 
+def _weigh(each: Tensor, grads: Tensor, ids: Tensor, offsets: Tensor | None, ended: bool) -> Tensor:
+    if not ops._in_core(each, grads):
+        return _weigh_anywhere(each, grads, ids, offsets, ended)
+    batch, (n, dim) = _batch(ids, None, offsets, ended, None), each.shape
+    out, m = np.zeros(n, np.float32), len(batch.words)
+    rows = array(_shaped(grads, batch.rows, dim)).reshape(batch.rows, dim)
+    out[:m] = batch.slopes(0, array(_shaped(each, len(ids), dim)).reshape(n, dim)[:m], rows, 0)
+    return torch.from_numpy(out)
+
+
 # --- elsewhere ---------------------------------------------------------------------------------------------------------
 
 
@@ -191,6 +202,10 @@ def _unwiden_anywhere(grads: Tensor, inner: Tensor, projection: Tensor) -> tuple
     return grads @ projection[:-1].t(), inner.t() @ grads
 
 
+def _weigh_anywhere(each: Tensor, grads: Tensor, ids: Tensor, offsets: Tensor | None, ended: bool) -> Tensor:
+    return (each * of_ids(grads, ids, offsets, ended)).sum(1)
+
+
 # --- shapes for tracing -----------------------------------------------------------------------------------------------
 
 
@@ -213,6 +228,10 @@ def _unwiden_like(grads: Tensor, inner: Tensor, projection: Tensor) -> tuple[Ten
     return grads.new_empty((inner.shape[0], inner.shape[1] - 1)), torch.empty_like(projection)
 
 
+def _weigh_like(each: Tensor, grads: Tensor, ids: Tensor, offsets: Any, ended: bool) -> Tensor:
+    return each.new_empty((each.shape[0],))
+
+
 _BAGS = "Tensor ids, Tensor? offsets, bool ended, Tensor? amounts, Tensor? keys, Tensor? pointers, str spec"
 ops.define(
     "vectors",
@@ -229,19 +248,26 @@ ops.define(
     _unwiden_anywhere,
     _unwiden_like,
 )
+ops.define(
+    "weigh",
+    "(Tensor each, Tensor grads, Tensor ids, Tensor? offsets, bool ended) -> Tensor",
+    _weigh,
+    _weigh_anywhere,
+    _weigh_like,
+)
 vectors = torch.ops.cce.vectors.default
 spread = torch.ops.cce.spread.default
 unwiden = torch.ops.cce.unwiden.default
+weigh = torch.ops.cce.weigh.default
 
 
 # --- gradients: `ctx` counts the inputs from 1, after the dispatcher's keys -------------------------------------------
 
 
 def _slope(memory: Tensor, projection: Any, grads: Tensor, bags: Any, rest: Any) -> Tensor:
-    """The gradient of the amounts: every id's vector times that of its row."""
-    ids, offsets, ended = bags
-    each = vectors(memory, projection, ids, None, False, None, *rest, False)
-    return (each * of_ids(grads, ids, offsets, ended)).sum(1)
+    """The gradient of the amounts."""
+    each = vectors(memory, projection, bags[0], None, False, None, *rest, False)
+    return weigh(each, grads, *bags)
 
 
 def _save_vectors(ctx: Any, inputs: Any) -> None:
@@ -295,6 +321,18 @@ def _back_unwiden(ctx: Any, to_inner: Tensor, to_projection: Tensor) -> Any:
     return a, grads @ to_projection.t(), c
 
 
+def _save_weigh(ctx: Any, inputs: Any) -> None:
+    each, grads, ids, offsets, ctx.ended = inputs
+    ctx.save_for_backward(each, grads, ids, offsets)
+
+
+def _back_weigh(ctx: Any, grad: Tensor) -> Any:
+    each, grads, *bags = ctx.saved_tensors
+    bags = [*bags, ctx.ended]
+    return grad[:, None] * of_ids(grads, *bags), sums(grad[:, None] * each, *bags), None, None, None
+
+
 ops.differentiable(vectors, _save_vectors, _back_vectors, keeps=True)
 ops.differentiable(spread, _save_spread, _back_spread)
 ops.differentiable(unwiden, lambda ctx, inputs: ctx.save_for_backward(*inputs), _back_unwiden)
+ops.differentiable(weigh, _save_weigh, _back_weigh)
