@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cce_core._threads import get_num_threads, sliced
 from cce_core.sketching.addressing import addresses_range, signs_range
-from cce_core.sketching.bundle import Bundle, Memory, Part, Sketch
+from cce_core.sketching.bundle import UNIT, Bundle, Memory, Part, Sketch
 from cce_core.sketching.gathering import dot_of, gather_of
 from cce_core.sketching.gradient import SparseGradient
 from cce_core.sketching.layout import Layout
@@ -141,17 +141,17 @@ def _scatter_into(
     bundle: Bundle, ids: Any, vectors: Any, weights: Any, kept: Any, slots: Any, out: Any, offsets: Any = None,
     amounts: Any = None,
 ) -> None:  # fmt: skip
-    size, layout = bundle.size, bundle.alone[0].layout
+    size, unit, layout = bundle.size, int(bundle.parts[0, UNIT]), bundle.alone[0].layout
     # A thread whose columns are its own addresses and moves its share. Where columns lie in one region, every thread must
     # address all and sift out its own: with two threads that took 1.1 times as long as one (width 64) to 5 times (robe).
     shares = layout.regions
-    if shares == 1 and layout.unit == layout.width and get_num_threads() >= _MANY:
+    if shares == 1 and unit == layout.width and get_num_threads() >= _MANY:
         shares = -(-size // _FLOATS_A_THREAD)
     shares = min(shares, ids.shape[0] * len(layout.columns) // _BLOCKS_A_THREAD)
     grain = max(1, size // max(1, shares))
     sliced(
         scatter_range, size, grain, bundle.parts, bundle.columns, ids, bundle.places([len(ids)]), offsets, amounts,
-        weights, kept, slots, layout.dim, vectors.reshape(-1), out, align=layout.unit,
+        weights, kept, slots, layout.dim, vectors.reshape(-1), out, align=unit,
     )  # fmt: skip
 
 

@@ -50,13 +50,6 @@ def owned(low: int, high: int, part: Any) -> Any:
 
 
 @jit
-def _within(column: Any, mine: np.uint64, over: np.uint64) -> Any:
-    """Whether all that a column addresses lies in the floats [mine, over) of its memory."""
-    base = np.uint64(column[BASE])
-    return mine <= base and base + np.uint64(column[REGION]) <= over
-
-
-@jit
 def scatter_range(
     low: int, high: int, parts: Any, columns: Any, ids: Any, places: Any, offsets: Any, amounts: Any, weights: Any,
     kept: Any, slots: Any, stride: int, vectors: Any, out: Any,
@@ -71,7 +64,7 @@ def scatter_range(
             continue
         begin, end = owned(low, high, part)
         mine, over = np.uint64(begin), np.uint64(end)
-        span = np.uint64(part[SPAN])
+        span, size = np.uint64(part[SPAN]), np.uint64(part[SIZE])
         keys = array_at(part[KEYS], part[N_KEYS], np.uint64)
         pointers = array_at(part[POINTERS], part[N_POINTERS], np.uint64)
         own, terms = columns[part[FIRST] : part[FIRST] + part[COLUMNS]], part[TERMS]
@@ -82,16 +75,14 @@ def scatter_range(
             bag = stage(start, stop, ids, place, offsets, bag, part, stride, words, rows)
             bag = -1 - bag if bag < 0 else bag
             for j in range(own.shape[0]):
-                region = np.uint64(own[j, REGION])
-                past, left = np.uint64(own[j, BASE]) + region, np.uint64(j // terms) * w
-                if np.uint64(own[j, BASE]) >= over or past <= mine:
-                    continue  # another thread's
                 at = scratch if j % 2 == 0 else other
                 if kept is None:
                     find(0, stop - start, words, own[j], keys, pointers, at)
                 else:
                     begin = place[KEPT] + j * place[COUNT]
                     at = kept[begin + start : begin + stop]
+                region = np.uint64(own[j, REGION])
+                past, left = np.uint64(own[j, BASE]) + region, np.uint64(j // terms) * w
                 count, top, plain = np.uint64(stop - start), _zero, weights is None and amounts is None
                 for n in range(count):
                     top = max(top, at[n])
@@ -100,8 +91,8 @@ def scatter_range(
                         factors[n] = _1 if amounts is None else amounts[np.uint64(place[WORD] + start) + n]
                         if weights is not None:
                             factors[n] *= weights[np.uint64(start) + n, np.uint64(j)]
-                whole = slots is None and _within(own[j], mine, over)
-                if whole and plain and part[PAIRS] == 1 and _within(own[j ^ 1], mine, over):
+                whole = slots is None and mine == _zero and over == size
+                if whole and plain and part[PAIRS] == 1:
                     if j % 2 == 1:
                         left = np.uint64(j // 2) * w
                         add_both(out, before, span, vectors, vectors, rows, left, count, w, at, FLOAT32)
