@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from cce_core.adapters.torch import ops
-from cce_core.adapters.torch.lookup import Bags, pool
+from cce_core.adapters.torch.lookup import pool
 from cce_core.adapters.torch.module import Compressed, shape_of
-from cce_core.adapters.torch.pooled import sums
+from cce_core.adapters.torch.pooled import Bags, sums
 
 _MODES = ("sum", "mean", "max")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,20 +10,7 @@ from torch.nn import functional
 
 from cce_core.adapters.torch import ops, pooled, trains
 from cce_core.adapters.torch.plan import HASHED, MEMORY, POINTED, WEIGHTS, Plan
-
-
-class Bags(NamedTuple):
-    """Bags of ids that are summed.
-
-    Attributes:
-        offsets: int64 (bags,), where each begins in the row of ids.
-        ended: whether they end with the end of the last bag.
-        amounts: (n,), what every id is multiplied by; None where all are 1.
-    """
-
-    offsets: Tensor
-    ended: bool
-    amounts: Tensor | None
+from cce_core.adapters.torch.pooled import Bags
 
 
 def lookup(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool, bags: Bags | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +29,20 @@ from cce_core.sketching import blocks, projecting
 from cce_core.sketching.bags import Batch
 from cce_core.sketching.bundle import Bundle, Memory, Part, Sketch
 from cce_core.storage.codec import FLOAT32
+
+
+class Bags(NamedTuple):
+    """Bags of ids that are summed.
+
+    Attributes:
+        offsets: int64 (bags,), where each begins in the row of ids.
+        ended: whether they end with the end of the last bag.
+        amounts: (n,), what every id is multiplied by; None where all are 1.
+    """
+
+    offsets: Tensor
+    ended: bool
+    amounts: Tensor | None
 
 
 def _there(address: int, n: int, kind: str) -> NDArray[Any]:
