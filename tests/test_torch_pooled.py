@@ -53,12 +53,12 @@ def call(emb, bags, weighted, dtype):
 @pytest.mark.parametrize("method", ["full", "cce"])
 def test_torchs_own_checks(method, bags, weighted):
     memory, projection, amounts, of, rest, grads, inner = call(table(method), bags, weighted, torch.float32)
-    torch.library.opcheck(pooled.vectors, (memory, projection, *of, amounts, *rest, False))
-    torch.library.opcheck(pooled.spread, (inner, *of, amounts, *rest))
-    torch.library.opcheck(pooled.weigh, (torch.randn(len(IDS), DIM, requires_grad=True), grads, *of))
+    torch.library.opcheck(torch.ops.cce.vectors.default, (memory, projection, *of, amounts, *rest, False))
+    torch.library.opcheck(torch.ops.cce.spread.default, (inner, *of, amounts, *rest))
+    torch.library.opcheck(torch.ops.cce.weigh.default, (torch.randn(len(IDS), DIM, requires_grad=True), grads, *of))
     if projection is not None:
         x = torch.randn(len(grads), len(projection), requires_grad=True)
-        torch.library.opcheck(pooled.unwiden, (grads, x, projection))
+        torch.library.opcheck(torch.ops.cce.unwiden.default, (grads, x, projection))
 
 
 # In float32 the core's loops run. Every operator is linear in each argument, so that large steps are exact ones.
@@ -218,3 +218,48 @@ def test_nothing_is_left_behind_for_another_call():
     assert ops._kept.addresses is None
     assert ops._kept.inner is None
     assert not ops._kept.wanted
+
+
+def test_whoever_listens_to_the_dispatcher_hears_of_the_operators():
+    """It is left out for ordinary tensors alone."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.add(str(func))
+            return func(*args, **(kwargs or {}))
+
+    emb, names = table("cce"), set()
+    with Seen():
+        emb(IDS).sum().backward()
+    assert {"cce.vectors.default", "cce.unwiden.default", "cce.spread.default"} <= names
+
+    def vectors(memory, ids):
+        return torch.func.functional_call(emb, {"memory": memory}, ids)
+
+    memory, other = emb.memory.detach(), IDS.flip(0)
+    assert torch.equal(make_fx(vectors)(memory, IDS)(2 * memory, other), vectors(2 * memory, other))
+    with torch.no_grad():
+        graph = str(torch.jit.trace(emb, IDS, check_trace=False).inlined_graph)
+        assert "cce::vectors" in graph
+        torch.testing.assert_close(torch.func.vmap(emb)(IDS.view(2, 3)), emb(IDS.view(2, 3)))
+
+
+@pytest.mark.parametrize("method", ["full", "cce"])
+def test_batched_gradients(method):
+    """Backward passes side by side, whose gradients are ordinary tensors by their type alone."""
+    emb, directions = table(method), torch.randn(3, len(IDS), DIM)
+    vectors, parameters = emb(IDS), list(emb.parameters())
+    together = torch.autograd.grad(vectors, parameters, directions, is_grads_batched=True, retain_graph=True)
+    for k, direction in enumerate(directions):
+        for a, b in zip(together, torch.autograd.grad(vectors, parameters, direction, retain_graph=True), strict=True):
+            torch.testing.assert_close(a[k], b)
+
+
+def test_inference_mode():
+    emb = table("cce")
+    expected = emb(IDS).detach()
+    with torch.inference_mode():
+        assert torch.equal(emb(IDS), expected)
+        assert torch.equal(emb(IDS.clone()), expected)

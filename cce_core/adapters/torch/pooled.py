@@ -269,10 +269,6 @@ ops.define(
     _weigh_anywhere,
     _weigh_like,
 )
-vectors = torch.ops.cce.vectors.default
-spread = torch.ops.cce.spread.default
-unwiden = torch.ops.cce.unwiden.default
-weigh = torch.ops.cce.weigh.default
 
 
 # --- gradients: `ctx` counts the inputs from 1, after the dispatcher's keys -------------------------------------------
@@ -346,7 +342,10 @@ def _back_weigh(ctx: Any, grad: Tensor) -> Any:
     return grad[:, None] * of_ids(grads, *bags), sums(grad[:, None] * each, *bags), None, None, None
 
 
-ops.differentiable(vectors, _save_vectors, _back_vectors, keeps=True)
-ops.differentiable(spread, _save_spread, _back_spread)
-ops.differentiable(unwiden, lambda ctx, inputs: ctx.save_for_backward(*inputs), _back_unwiden)
-ops.differentiable(weigh, _save_weigh, _back_weigh)
+_cce = torch.ops.cce
+vectors = ops.differentiable(_cce.vectors.default, _save_vectors, _back_vectors, keeps=True, kernel=_vectors)
+spread = ops.differentiable(_cce.spread.default, _save_spread, _back_spread, kernel=_spread)
+unwiden = ops.differentiable(
+    _cce.unwiden.default, lambda ctx, inputs: ctx.save_for_backward(*inputs), _back_unwiden, kernel=_unwiden
+)
+weigh = ops.differentiable(_cce.weigh.default, _save_weigh, _back_weigh, kernel=_weigh)
