@@ -152,14 +152,15 @@ def test_only_what_is_looked_up_is_touched(table, data):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("width", [1, 2, 3, 8])
-def test_results_do_not_depend_on_the_number_of_threads(method, width):
+def test_results_do_not_depend_on_the_number_of_threads(method, width, monkeypatch):
     n = 20_000 if COMPILED else 300
+    monkeypatch.setattr(blocks, "_BLOCKS_A_THREAD", 50)
     budget = {"num_params": 40_000} if method in BUDGETED else {}
     table = cce.make_table(method, 1000, 4 * width, n_chunks=4, rank=2 if method == "ldim" else 0, seed=3, **budget)
     rng = np.random.default_rng(0)
     ids, grads = rng.integers(0, 1000, n), rng.standard_normal((n, 4 * width), np.float32)
     seen = []
-    for threads in (1, 2, 3):
+    for threads in (1, 2, 3, 5):
         cce.set_num_threads(threads)
         sparse = table.backward(ids, grads)["memory"]
         seen.append((table.lookup(ids), table.backward(ids, grads, dense=True)["memory"], sparse.index, sparse.values))

@@ -93,15 +93,23 @@ def test_compiled_to_machine_code():
     assert_same_steps(torch.compile(model, fullgraph=True), model)
 
 
+@pytest.mark.parametrize("rank", [0, 4])
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
-def test_bags_compiled_as_one_graph(mode):
+def test_bags_compiled_as_one_graph(mode, rank):
     torch._dynamo.reset()
-    bag = EmbeddingBag(VOCAB, DIM, mode=mode, padding_idx=3, method="cce", num_params=300, seed=0)
+    bag = EmbeddingBag(VOCAB, DIM, mode=mode, padding_idx=3, method="cce", num_params=300, rank=rank, seed=0)
     compiled = torch.compile(bag, fullgraph=True, backend="aot_eager", dynamic=True)
-    for offsets in ([0, 0, 5], [0, 2, 4, 8]):
-        arguments = IDS.view(-1), torch.tensor(offsets)
-        torch.testing.assert_close(compiled(*arguments), bag(*arguments))
-    torch.testing.assert_close(compiled(IDS), bag(IDS))
+    flat, weights = IDS.view(-1), torch.linspace(0, 1, IDS.numel())
+    calls = [(flat, torch.tensor(offsets)) for offsets in ([0, 0, 5], [0, 2, 4, 8])]
+    calls += [(IDS,)] if mode != "sum" else [(IDS,), (flat, torch.tensor([0, 3]), weights)]
+    for arguments in calls:
+        found = []
+        for module in (compiled, bag):
+            out = module(*arguments)
+            out.square().sum().backward()
+            found.append([out, *gradients(bag)])
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_a_clustering_is_seen_by_compiled_code():

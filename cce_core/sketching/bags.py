@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core._jit import jit
+from cce_core._threads import sliced
+from cce_core.sketching.products import set_product
 
 MODES = ("sum", "mean", "max")
+_IDS_A_THREAD = 1 << 13
 
 
 @dataclasses.dataclass(eq=False)
@@ -61,14 +64,28 @@ class Batch:
             return np.arange(self.rows)
         return np.repeat(np.arange(self.rows), np.diff(self.offsets[table]))
 
+    def slopes(
+        self, table: int, vectors: NDArray[np.float32], grads: NDArray[np.float32], left: int
+    ) -> NDArray[np.float32]:
+        """The gradient of the amounts: every id's vector times that of its row, whose columns from `left` on are meant."""
+        if self.offsets is None:
+            return np.einsum("nd,nd->n", vectors, grads[:, left : left + vectors.shape[1]])
+        out = np.empty(len(vectors), np.float32)
+        grain = max(1, _IDS_A_THREAD * self.rows // max(1, len(out)))
+        sliced(weigh, self.rows, grain, self.offsets[table], vectors, grads.reshape(-1), grads.shape[1], left, out)
+        return out
+
     def masses(self, tables: Sequence[int]) -> NDArray[np.float32] | None:
         """What the ids of each row weigh together, float32 (tables, rows); None where every row is one id that weighs 1."""
         if self.offsets is None and self.amounts is None:
             return None
         out = np.empty((len(tables), self.rows), np.float32)
         for row, table in zip(out, tables):
-            amounts = None if self.amounts is None else self.amounts[self.part(table)]
-            row[:] = np.bincount(self.row_of(table), amounts, minlength=self.rows)
+            if self.amounts is None:
+                assert self.offsets is not None
+                row[:] = np.diff(self.offsets[table])
+            else:
+                row[:] = np.bincount(self.row_of(table), self.amounts[self.part(table)], minlength=self.rows)
         return out
 
 
@@ -200,6 +217,21 @@ def _paddings(padding_id: Any, n_tables: int) -> NDArray[np.uint64]:
     if len(given) != n_tables:
         raise ValueError(f"padding_id must be one id, or one a table ({n_tables}); got {len(given)}")
     return np.array([_check.integer("padding_id", one, 0, 2**64 - 1) for one in given], np.uint64)
+
+
+@jit
+def weigh(start: int, stop: int, offsets: Any, vectors: Any, grads: Any, stride: int, left: int, out: Any) -> None:
+    """out[n] = ⟨vectors[n], the gradient of the n-th id's bag⟩ for the ids of the bags [start, stop).
+
+    Args:
+        vectors: float32 (n, dim).
+        grads: flat, in rows of `stride` floats, of which those from `left` on are meant.
+    """
+    dim, flat, one = np.uint64(vectors.shape[1]), vectors.reshape(-1), np.uint64(1)
+    for b in range(start, stop):
+        first, count = np.uint64(offsets[b]), np.uint64(offsets[b + 1] - offsets[b])
+        at = np.uint64(b * stride + left)
+        set_product(out, first, one, flat, first * dim, dim, one, grads, at, one, count, dim, one)
 
 
 @jit

@@ -377,8 +377,7 @@ class Collection:
             raise ValueError(f"weights go with mode 'sum', and this pass has mode {seen.batch.mode!r}")
         out = []
         for t, table in enumerate(self.tables):
-            rows = grads[:, self._slices[t]][seen.batch.row_of(t)]
-            slopes = np.einsum("nd,nd->n", table.lookup(seen.batch.of(t)), rows)
+            slopes = seen.batch.slopes(t, table.lookup(seen.batch.of(t)), grads, self._slices[t].start)
             if seen.batch.present is not None:
                 slopes *= seen.batch.present[seen.batch.part(t)]
             out.append(slopes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -86,6 +87,13 @@ class Layout:
     def signed(self) -> bool:
         """Whether any column draws signs."""
         return any(c.kind == HASH and c.a for c in self.columns)
+
+    @functools.cached_property
+    def regions(self) -> int:
+        """Regions of the memory that share no float, if every column has its own; otherwise 1."""
+        regions = sorted((c.base, c.base + (c.region or c.rows * c.stride)) for c in self.columns)
+        apart = all(end <= base for (_, end), (base, _) in itertools.pairwise(regions))
+        return len(regions) if apart else 1
 
     @functools.cached_property
     def array(self) -> NDArray[np.int64]:

@@ -80,6 +80,18 @@ def slope_rows(
             )  # fmt: skip
 
 
+@jit
+def _unwiden_rows(
+    start: int, stop: int, rows: int, projections: Any, inner: Any, within: int, grads: Any, stride: int, origin: int,
+    sums: Any, out: Any, outside: int,
+) -> None:  # fmt: skip
+    """Both for the parts [start, stop), each while its gradients are in the cache."""
+    for part in range(start, stop):
+        slope_rows(part, part + 1, rows, projections, inner, within, grads, stride, origin, sums)
+        first = part * ROWS_A_SUM
+        narrow_rows(first, min(first + ROWS_A_SUM, rows), projections, grads, stride, out, outside)
+
+
 def widened(projections: Any, masses: Any, inner: NDArray[np.float32], out: NDArray[np.float32]) -> None:
     """Fill in `out` the vectors of projected tables."""
     sliced(
@@ -88,27 +100,18 @@ def widened(projections: Any, masses: Any, inner: NDArray[np.float32], out: NDAr
     )  # fmt: skip
 
 
-def narrowed(projections: Any, grads: NDArray[np.float32], within: int) -> NDArray[np.float32]:
-    """The gradient of `inner`, float32 (rows, within), 0 for the masses."""
-    out = np.zeros((len(grads), within), np.float32)
-    sliced(
-        narrow_rows, len(grads), _ROWS_A_THREAD, projections, grads.reshape(-1), grads.shape[1], out.reshape(-1), within
-    )
-    return out
-
-
-def slopes(
-    projections: Any, inner: NDArray[np.float32], grads: NDArray[np.float32], origin: int, size: int
-) -> NDArray[np.float32]:
-    """The gradients of all W and b, flat, float32 (size,).
+def unwidened(
+    projections: Any, inner: NDArray[np.float32], grads: NDArray[np.float32], origin: int, size: int, within: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The gradient of `inner` in rows of `within` floats, 0 for the masses; and those of all W and b, flat (size,).
 
     Sums of ROWS_A_SUM rows are added in their order, so that the result does not depend on the number of threads.
     """
     rows = len(grads)
     parts = max(1, -(-rows // ROWS_A_SUM))
-    sums = np.zeros((parts, size), np.float32)
+    out, sums = np.zeros((rows, within), np.float32), np.zeros((parts, size), np.float32)
     sliced(
-        slope_rows, parts, 1, rows, projections, inner.reshape(-1), inner.shape[1], grads.reshape(-1),
-        grads.shape[1], origin, sums,
+        _unwiden_rows, parts, 1, rows, projections, inner.reshape(-1), inner.shape[1], grads.reshape(-1),
+        grads.shape[1], origin, sums, out.reshape(-1), within,
     )  # fmt: skip
-    return sums.sum(0) if parts > 1 else sums[0]
+    return out, sums.sum(0) if parts > 1 else sums[0]

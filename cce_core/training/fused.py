@@ -221,8 +221,9 @@ def _dense(optimizer: Optimizer, both: Collection, seen: Seen, grads: NDArray[np
             return
         source = grads
         if inner is not None:
-            source = projecting.narrowed(group.projections, grads, group.within)
-            g[size:] = projecting.slopes(group.projections, inner, grads, size, group.n_projected)
+            source, g[size:] = projecting.unwidened(
+                group.projections, inner, grads, size, group.n_projected, group.within
+            )
         sliced(
             _scatter_zeroed, size, min(_FLOATS_A_THREAD, -(-size // 2)), bundle.parts, bundle.columns, batch.words, places,
             offsets, batch.amounts, kept, source.shape[1], source.reshape(-1), g,
@@ -241,8 +242,9 @@ def _touched(optimizer: Optimizer, both: Collection, seen: Seen, grads: NDArray[
     for group, inner in zip(both.groups, seen.inner):
         source, slopes = grads, np.empty(0, np.float32)
         if inner is not None:
-            source = projecting.narrowed(group.projections, grads, group.within)
-            slopes = projecting.slopes(group.projections, inner, grads, group.bundle.size, group.n_projected)
+            source, slopes = projecting.unwidened(
+                group.projections, inner, grads, group.bundle.size, group.n_projected, group.within
+            )
         most = max(float(np.abs(x).max(initial=0.0)) for x in (source, slopes))
         share = 1.0 if batch.amounts is None else max(1.0, float(np.abs(batch.amounts).max(initial=0.0)))
         if not most * share * max(1, len(batch.words)) * max(group.bundle.n_columns) <= _SAFE:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from cce_core.adapters.torch import ops
+from cce_core.adapters.torch.lookup import pool
 from cce_core.adapters.torch.module import Compressed, shape_of
+from cce_core.adapters.torch.pooled import Bags, sums
 
 _MODES = ("sum", "mean", "max")
 
@@ -81,25 +83,31 @@ class EmbeddingBag(Compressed):
         self._check(input, offsets, per_sample_weights)
         ids = self._row(input)
         if input.dim() == 2:
-            bags, n = input.shape[0], input.shape[1]
-            bag = torch.arange(bags, device=ids.device)[:, None].expand(bags, n).reshape(-1)
+            offsets, ended = torch.arange(input.shape[0], device=ids.device) * input.shape[1], False
         else:
-            assert offsets is not None
-            bag, bags = self._bags(offsets, ids)
-        vectors = self._vectors(ids)
+            offsets, ended = self._offsets(offsets), self.include_last_offset
         keep = None if self.padding_idx is None else ids != self.padding_idx
         if self.mode == "max":
-            return self._largest(vectors, bag, bags, keep)
-        if per_sample_weights is not None:
-            vectors = vectors * per_sample_weights.reshape(-1, 1)
+            return self._largest(self._vectors(ids), ops.bags(offsets, ids), offsets.shape[0] - ended, keep)
+        weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
         if keep is not None:
-            vectors = vectors.masked_fill(~keep[:, None], 0.0)
-        # One bag more takes the ids that follow the last one's end.
-        out = vectors.new_zeros((bags + 1, self.embedding_dim)).index_add(0, bag, vectors)
-        if self.mode == "mean":
-            ones = vectors.new_ones(ids.shape) if keep is None else keep.to(vectors.dtype)
-            out = out / vectors.new_zeros(bags + 1).index_add(0, bag, ones).clamp(min=1.0)[:, None]
-        return out[:bags]
+            kind = getattr(self, self._plan.arrays[0]).dtype
+            weights = keep.to(kind) if weights is None else weights.masked_fill(~keep, 0.0)
+        bags = Bags(offsets, ended, weights)
+        if self.scale_grad_by_freq:
+            out = pool(self._vectors(ids), ids, bags)
+        else:
+            out = self._vectors(ids, bags)
+        return out / self._counts(ids, bags, out) if self.mode == "mean" else out
+
+    def _counts(self, ids: Tensor, bags: Bags, out: Tensor) -> Tensor:
+        """What the ids of each bag count, at least 1."""
+        if bags.amounts is None:
+            end = bags.offsets.new_full((1 - bags.ended,), ids.shape[0])
+            counts = bags.offsets.diff(append=end).to(out.dtype)
+        else:
+            counts = sums(bags.amounts, ids, bags.offsets, bags.ended)
+        return counts.clamp(min=1.0)[:, None]
 
     def _check(self, input: Tensor, offsets: Tensor | None, weights: Tensor | None) -> None:
         """What torch refuses."""
@@ -122,14 +130,14 @@ class EmbeddingBag(Compressed):
         if weights is not None and self.mode != "sum":
             raise NotImplementedError(f"per_sample_weights is only supported for mode='sum', got mode={self.mode!r}")
 
-    def _bags(self, offsets: Tensor, ids: Tensor) -> tuple[Tensor, int]:
-        """The bag of every id, and how many bags there are."""
+    def _offsets(self, offsets: Tensor | None) -> Tensor:
+        """Where the bags begin, as int64."""
+        assert offsets is not None
         if offsets.dtype not in (torch.int64, torch.int32):
             raise RuntimeError(f"offsets must be torch.int64 or int32, got {offsets.dtype}")
         if self.include_last_offset and offsets.shape[0] < 1:
             raise RuntimeError("include_last_offset: offsets must hold at least the end of the last bag")
-        bag = ops.bags(offsets.to(torch.int64), ids)
-        return bag, offsets.shape[0] - int(self.include_last_offset)
+        return offsets.to(torch.int64)
 
     def _largest(self, vectors: Tensor, bag: Tensor, bags: int, keep: Tensor | None) -> Tensor:
         """The maximum of each coordinate in each bag; its gradient goes to the first id that has it."""

@@ -8,33 +8,54 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cce_core.adapters.torch import ops, trains
+from cce_core.adapters.torch import ops, pooled, trains
 from cce_core.adapters.torch.plan import HASHED, MEMORY, POINTED, WEIGHTS, Plan
+from cce_core.adapters.torch.pooled import Bags
 
 
-def lookup(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool) -> Tensor:
-    """The vectors of one row of ids: (n, dim), in the type of the parameters.
+def lookup(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool, bags: Bags | None = None) -> Tensor:
+    """The vectors of one row of ids, (n, dim), or the sums of their bags, in the type of the parameters.
 
     Args:
         plan: of the table's spec.
         arrays: parameters and buffers by name; with `rows`, the pointers are rows of whole words, and rows[n] is that of ids[n].
         ids: int64 (n,).
         sparse: whether gradients of memory, weights and cores are sparse.
+        bags: None where each id is a row.
     """
     kind = ids.device.type
     if kind != "meta" and torch.is_autocast_enabled(kind):  # an embedding keeps its type there, as torch's own does
         with torch.autocast(kind, enabled=False):
-            return _KINDS[plan.kind](plan, arrays, ids, sparse)
-    return _KINDS[plan.kind](plan, arrays, ids, sparse)
+            return lookup(plan, arrays, ids, sparse, bags)
+    if plan.plain and "rows" not in arrays:
+        offsets, ended, amounts = (None, False, None) if bags is None else bags
+        return pooled.vectors(
+            _memory(plan, arrays, ids), arrays.get("projection"), ids, offsets, ended, amounts, arrays.get("keys"),
+            arrays.get("pointers"), plan.text, sparse,
+        )  # fmt: skip
+    vectors = _KINDS[plan.kind](plan, arrays, ids, sparse)
+    return vectors if bags is None else pool(vectors, ids, bags)
+
+
+def pool(vectors: Tensor, ids: Tensor, bags: Bags) -> Tensor:
+    """The sum of each bag, from the vectors of all ids."""
+    if bags.amounts is not None:
+        vectors = vectors * bags.amounts[:, None]
+    return pooled.sums(vectors, ids, bags.offsets, bags.ended)
+
+
+def _memory(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor) -> Tensor:
+    """The memory, as its codec would give it back."""
+    if not plan.coded:
+        return arrays[MEMORY]
+    # What the ids read is rounded alone, but where the weights read other places, or pointers come from elsewhere.
+    read = None if plan.weighed == MEMORY or "rows" in arrays else ids
+    return ops.rounded(arrays[MEMORY], read, arrays.get("keys"), arrays.get("pointers"), plan.text)
 
 
 def _blocks(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool) -> Tensor:
     """Blocks of the memory, summed, weighted or multiplied, and widened."""
-    memory = arrays[MEMORY]
-    if plan.coded:
-        # What the ids read is rounded alone, but where the weights read other places, or pointers come from elsewhere.
-        read = None if plan.weighed == MEMORY or "rows" in arrays else ids
-        memory = ops.rounded(memory, read, arrays.get("keys"), arrays.get("pointers"), plan.text)
+    memory = _memory(plan, arrays, ids)
     weights = found = None
     if plan.weighed:
         source = memory if plan.weighed == MEMORY else arrays[WEIGHTS]

@@ -17,6 +17,7 @@ from cce_core.adapters.torch.lookup import lookup
 from cce_core.adapters.torch.moments import HOW, carry, sketches
 from cce_core.adapters.torch.plain import check_range
 from cce_core.adapters.torch.plan import MEMORY, WEIGHTS, Plan, array_specs, part_of, plan_of
+from cce_core.adapters.torch.pooled import Bags
 from cce_core.adapters.torch.pretrained import learn
 from cce_core.adapters.torch.ranks import ranks_of
 from cce_core.adapters.torch.sharding import Shares
@@ -139,15 +140,18 @@ class Compressed(torch.nn.Module):
         """Whether the module holds shapes alone."""
         return any(p.device.type == "meta" for p in self.parameters())
 
-    def _vectors(self, ids: Tensor) -> Tensor:
-        """The vectors of one row of int64 ids, with what padding and frequencies do to them."""
+    def _vectors(self, ids: Tensor, bags: Bags | None = None) -> Tensor:
+        """The vectors of one row of int64 ids, with what padding and frequencies do to them; or the sums of their bags, where
+        that is the caller's."""
         if self.max_norm is not None:
             with torch.no_grad():
                 torch.embedding_renorm_(self.memory.detach(), ids.contiguous(), self.max_norm, self.norm_type)
         arrays = {name: getattr(self, name) for name in self._plan.arrays}
         if self.shard_pointers:
             arrays["pointers"], arrays["rows"] = self._fetched(ids)
-        vectors = lookup(self._plan, arrays, ids, self.sparse)
+        vectors = lookup(self._plan, arrays, ids, self.sparse, bags)
+        if bags is not None:
+            return vectors
         if self.padding_idx is not None and not self._plain:
             return self._scaled(vectors, ids).masked_fill((ids == self.padding_idx)[:, None], 0.0)
         return self._scaled(vectors, ids)

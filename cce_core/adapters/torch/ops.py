@@ -42,15 +42,17 @@ _slots: dict[tuple[str, str], NDArray[Any]] = {}
 
 
 class _Kept(threading.local):
-    """Addresses on their way from a forward pass to its backward pass; they are no tensors, and tracing never sees them.
+    """What is on its way from a forward pass to its backward pass without being an output; tracing never sees it.
 
     Attributes:
-        wanted: whether a gather is to leave its addresses here.
+        wanted: whether a forward pass is to leave anything here.
         addresses: uint64 (columns, n), what it left; or what the running scatter or dot may use.
+        inner: what it left of the vectors before their projection.
     """
 
     wanted = False
     addresses: NDArray[np.uint64] | None = None
+    inner: Tensor | None = None
 
 
 _kept = _Kept()
@@ -345,19 +347,44 @@ def _back_dot(ctx: Any, grad: Tensor) -> Any:
     return to_memory, to_grads, None, None, None, None, None
 
 
-def differentiable(operator: Any, save: Callable[..., None], back: Callable[..., Any], keeps: bool = False) -> None:
-    """Give an operator its gradient. `register_autograd` would do so too, but drops forward-mode tangents without a word."""
+_ORDINARY = torch._C._dispatch_keys(torch.empty(0, device="cpu")).raw_repr()
+
+
+def _is_ordinary(inputs: Any) -> bool:
+    """Whether all tensors are of the CPU and of no subclass or transform, and nothing listens to what the dispatcher calls."""
+    tensors = (x for x in inputs if isinstance(x, Tensor))
+    return (
+        all(torch._C._dispatch_keys(x).raw_repr() == _ORDINARY for x in tensors)
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._get_tracing_state() is None
+    )
+
+
+def differentiable(
+    operator: Any, save: Callable[..., None], back: Callable[..., Any], keeps: bool = False, kernel: Any = None
+) -> Any:
+    """Give an operator its gradient. `register_autograd` would do so too, but drops forward-mode tangents without a word.
+
+    Returns:
+        The operator; or, where its kernel on the CPU is given, a function that does the same and leaves the dispatcher out for
+        ordinary tensors, which is a third of the cost of a small call.
+    """
 
     class Gradient(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, keys: Any, *inputs: Any) -> Any:
             _kept.wanted = keeps and any(ctx.needs_input_grad)
             try:
-                with torch._C._AutoDispatchBelowAutograd():
-                    out = operator.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
+                if keys is None:
+                    out = kernel(*inputs)
+                else:
+                    with torch._C._AutoDispatchBelowAutograd():
+                        out = operator.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
             finally:
                 if keeps:
-                    ctx.addresses, _kept.addresses, _kept.wanted = _kept.addresses, None, False
+                    ctx.addresses, ctx.inner = _kept.addresses, _kept.inner
+                    _kept.addresses, _kept.inner, _kept.wanted = None, None, False
             save(ctx, inputs)
             return out
 
@@ -365,14 +392,23 @@ def differentiable(operator: Any, save: Callable[..., None], back: Callable[...,
         def backward(ctx: Any, *grads: Any) -> Any:
             return (None, *back(ctx, *grads))
 
+    def asked() -> bool:
+        return torch.is_grad_enabled() or forward_ad._current_level >= 0
+
     def run(keys: Any, *inputs: Any) -> Any:
-        if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+        if asked():
             return Gradient.apply(keys, *inputs)
         with torch._C._AutoDispatchBelowAutograd():  # nobody asks for a gradient: half the cost of a call
             return operator.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
 
+    def call(*inputs: Any) -> Any:
+        if torch.compiler.is_compiling() or not _is_ordinary(inputs):
+            return operator(*inputs)
+        return Gradient.apply(None, *inputs) if asked() else kernel(*inputs)
+
     Gradient.__name__ = f"cce_{operator._opname}"
     _LIBRARY.impl(operator._opname, run, "Autograd", with_keyset=True)
+    return operator if kernel is None else call
 
 
 differentiable(gather, _save_gather, _back_gather, keeps=True)

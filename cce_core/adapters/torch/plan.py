@@ -28,6 +28,7 @@ class Plan(NamedTuple):
         text: the spec as operators take it, its seed aside: everything that is drawn from the seed is a buffer.
         kind: "blocks", "train" or "network".
         arrays: names of the tensors that a lookup reads.
+        plain: whether a vector is a plain sum of blocks before the projection.
         weighed: the array that the blocks' weights are read from, "" where they are all 1.
         signed: whether signs are drawn.
         appends: whether the weights follow the sum as further coordinates.
@@ -43,6 +44,7 @@ class Plan(NamedTuple):
     text: str
     kind: str
     arrays: tuple[str, ...]
+    plain: bool = False
     weighed: str = ""
     signed: bool = False
     appends: bool = False
@@ -132,6 +134,7 @@ def plan_of(spec: TableSpec) -> Plan:
         weighed = "" if method.weighing(spec) is None else (MEMORY if method.weights_in_memory else WEIGHTS)
         return Plan(
             kind="blocks",
+            plain=method.is_plain(spec) and method.is_linear(spec),
             weighed=weighed,
             signed=method.layout(spec).signed,
             appends=method.appends_weights(spec),

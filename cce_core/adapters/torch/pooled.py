@@ -1,0 +1,351 @@
+"""The operators of tables that are plain sums of blocks: ids, or bags of ids, to vectors in one pass of the core's loops.
+
+With a row r that is an id or a bag, a_n what its n-th id counts (1 where nothing is given), b(n, j) the blocks of the memory M,
+and W a projection whose last row is the bias,
+
+    x[r] = [ Σ_{n ∈ r} a_n · Σ_j M[b(n, j)],  Σ_{n ∈ r} a_n ]            vectors[r] = x[r] · W
+
+or x alone, without its last column, where there is no projection. `spread` is the gradient of M from those of x; `unwiden` gives
+those of x and W from those of the vectors; `weigh` those of a, from the vectors of all ids. Each is linear in every one of its
+tensors, and has its gradient in terms of the others. Off the CPU, and in other types than float32, they are made of `ops.gather`
+and `ops.scatter` and torch's own operations.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cce_core.adapters.torch import ops, plain
+from cce_core.adapters.torch.arrays import array
+from cce_core.adapters.torch.plan import MEMORY, part_of
+from cce_core.sketching import blocks, projecting
+from cce_core.sketching.bags import Batch
+from cce_core.sketching.bundle import Bundle, Memory, Part, Sketch
+from cce_core.storage.codec import FLOAT32
+
+
+class Bags(NamedTuple):
+    """Bags of ids that are summed.
+
+    Attributes:
+        offsets: int64 (bags,), where each begins in the row of ids.
+        ended: whether they end with the end of the last bag.
+        amounts: (n,), what every id is multiplied by; None where all are 1.
+    """
+
+    offsets: Tensor
+    ended: bool
+    amounts: Tensor | None
+
+
+def _there(address: int, n: int, kind: str) -> NDArray[Any]:
+    """The n numbers at an address, which are not kept alive."""
+    where = {"version": 3, "data": (address, False), "shape": (n,), "typestr": kind}
+    return np.asarray(SimpleNamespace(__array_interface__=where)) if n else np.empty(0, kind)
+
+
+@functools.lru_cache(maxsize=1024)
+def _bundle_at(text: str, memory: int, keys: int, n_keys: int, pointers: int, n_pointers: int) -> Bundle:
+    """A bundle that holds addresses alone: good whenever tensors of these sizes lie there, and only as long as they do."""
+    layout = part_of(text, MEMORY).layout
+    sketch = Sketch(layout, _there(keys, n_keys, "<u8"), _there(pointers, n_pointers, "<u8"))
+    return Bundle([Part(sketch, Memory(FLOAT32, _there(memory, layout.size if memory else 0, "<f4")))])
+
+
+def _at(tensor: Tensor | None) -> tuple[int, int]:
+    return (0, 0) if tensor is None else (tensor.data_ptr(), tensor.numel())
+
+
+def _shaped(tensor: Tensor, *shape: int) -> Tensor:
+    """A contiguous float32 tensor of that shape."""
+    if tensor.shape != shape or tensor.dtype != torch.float32:
+        raise RuntimeError(f"this operator takes float32 {shape} here, got {tensor.dtype} {tuple(tensor.shape)}")
+    return tensor.contiguous()
+
+
+def _batch(ids: Tensor, end: Any, offsets: Tensor | None, ended: bool, amounts: Tensor | None) -> Batch:
+    """Ids and bags as the core has them, checked."""
+    words, factors = ops.words_of(ids, end), None
+    if amounts is not None:
+        factors = array(_shaped(amounts, len(words)))
+    if offsets is None:
+        return Batch(words, [0], 1, [len(words)], len(words), None, factors)
+    if offsets.dtype != torch.int64 or offsets.dim() != 1:
+        raise RuntimeError(f"this operator takes one row of int64 offsets, got {offsets.dtype} {tuple(offsets.shape)}")
+    ends = array(offsets.contiguous()).view(np.int64)
+    rows = len(ends) - ended
+    if not ended:
+        ends = np.append(ends, len(words) if rows else 0)
+    if rows < 0 or ends[0] != 0 or ends[-1] > len(words) or (ends[1:] < ends[:-1]).any():
+        plain.bags(offsets, ids)  # raises
+        raise RuntimeError(f"with the end of the last bag, offsets must hold at least that, got {tuple(offsets.shape)}")
+    n = int(ends[-1])
+    return Batch(words[:n], [0], 1, [n], rows, ends[None], None if factors is None else factors[:n])
+
+
+def _projection(tensor: Tensor, rank: int) -> tuple[NDArray[np.int64], int]:
+    """What `projecting` reads of one that lies alone, and its columns."""
+    dim = tensor.shape[-1]
+    return np.array([[_shaped(tensor, rank + 1, dim).data_ptr(), rank, dim, 0, 0, 0]], np.int64), dim
+
+
+# --- on the CPU -------------------------------------------------------------------------------------------------------
+
+
+def _vectors(
+    memory: Tensor, projection: Tensor | None, ids: Tensor, offsets: Tensor | None, ended: bool, amounts: Tensor | None,
+    keys: Tensor | None, pointers: Tensor | None, spec: str, sparse: bool,
+) -> Tensor:  # fmt: skip
+    if not ops._in_core(memory, projection, amounts):
+        return _vectors_anywhere(memory, projection, ids, offsets, ended, amounts, keys, pointers, spec, sparse)
+    layout, end = part_of(spec, MEMORY)
+    batch, kept = _batch(ids, end, offsets, ended, amounts), None
+    arrays = [
+        None if t is None else t.contiguous() for t in (_shaped(memory, layout.n_units, layout.unit), keys, pointers)
+    ]
+    (first, _), *rest = (_at(t) for t in arrays)
+    bundle = _bundle_at(spec, first, *rest[0], *rest[1])
+    n = len(batch.words)
+    if ops._kept.wanted and n <= ops._KEPT_IDS:
+        kept = ops._kept.addresses = np.empty(len(layout.columns) * n, np.uint64)
+    inner = np.empty((batch.rows, layout.dim + (projection is not None)), np.float32)
+    blocks.gather(
+        bundle, batch.words, bundle.places([n]), batch.flat_offsets, batch.amounts, kept, batch.rows, inner
+    )  # fmt: skip
+    if projection is None:
+        return torch.from_numpy(inner)
+    projection = projection.contiguous()
+    row, dim = _projection(projection, layout.dim)
+    out = np.empty((batch.rows, dim), np.float32)
+    projecting.widened(row, batch.masses([0]), inner, out)
+    if ops._kept.wanted:
+        ops._kept.inner = torch.from_numpy(inner)
+    return torch.from_numpy(out)
+
+
+def _spread(
+    grads: Tensor, ids: Tensor, offsets: Tensor | None, ended: bool, amounts: Tensor | None, keys: Tensor | None,
+    pointers: Tensor | None, spec: str,
+) -> Tensor:  # fmt: skip
+    if not ops._in_core(grads, amounts):
+        return _spread_anywhere(grads, ids, offsets, ended, amounts, keys, pointers, spec)
+    layout, end = part_of(spec, MEMORY)
+    batch = _batch(ids, end, offsets, ended, amounts)
+    keys, pointers = (None if t is None else t.contiguous() for t in (keys, pointers))
+    bundle = _bundle_at(spec, 0, *_at(keys), *_at(pointers))
+    vectors = array(_shaped(grads, batch.rows, layout.dim))
+    out = blocks.scatter(
+        bundle.alone[0], batch.words, vectors, None, ops._kept.addresses, bundle, batch.flat_offsets, batch.amounts
+    )  # fmt: skip
+    return torch.from_numpy(out).view(layout.n_units, layout.unit)
+
+
+def _unwiden(grads: Tensor, inner: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
+    if not ops._in_core(grads, inner, projection):
+        return _unwiden_anywhere(grads, inner, projection)
+    rows, within = inner.shape
+    projection = projection.contiguous()
+    row, dim = _projection(projection, within - 1)
+    to_inner, to_projection = projecting.unwidened(
+        row, array(_shaped(inner, rows, within)).reshape(rows, within), array(_shaped(grads, rows, dim)).reshape(rows, dim),
+        0, projection.numel(), within - 1,
+    )  # fmt: skip
+    return torch.from_numpy(to_inner), torch.from_numpy(to_projection).view(within, dim)
+
+
+def _weigh(each: Tensor, grads: Tensor, ids: Tensor, offsets: Tensor | None, ended: bool) -> Tensor:
+    if not ops._in_core(each, grads):
+        return _weigh_anywhere(each, grads, ids, offsets, ended)
+    batch, (n, dim) = _batch(ids, None, offsets, ended, None), each.shape
+    out, m = np.zeros(n, np.float32), len(batch.words)
+    rows = array(_shaped(grads, batch.rows, dim)).reshape(batch.rows, dim)
+    out[:m] = batch.slopes(0, array(_shaped(each, len(ids), dim)).reshape(n, dim)[:m], rows, 0)
+    return torch.from_numpy(out)
+
+
+# --- elsewhere ---------------------------------------------------------------------------------------------------------
+
+
+def of_ids(rows: Tensor, ids: Tensor, offsets: Tensor | None, ended: bool) -> Tensor:
+    """The row of every id; 0 for those that follow the last bag."""
+    if offsets is None:
+        return rows
+    return torch.cat([rows, rows.new_zeros((1, rows.shape[1]))]).index_select(0, ops.bags(offsets, ids))
+
+
+def sums(values: Tensor, ids: Tensor, offsets: Tensor | None, ended: bool) -> Tensor:
+    """The sum over each bag of what is given for every id."""
+    if offsets is None:
+        return values
+    # One bag more takes the ids that follow the last one's end.
+    out = values.new_zeros((offsets.shape[0] + 1, *values.shape[1:])).index_add(0, ops.bags(offsets, ids), values)
+    return out[: offsets.shape[0] - ended]
+
+
+def _vectors_anywhere(
+    memory: Tensor, projection: Tensor | None, ids: Tensor, offsets: Tensor | None, ended: bool, amounts: Tensor | None,
+    keys: Tensor | None, pointers: Tensor | None, spec: str, sparse: bool,
+) -> Tensor:  # fmt: skip
+    each = ops.gather(memory, ids, None, keys, pointers, spec, MEMORY)
+    out = sums(each if amounts is None else each * amounts[:, None], ids, offsets, ended)
+    if projection is None:
+        return out
+    masses = sums(memory.new_ones(ids.shape) if amounts is None else amounts, ids, offsets, ended)
+    inner = torch.cat([out, masses[:, None]], 1)
+    if ops._kept.wanted:
+        ops._kept.inner = inner
+    return inner @ projection
+
+
+def _spread_anywhere(
+    grads: Tensor, ids: Tensor, offsets: Tensor | None, ended: bool, amounts: Tensor | None, keys: Tensor | None,
+    pointers: Tensor | None, spec: str,
+) -> Tensor:  # fmt: skip
+    each = of_ids(grads, ids, offsets, ended)
+    return ops.scatter(each if amounts is None else each * amounts[:, None], ids, None, keys, pointers, spec, MEMORY)
+
+
+def _unwiden_anywhere(grads: Tensor, inner: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
+    return grads @ projection[:-1].t(), inner.t() @ grads
+
+
+def _weigh_anywhere(each: Tensor, grads: Tensor, ids: Tensor, offsets: Tensor | None, ended: bool) -> Tensor:
+    return (each * of_ids(grads, ids, offsets, ended)).sum(1)
+
+
+# --- shapes for tracing -----------------------------------------------------------------------------------------------
+
+
+def _vectors_like(
+    memory: Tensor, projection: Any, ids: Tensor, offsets: Any, ended: bool, amounts: Any, keys: Any, pointers: Any, spec: str,
+    sparse: bool,
+) -> Tensor:  # fmt: skip
+    rows = ids.shape[0] if offsets is None else offsets.shape[0] - ended
+    return memory.new_empty((rows, part_of(spec, MEMORY).layout.dim if projection is None else projection.shape[1]))
+
+
+def _spread_like(
+    grads: Tensor, ids: Any, offsets: Any, ended: bool, amounts: Any, keys: Any, pointers: Any, spec: str
+) -> Tensor:  # fmt: skip
+    layout = part_of(spec, MEMORY).layout
+    return grads.new_empty((layout.n_units, layout.unit))
+
+
+def _unwiden_like(grads: Tensor, inner: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
+    return grads.new_empty((inner.shape[0], inner.shape[1] - 1)), torch.empty_like(projection)
+
+
+def _weigh_like(each: Tensor, grads: Tensor, ids: Tensor, offsets: Any, ended: bool) -> Tensor:
+    return each.new_empty((each.shape[0],))
+
+
+_BAGS = "Tensor ids, Tensor? offsets, bool ended, Tensor? amounts, Tensor? keys, Tensor? pointers, str spec"
+ops.define(
+    "vectors",
+    f"(Tensor memory, Tensor? projection, {_BAGS}, bool sparse) -> Tensor",
+    _vectors,
+    _vectors_anywhere,
+    _vectors_like,
+)
+ops.define("spread", f"(Tensor grads, {_BAGS}) -> Tensor", _spread, _spread_anywhere, _spread_like)
+ops.define(
+    "unwiden",
+    "(Tensor grads, Tensor inner, Tensor projection) -> (Tensor, Tensor)",
+    _unwiden,
+    _unwiden_anywhere,
+    _unwiden_like,
+)
+ops.define(
+    "weigh",
+    "(Tensor each, Tensor grads, Tensor ids, Tensor? offsets, bool ended) -> Tensor",
+    _weigh,
+    _weigh_anywhere,
+    _weigh_like,
+)
+
+
+# --- gradients: `ctx` counts the inputs from 1, after the dispatcher's keys -------------------------------------------
+
+
+def _slope(memory: Tensor, projection: Any, grads: Tensor, bags: Any, rest: Any) -> Tensor:
+    """The gradient of the amounts."""
+    each = vectors(memory, projection, bags[0], None, False, None, *rest, False)
+    return weigh(each, grads, *bags)
+
+
+def _save_vectors(ctx: Any, inputs: Any) -> None:
+    memory, projection, ids, offsets, ctx.ended, amounts, keys, pointers, ctx.spec, ctx.sparse = inputs
+    read = projection is not None or ctx.needs_input_grad[6]
+    ctx.save_for_backward(memory if read else None, projection, ids, offsets, amounts, keys, pointers)
+
+
+def _back_vectors(ctx: Any, grad: Tensor) -> Any:
+    memory, projection, ids, offsets, amounts, *rest = ctx.saved_tensors
+    bags, rest = (ids, offsets, ctx.ended), [*rest, ctx.spec]
+    to_memory = to_projection = to_amounts = None
+    if ctx.needs_input_grad[6]:
+        to_amounts = _slope(memory, projection, grad, bags, rest)
+    if projection is not None:
+        inner = ctx.inner
+        if inner is None or torch.is_grad_enabled():
+            masses = sums(grad.new_ones(ids.shape) if amounts is None else amounts, *bags)
+            inner = torch.cat([vectors(memory, None, *bags, amounts, *rest, False), masses[:, None]], 1)
+        grad, to_projection = unwiden(grad, inner, projection)
+    if ctx.needs_input_grad[1]:
+        if ctx.sparse:
+            each = of_ids(grad, *bags) if amounts is None else of_ids(grad, *bags) * amounts[:, None]
+            kept = ctx.addresses if offsets is None else None  # not of ids that follow the last bag
+            to_memory = ops._using(kept, ops._scatter_sparse, each, ids, None, *rest, MEMORY)
+        else:
+            to_memory = ops._using(ctx.addresses, spread, grad, *bags, amounts, *rest)
+    return to_memory, to_projection, None, None, None, to_amounts, None, None, None, None
+
+
+def _save_spread(ctx: Any, inputs: Any) -> None:
+    grads, ids, offsets, ctx.ended, amounts, keys, pointers, ctx.spec = inputs
+    ctx.save_for_backward(grads if ctx.needs_input_grad[5] else None, ids, offsets, amounts, keys, pointers)
+
+
+def _back_spread(ctx: Any, grad: Tensor) -> Any:
+    grads, ids, offsets, amounts, *rest = ctx.saved_tensors
+    bags, rest = (ids, offsets, ctx.ended), [*rest, ctx.spec]
+    to_grads = to_amounts = None
+    if ctx.needs_input_grad[1]:
+        to_grads = vectors(grad, None, *bags, amounts, *rest, False)
+    if ctx.needs_input_grad[5]:
+        to_amounts = _slope(grad, None, grads, bags, rest)
+    return to_grads, None, None, None, to_amounts, None, None, None
+
+
+def _back_unwiden(ctx: Any, to_inner: Tensor, to_projection: Tensor) -> Any:
+    grads, inner, projection = ctx.saved_tensors
+    a = to_inner @ projection[:-1] + inner @ to_projection
+    c = torch.cat([to_inner.t() @ grads, grads.new_zeros((1, grads.shape[1]))])
+    return a, grads @ to_projection.t(), c
+
+
+def _save_weigh(ctx: Any, inputs: Any) -> None:
+    each, grads, ids, offsets, ctx.ended = inputs
+    ctx.save_for_backward(each, grads, ids, offsets)
+
+
+def _back_weigh(ctx: Any, grad: Tensor) -> Any:
+    each, grads, *bags = ctx.saved_tensors
+    bags = [*bags, ctx.ended]
+    return grad[:, None] * of_ids(grads, *bags), sums(grad[:, None] * each, *bags), None, None, None
+
+
+_cce = torch.ops.cce
+vectors = ops.differentiable(_cce.vectors.default, _save_vectors, _back_vectors, keeps=True, kernel=_vectors)
+spread = ops.differentiable(_cce.spread.default, _save_spread, _back_spread, kernel=_spread)
+unwiden = ops.differentiable(
+    _cce.unwiden.default, lambda ctx, inputs: ctx.save_for_backward(*inputs), _back_unwiden, kernel=_unwiden
+)
+weigh = ops.differentiable(_cce.weigh.default, _save_weigh, _back_weigh, kernel=_weigh)
