@@ -20,7 +20,7 @@ from cce_core.sketching.layout import HASH, POINTER, Column, Layout
 from cce_core.sketching.learning import ClusterReport
 from cce_core.sketching.methods import get_method
 from cce_core.sketching.samples import some_ids
-from cce_core.sketching.spec import SAMPLES
+from cce_core.sketching.spec import SAMPLES, TableSpec
 from cce_core.storage.codec import codec as get_codec
 from cce_kernels import codecs, kmeans, packing, scatter, segments
 from cce_kernels import lookup as forward
@@ -75,6 +75,12 @@ def cluster(
     )
 
 
+def takes(spec: TableSpec) -> bool:
+    """Whether a table with this spec is clustered here."""
+    method = get_method(spec.method)
+    return method.learns and method.learner == "codebooks"
+
+
 class _Run:
     """One clustering: the new arrays as they are made, beside the table, which is only read until `commit`."""
 
@@ -83,7 +89,7 @@ class _Run:
         self.tables, self.k, self.spec, self.arrays = tables, k, tables.specs[k], tables.arrays[k]
         spec, method = self.spec, get_method(self.spec.method)
         assert isinstance(method, BlockMethod)
-        if not method.learns or method.learner != "codebooks":
+        if not takes(spec):
             raise ValueError(f"a {spec.method!r} table is not clustered on the device: use Table.cluster of cce_core")
         if method.post_training and vectors is None:
             raise ValueError(f"a {spec.method!r} table learns from a trained one: give its vectors")

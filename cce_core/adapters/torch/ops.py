@@ -1,4 +1,4 @@
-"""The operators `torch.ops.cce.*`: the core's loops over torch's memory on the CPU, plain torch operations elsewhere.
+"""The operators `torch.ops.cce.*`: the core's loops over torch's memory on the CPU, `cuda` on a GPU, plain torch elsewhere.
 
 With blocks b(n, j) of the memory M, weights w and vectors G, all three sums are derivatives of one number,
 
@@ -25,7 +25,7 @@ from torch.autograd import forward_ad
 
 from cce_core import _check
 from cce_core._threads import sliced
-from cce_core.adapters.torch import plain, rounding
+from cce_core.adapters.torch import cuda, plain, rounding
 from cce_core.adapters.torch.arrays import array
 from cce_core.adapters.torch.plan import bases_of, end_of, part_of, spec_of
 from cce_core.hashing.digits import digits as core_digits
@@ -135,13 +135,10 @@ def _scatter_sparse(
     grads: Tensor, ids: Tensor, weights: Tensor | None, keys: Tensor | None, pointers: Tensor | None, spec: str, part: str
 ) -> Tensor:  # fmt: skip
     layout, end = part_of(spec, part)
+    if type(grads) is Tensor and cuda.here(grads):
+        return cuda.scatter_sparse(grads, ids, weights, keys, pointers, spec, part)
     if type(grads) is not Tensor or grads.device.type != "cpu" or not _in_core(grads, weights):  # or it is being traced
-        units = plain._units(layout, ids, keys, pointers).reshape(1, -1)
-        parts = plain._spread(layout, grads)
-        parts = parts if weights is None else parts * weights[..., None]
-        return torch.sparse_coo_tensor(
-            units, parts.reshape(-1, layout.unit), (layout.n_units, layout.unit), check_invariants=False
-        )
+        return plain.scatter_sparse(grads, ids, weights, keys, pointers, spec, part)
     words = words_of(ids, end)
     scratch = _slots.pop((spec, part), None)  # out while it is used: an interrupt loses it, threads never share it
     scratch = blocks.new_slots(layout) if scratch is None else scratch
@@ -284,6 +281,9 @@ def define(name: str, schema: str, core: Any, anywhere: Any, like: Any) -> None:
 
 for _name, _functions in _OPERATORS.items():
     define(_name, *_functions)
+
+for _on_gpu in (cuda.gather, cuda.scatter, cuda.dot, cuda.signs, cuda.features, cuda.rounded):
+    _LIBRARY.impl(_on_gpu.__name__, _on_gpu, "CUDA")
 
 gather = torch.ops.cce.gather.default
 scatter = torch.ops.cce.scatter.default
