@@ -1,9 +1,10 @@
-"""`cluster()` on the device: vectors → k-means → packed pointers, for tables with a codebook a chunk (`cce`, `pq`).
+"""`cluster()` on the device: vectors → k-means → packed pointers, for `cce`, `pq` and `cce_robe`.
 
-The steps are those of `cce_core.sketching.runs`: for each chunk, the vectors of a sample of ids (the same ids), k-means, all ids
-decoded and assigned in batches, their labels packed by the kernel that finds them; the fresh hash drawn once, before anything is
-decoded; M' the mean residual. No table of vectors is ever built, and no id's pointer leaves the device. Two things differ: the
-first clustering starts from k-means++ with one draw a centre, and sums are taken in another fixed order.
+The steps are those of `cce_core.sketching.runs` and `windows`: for each chunk, the vectors of a sample of ids (the same ids),
+k-means, all ids decoded and assigned in batches, their labels packed by the kernel that finds them; the fresh hash drawn once,
+before anything is decoded; M' the mean residual. No table of vectors is ever built, and no id's pointer leaves the device. Two
+things differ: the first clustering of codebooks starts from k-means++ with one draw a centre, and sums are taken in another fixed
+order.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from cce_core.sketching.methods import get_method
 from cce_core.sketching.samples import some_ids
 from cce_core.sketching.spec import SAMPLES, TableSpec
 from cce_core.storage.codec import codec as get_codec
-from cce_kernels import codecs, kmeans, packing, scatter, segments
+from cce_kernels import circular, codecs, kmeans, packing, scatter, segments
 from cce_kernels import lookup as forward
 from cce_kernels.needs import floats, on_device, torch
 from cce_kernels.parts import Launch, Part
@@ -40,7 +41,7 @@ def cluster(
 
     Args:
         tables: on one device.
-        k: which of them; its method has a codebook a chunk: `cce`, or `pq` with `vectors`.
+        k: which of them; its method is `cce`, `cce_robe`, or `pq` with `vectors`.
         vectors: float32 (vocab, dim) to learn from instead, for a table without a projection.
         weights: float32 (vocab,), how much each id counts: at least 0, not all 0.
         n_iter, points_per_centroid, residual, warm_start: as for `Table.cluster`.
@@ -56,9 +57,12 @@ def cluster(
         For each chunk, 3·vocab·rows·width operations for the assignment, and the sample's k-means.
     """
     began = time.perf_counter()
-    run = _Run(tables, k, vectors, weights, _check.integer("points_per_centroid", points_per_centroid, 1), batch_size)
-    for chunk in range(run.layout.n_chunks):
-        run.chunk(chunk, _check.integer("n_iter", n_iter, 0), residual, warm_start and run.generation > 0)
+    points, n_iter = _check.integer("points_per_centroid", points_per_centroid, 1), _check.integer("n_iter", n_iter, 1)
+    spec = tables.specs[_check.integer("k", k, 0, len(tables.specs) - 1)]
+    if not takes(spec):
+        raise ValueError(f"a {spec.method!r} table is not clustered on the device: use Table.cluster of cce_core")
+    run = _RUNS[get_method(spec.method).learner](tables, k, vectors, weights, points, batch_size, residual)
+    run.learn(n_iter, warm_start and run.generation > 0)
     column, pair = run.entropies()
     run.commit()
     return ClusterReport(
@@ -78,19 +82,18 @@ def cluster(
 def takes(spec: TableSpec) -> bool:
     """Whether a table with this spec is clustered here."""
     method = get_method(spec.method)
-    return method.learns and method.learner == "codebooks"
+    return method.learns and method.learner in _RUNS
 
 
 class _Run:
     """One clustering: the new arrays as they are made, beside the table, which is only read until `commit`."""
 
-    def __init__(self, tables: Tables, k: int, vectors: Any, weights: Any, points: int, batch: int) -> None:
-        k = _check.integer("k", k, 0, len(tables.specs) - 1)
+    def __init__(
+        self, tables: Tables, k: int, vectors: Any, weights: Any, points: int, batch: int, residual: bool
+    ) -> None:
         self.tables, self.k, self.spec, self.arrays = tables, k, tables.specs[k], tables.arrays[k]
         spec, method = self.spec, get_method(self.spec.method)
         assert isinstance(method, BlockMethod)
-        if not takes(spec):
-            raise ValueError(f"a {spec.method!r} table is not clustered on the device: use Table.cluster of cce_core")
         if method.post_training and vectors is None:
             raise ValueError(f"a {spec.method!r} table learns from a trained one: give its vectors")
         self.layout, self.vocab, self.batch = (
@@ -123,8 +126,10 @@ class _Run:
         self.words = torch.zeros(self.packing.n_words, dtype=torch.int64, device=self.device).view(torch.uint64)
         self.points = min(self.vocab, points * self.rows)
         self.before = self.after = 0.0
+        self.residual = residual
+        self.sums, self.seen = torch.zeros((2, self.layout.size), dtype=torch.float32, device=self.device)
         self.empty, self.iterations = 0, list[int]()
-        self.scratch = 4 * 3 * self.layout.size + 8 * self.packing.n_words
+        self.scratch = 4 * 5 * self.layout.size + 8 * self.packing.n_words
 
     def sample(self, chunk: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The ids that `cce_core` would draw for k-means, and what each counts."""
@@ -153,15 +158,27 @@ class _Run:
         forward.run(launch, ids, None, None, None, forward.SUM, out, error)
         return out
 
-    def chunk(self, chunk: int, n_iter: int, residual: bool, warm: bool) -> None:
-        """Cluster one chunk: k-means on a sample, then every id to its nearest centroid."""
-        layout, width, terms = self.layout, self.layout.width, self.layout.terms
-        columns = layout.columns[chunk * terms : (chunk + 1) * terms]
-        pointer = next(c for c in columns if c.kind == POINTER)
-        hashed = next((c for c in columns if c.kind == HASH), None)
+    def present(self, chunk: int, ids: torch.Tensor) -> torch.Tensor:
+        """What the chunk's pointers of ids are now."""
+        return packing.read(self.packing, self.arrays["pointers"], chunk, ids).clamp_(max=self.rows - 1)
+
+    def learn(self, n_iter: int, warm: bool) -> None:
+        """A codebook for each chunk: k-means on a sample, then every id to its nearest centroid."""
+        for chunk in range(self.layout.n_chunks):
+            centroids = self.codebook(chunk, n_iter, warm)
+            self.empty += self.rows - int(self.assign_all(chunk, centroids).sum())
+
+    def column(self, chunk: int, kind: int) -> Column | None:
+        """The chunk's column of a kind."""
+        terms = self.layout.terms
+        return next((c for c in self.layout.columns[chunk * terms : (chunk + 1) * terms] if c.kind == kind), None)
+
+    def codebook(self, chunk: int, n_iter: int, warm: bool) -> torch.Tensor:
+        """k-means on a sample of ids; the centroids go into the new memory."""
+        pointer = self.column(chunk, POINTER)
+        assert pointer is not None
         ids, counts = self.sample(chunk)
-        x = self.decode(chunk, ids)
-        present = packing.read(self.packing, self.arrays["pointers"], chunk, ids).clamp_(max=self.rows - 1)
+        x, present = self.decode(chunk, ids), self.present(chunk, ids)
         means, _ = kmeans.update(x, present, self.rows, counts, deterministic=True)
         costs = (x - means[present.long()]).square().sum(1, dtype=torch.float64)
         total = float(len(ids) if counts is None else counts.sum(dtype=torch.float64))
@@ -171,10 +188,14 @@ class _Run:
         centroids, _, inertia, made = kmeans.k_means(x, start, n_iter, counts)
         self.after += inertia / total
         self.iterations.append(made)
-        self.memory[pointer.base : pointer.base + self.rows * width] = centroids.view(-1)
-        rest = self._hashed_alone(hashed) if hashed is not None and residual else None
-        sums, seen = torch.zeros((2, layout.size), dtype=torch.float32, device=self.device)
-        into = torch.zeros((1, 2), dtype=torch.int64, device=self.device)
+        self.memory[pointer.base : pointer.base + centroids.numel()] = centroids.view(-1)
+        self.scratch = max(self.scratch, 4 * (6 * x.numel() + 8 * len(x)))
+        return centroids
+
+    def assign_all(self, chunk: int, centroids: torch.Tensor) -> torch.Tensor:
+        """Every id to its nearest centroid, into the packed words; what that leaves over, into the fresh half. Which are used."""
+        hashed, width = self.column(chunk, HASH), self.layout.width
+        rest = self._hashed_alone(hashed) if hashed is not None and self.residual else None
         used = torch.zeros(self.rows, dtype=torch.bool, device=self.device)
         for low in range(0, self.vocab, self.batch):
             batch = torch.arange(low, min(low + self.batch, self.vocab), device=self.device)
@@ -186,14 +207,15 @@ class _Run:
                 (units, values), _ = segments.run(
                     rest, batch, None, None, None, forward.SUM, vectors - centroids[labels]
                 )
-                sums.view(-1, layout.unit)[units] += values
+                self.sums.view(-1, self.layout.unit)[units] += values
                 # Whole numbers: atomic additions of them have no order.
-                scatter.run(rest, batch, None, None, None, forward.SUM, torch.ones_like(vectors), into, seen, None)
-        self.empty += self.rows - int(used.sum())
+                ones = torch.ones_like(vectors)
+                scatter.run(rest, batch, None, None, None, forward.SUM, ones, rest.origin, self.seen, None)
         if hashed is not None:
-            region = slice(hashed.base, hashed.base + hashed.rows * width)
-            self.memory[region] = (sums[region] / seen[region].clamp(min=1)) if rest is not None else 0.0
-        self.scratch = max(self.scratch, 4 * (6 * x.numel() + 8 * len(x)), 4 * self.batch * (4 * width + 8))
+            region = slice(hashed.base, hashed.base + hashed.rows * hashed.stride)
+            self.memory[region] = self.sums[region] / self.seen[region].clamp(min=1)
+        self.scratch = max(self.scratch, 4 * self.batch * (4 * width + 8))
+        return used
 
     def _hashed_alone(self, column: Column) -> Launch:
         part: Layout = self.layout.part((column,))
@@ -217,6 +239,41 @@ class _Run:
         arrays["pointers"].copy_(self.words.view(arrays["pointers"].dtype))
         arrays["generation"] += 1
         self.tables.generations[self.k] += 1
+
+
+class _WindowsRun(_Run):
+    """Vectors of all chunks → circular k-means on one memory → every chunk of every id to its nearest window."""
+
+    def learn(self, n_iter: int, warm: bool) -> None:
+        """`warm` makes no difference: the start is always what the table has."""
+        chunks, width = range(self.layout.n_chunks), self.layout.width
+        memory = circular.windows(self.learned(n_iter), width)
+        used = torch.stack([self.assign_all(chunk, memory) for chunk in chunks]).any(0)
+        self.empty = self.rows - int(used.sum())
+
+    def learned(self, n_iter: int) -> torch.Tensor:
+        """Circular k-means on a sample of ids; the memory that it finds goes into the new one."""
+        chunks, width = range(self.layout.n_chunks), self.layout.width
+        base = next(c.base for c in self.layout.columns if c.kind == POINTER)
+        ids, counts = self.sample(0)
+        x = torch.cat([self.decode(chunk, ids) for chunk in chunks])
+        at = torch.cat([self.present(chunk, ids) for chunk in chunks])
+        each = None if counts is None else counts.repeat(len(chunks))
+        start = self.old[base : base + self.rows]
+        means = circular.update(x, at, start, each)
+        ones = float(len(x) if each is None else each.sum(dtype=torch.float64)) / len(chunks)
+        apart = (x - circular.windows(means, width)[at.long()]).square().sum(1, dtype=torch.float64)
+        self.before = kmeans.total(apart, each) / ones
+        # Whichever lies nearer: the memory as it is, or the means of what now points to each place.
+        costs = [kmeans.total(kmeans.assign(x, circular.windows(m, width))[1], each) for m in (means, start)]
+        memory, _, inertia, made = circular.k_means(x, means if costs[0] <= costs[1] else start, n_iter, each)
+        self.after, self.iterations = inertia / ones, [made]
+        self.memory[base : base + self.rows] = memory
+        self.scratch += 4 * width * (2 * self.rows + 12 * len(x)) + 8 * len(x)
+        return memory
+
+
+_RUNS: dict[str, type[_Run]] = {"codebooks": _Run, "windows": _WindowsRun}
 
 
 def _entropy(column: torch.Tensor) -> float:

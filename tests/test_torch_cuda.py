@@ -269,9 +269,9 @@ def test_fused_optimisers(rule, name, sparse, fused, gpu, monkeypatch):
 # Clusterings
 
 
-def trained(method="cce", **options):
+def trained(method="cce", num_params=8 * 40, **options):
     """A module that was clustered once and trained since, on the CPU."""
-    emb = Embedding(300, DIM, method=method, num_params=8 * 40, seed=3, **options)
+    emb = Embedding(300, DIM, method=method, num_params=num_params, seed=3, **options)
     emb.cluster(n_iter=3)
     with torch.no_grad():
         emb.memory += torch.randn(emb.memory.shape, generator=torch.Generator().manual_seed(1))
@@ -286,7 +286,11 @@ def same_state(a, b):
             assert torch.equal(x.cpu(), y.cpu()), name
 
 
-@pytest.mark.parametrize("options", [{"rank": 0}, {"rank": 4}, {"rank": 0, "codec": "int8"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"rank": 0}, {"rank": 4}, {"rank": 0, "codec": "int8"}, {"method": "cce_robe", "num_params": 90}],
+    ids=str,
+)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_warm_clustering_is_that_of_the_cpu(options, weighted, gpu, monkeypatch):
     """Pointers, keys and memory; moments go along; parameters and buffers keep their places."""
