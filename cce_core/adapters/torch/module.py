@@ -246,8 +246,8 @@ class Compressed(torch.nn.Module):
     ) -> ClusterReport:
         """Learn the sketch from the vectors as they are now, in place: parameters and buffers keep their places and shapes.
 
-        Under a process group every rank must call it, with the same arguments: each takes its share of the ids (of `cce` and
-        `pq`), and all come to the same table.
+        Under a process group every rank must call it, with the same arguments: each takes its share of the ids, and all come to
+        the same table.
 
         On a GPU, without a group, the Triton kernels cluster what they can there, where they are installed (not within
         `max_bytes`, nor from the `vectors` of a table with a rank); a first clustering then starts from other centroids than on
