@@ -113,7 +113,10 @@ LOOKUPS = {
     "robe bf16": {**ROBE, **ALONE}, "given": {**GIVEN, **ALONE}, "mean int8": {**MEAN8, **ALONE}, "int4": {**FOUR, **ALONE},
     "all": {**ALL, **PROJECTED, "N": 16, "MASS": True, "INNER": True},
 }  # fmt: skip
+OWN = dict.fromkeys(("memory_at", "keys_at", "pointers_at", "weights_at"), "i32")  # zeros: rows name the tensors
 CASES = [
+    ("lookup", "_lookup", "cce, own", {**LOOKUP, **OWN}, LOOKUPS["cce"]),
+    ("scatter", "_scatter", "cce, own", {**SCATTER, **OWN}, {**CCE, "SLOPES": False}),
     *[("lookup", "_lookup", n, LOOKUP, m) for n, m in LOOKUPS.items()],
     *[("scatter", "_scatter", n, SCATTER, {**m, "SLOPES": n == "all"}) for n, m in
       {"cce": CCE, "all": ALL, "hnet": HNET, "mean int8": MEAN8, "given": GIVEN}.items()],
@@ -172,7 +175,7 @@ def test_compiles(module, name, case, types, constants, target):
     compiled = triton.compile(source, target=TARGETS[target], options={"enable_fp_fusion": False})
     text = compiled.asm["ptx"] if "ptx" in compiled.asm else compiled.asm["amdgcn"]
     assert name in text
-    if name == "_lookup" and case == "cce" and "ptx" in compiled.asm:
+    if name == "_lookup" and case in ("cce", "cce, own") and "ptx" in compiled.asm:
         assert "ld.global.v4" in text, "blocks of 8 floats are not read 16 bytes at a time"
         assert "st.global.v4" in text
     # Quotients, roots and cosines are made of fused steps inside, and so is a projection's product: all else is not.

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernel_tables import DEVICE, INTERPRETED, poisoned, torch
+from torch.autograd import gradcheck, gradgradcheck
 from torch_tables import CASES, DIM, NAMES, VOCAB
 
 from cce_core.adapters.torch import Embedding, EmbeddingBag, FusedAdagrad, FusedAdam, FusedSGD, cuda, ops, plain, steps
@@ -106,14 +107,41 @@ def test_signs_features_and_rounded_memories(kind):
         near(
             cuda.features(ids, network.keys, network._plan.text), plain.features(ids, network.keys, network._plan.text)
         )
-        with pytest.raises((IndexError, RuntimeError)) if INTERPRETED else pytest.warns(None):
-            cuda.features(ids + 1, network.keys, network._plan.text)
+        if INTERPRETED:
+            with pytest.raises(IndexError, match="outside"):
+                cuda.features(ids + 1, network.keys, network._plan.text)
     for name in ("int8", "int4", "full-codec=bfloat16"):
         coded = table(CASES[NAMES.index(name)]).to(DEVICE)
         memory = torch.randn(coded.memory.shape, generator=torch.Generator().manual_seed(0)).to(DEVICE, kind)
         got = cuda.rounded(memory, None, None, None, coded._plan.text)
         assert got.dtype == kind
         assert torch.equal(got, plain.rounded(memory, None, None, None, coded._plan.text))
+
+
+@pytest.mark.parametrize("name", ["full", "robe", "cce-rank=4", "sparse"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_torchs_own_checks_of_operators(name, weighted, gpu):
+    """Schema, shapes, tracing; and gradients of both orders, whose sums are linear in each argument: large steps are exact."""
+    emb = table(CASES[NAMES.index(name)]).to(DEVICE)
+    layout, ids = part_of(emb._plan.text, "memory").layout, torch.tensor([3, 0, 96, 3], device=DEVICE)
+    generator = torch.Generator().manual_seed(0)
+    shapes = (layout.n_units, layout.unit), (4, len(layout.columns)), (4, layout.dim)
+    memory, weights, grads = (torch.randn(*s, generator=generator).to(DEVICE).requires_grad_() for s in shapes)
+    rest = emb._buffers.get("keys"), emb._buffers.get("pointers"), emb._plan.text, "memory"
+    w = weights if weighted else None
+    for op, arguments in (
+        (ops.gather, (memory, ids, w, *rest)),
+        (ops.scatter, (grads, ids, w, *rest)),
+        (ops.dot, (memory, grads, ids, *rest)),
+    ):
+        torch.library.opcheck(op, arguments)
+    some = {"eps": 0.5, "atol": 1e-2, "rtol": 1e-2, "fast_mode": True, "nondet_tol": 1e-3}
+    cases = [(lambda m, g: ops.dot(m, g, ids, *rest), (memory, grads))]
+    if weighted:
+        cases.append((lambda m, v: ops.gather(m, ids, v, *rest), (memory, weights)))
+    for function, arguments in cases:
+        assert gradcheck(function, arguments, **some)
+        assert gradgradcheck(function, arguments, **some)
 
 
 def both(case, **more):
