@@ -1,10 +1,10 @@
-"""`cluster()` on the device: vectors → k-means → packed pointers, for `cce`, `pq` and `cce_robe`.
+"""`cluster()` on the device: vectors → k-means → packed pointers, for every method that learns its sketch.
 
-The steps are those of `cce_core.sketching.runs` and `windows`: for each chunk, the vectors of a sample of ids (the same ids),
-k-means, all ids decoded and assigned in batches, their labels packed by the kernel that finds them; the fresh hash drawn once,
-before anything is decoded; M' the mean residual. No table of vectors is ever built, and no id's pointer leaves the device. Two
-things differ: the first clustering of codebooks starts from k-means++ with one draw a centre, and sums are taken in another fixed
-order.
+The steps are those of `cce_core.sketching.runs`, `windows` and `codes`: for each chunk, the vectors of a sample of ids (the same
+ids), k-means, all ids decoded and assigned in batches, their labels packed by the kernel that finds them; the fresh hash drawn
+once, before anything is decoded; M' the mean residual. No table of vectors is ever built, and no id's pointer leaves the device.
+Two things differ: the first clustering of codebooks starts from k-means++ with one draw a centre, and sums are taken in another
+fixed order.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from cce_core import _check
 from cce_core.hashing import derive_key
 from cce_core.sketching.block_method import BlockMethod
+from cce_core.sketching.codes import dictionary
 from cce_core.sketching.layout import HASH, POINTER, Column, Layout
 from cce_core.sketching.learning import ClusterReport
 from cce_core.sketching.methods import get_method
@@ -27,6 +28,7 @@ from cce_kernels import circular, codecs, kmeans, packing, scatter, segments
 from cce_kernels import lookup as forward
 from cce_kernels.needs import floats, on_device, torch
 from cce_kernels.parts import Launch, Part
+from cce_kernels.pursuit import omp
 from cce_kernels.tables import Tables
 
 _ENTROPY_IDS = 1 << 20
@@ -41,7 +43,7 @@ def cluster(
 
     Args:
         tables: on one device.
-        k: which of them; its method is `cce`, `cce_robe`, or `pq` with `vectors`.
+        k: which of them; its method learns its sketch; `pq`, `sparse` and `sparse2` need `vectors`.
         vectors: float32 (vocab, dim) to learn from instead, for a table without a projection.
         weights: float32 (vocab,), how much each id counts: at least 0, not all 0.
         n_iter, points_per_centroid, residual, warm_start: as for `Table.cluster`.
@@ -126,7 +128,7 @@ class _Run:
         self.words = torch.zeros(self.packing.n_words, dtype=torch.int64, device=self.device).view(torch.uint64)
         self.points = min(self.vocab, points * self.rows)
         self.before = self.after = 0.0
-        self.residual = residual
+        self.residual, self.factors = residual, None
         self.sums, self.seen = torch.zeros((2, self.layout.size), dtype=torch.float32, device=self.device)
         self.empty, self.iterations = 0, list[int]()
         self.scratch = 4 * 5 * self.layout.size + 8 * self.packing.n_words
@@ -223,7 +225,7 @@ class _Run:
 
     def entropies(self) -> tuple[float, float]:
         """The least entropy of a new pointer column and of a pair of them, over at most a million ids, in nats."""
-        chunks = len(self.packing.bits)
+        chunks = sum(column.kind == POINTER for column in self.layout.columns)
         ids = torch.linspace(0, self.vocab - 1, min(self.vocab, _ENTROPY_IDS), dtype=torch.float64).long().unique()
         labels = [packing.read(self.packing, self.words, c, ids.to(self.device)).long() for c in range(chunks)]
         first = min(_entropy(column) for column in labels)
@@ -234,6 +236,8 @@ class _Run:
         """All that was made, into the table's own arrays."""
         arrays = self.arrays
         codecs.encode_into(get_codec(self.spec.codec), self.memory, arrays["memory"], arrays.get("scales"))
+        if self.factors is not None:
+            arrays["weights"].copy_(self.factors)
         if "keys" in arrays:
             arrays["keys"].copy_(self.keys.view(arrays["keys"].dtype))
         arrays["pointers"].copy_(self.words.view(arrays["pointers"].dtype))
@@ -273,7 +277,52 @@ class _WindowsRun(_Run):
         return memory
 
 
-_RUNS: dict[str, type[_Run]] = {"codebooks": _Run, "windows": _WindowsRun}
+class _CodesRun(_Run):
+    """Given vectors → K-SVD of a sample, on the CPU, since it moves atom after atom → a pursuit of every row, on the device."""
+
+    def learn(self, n_iter: int, warm: bool) -> None:
+        """Weights go to the nearest of a few levels, or to the mean of all weights that share a hashed place."""
+        layout, weighing = self.layout, get_method(self.spec.method).weighing(self.spec)
+        ids, counts = self.sample(0)
+        seed = derive_key(self.spec.seed, SAMPLES, self.generation)
+        x = self.vectors[ids].cpu().numpy()
+        found, levels, self.before = dictionary(
+            x, None if counts is None else counts.cpu().numpy(), layout, weighing, n_iter, seed
+        )
+        self.iterations = [len(found.errors) - 1]
+        atoms = torch.from_numpy(found.dictionary).to(self.device)
+        self.memory[:] = atoms.view(-1)
+        sums, seen = torch.zeros((2, weighing.size), dtype=torch.float32, device=self.device)
+        if levels is None:
+            rest = Launch([Part(weighing, sums, self.keys, vocab=self.vocab)])
+        else:
+            levels = torch.from_numpy(levels).to(self.device)
+        used = torch.zeros(self.rows, dtype=torch.bool, device=self.device)
+        error = torch.zeros((), dtype=torch.float64, device=self.device)
+        for low in range(0, self.vocab, self.batch):
+            batch = torch.arange(low, min(low + self.batch, self.vocab), device=self.device)
+            vectors = self.vectors[batch]
+            chosen, factors = omp(vectors, atoms, layout.terms)
+            used[chosen.view(-1)] = True
+            for t in range(layout.terms):
+                packing.write(self.packing, self.words, t, low, chosen[:, t].int().contiguous())
+                if levels is not None:
+                    place = self.packing, self.words, layout.terms + t, low
+                    labels, _ = kmeans.assign(factors[:, t : t + 1].contiguous(), levels, pack=place)
+                    factors[:, t] = levels[labels.long(), 0]
+            if levels is None:
+                (places, values), _ = segments.run(rest, batch, None, None, None, forward.SUM, factors)
+                sums[places] += values[:, 0]
+                ones = torch.ones_like(factors)
+                scatter.run(rest, batch, None, None, None, forward.SUM, ones, rest.origin, seen, None)
+            error += (vectors - (factors[:, :, None] * atoms[chosen]).sum(1)).double().square().sum()
+        self.after, self.empty = float(error) / self.vocab, self.rows - int(used.sum())
+        self.factors = sums / seen.clamp(min=1) if levels is None else levels[:, 0]
+        each = 8 * (layout.dim * (layout.terms + 3) + self.rows)
+        self.scratch += x.nbytes + min(self.vocab, self.batch) * each
+
+
+_RUNS: dict[str, type[_Run]] = {"codebooks": _Run, "windows": _WindowsRun, "codes": _CodesRun}
 
 
 def _entropy(column: torch.Tensor) -> float:

@@ -351,7 +351,12 @@ def test_a_warm_clustering_is_that_of_the_cpu(options, weighted, gpu, monkeypatc
 def test_a_first_clustering_of_other_types(gpu):
     """From given vectors, and of bfloat16 parameters: nearer than before, the same at each run."""
     rows = torch.randn(300, DIM, generator=torch.Generator().manual_seed(2))
-    for method, more, given_ in (("pq", {}, rows), ("cce", {"dtype": torch.bfloat16}, None)):
+    for method, more, given_ in (
+        ("pq", {}, rows),
+        ("sparse", {}, rows),
+        ("sparse2", {"dtype": torch.bfloat16}, rows),
+        ("cce", {"dtype": torch.bfloat16}, None),
+    ):
         found = []
         for _ in range(2):
             emb = Embedding(300, DIM, method=method, num_params=8 * 40, seed=3, **more).to(DEVICE)
@@ -359,6 +364,9 @@ def test_a_first_clustering_of_other_types(gpu):
             assert report.inertia_after < report.inertia_before
             found.append({name: value.clone() for name, value in emb.state_dict().items()})
         assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+        if method in ("pq", "sparse"):  # hashed weights are means, and their report is of those before
+            error = (emb(torch.arange(300, device=DEVICE)).float().cpu() - rows).square().sum().item() / 300
+            assert error == pytest.approx(report.inertia_after, rel=0.1)
         assert emb.memory.dtype == more.get("dtype", torch.float32)
         assert int(emb.generation) == 1
 
@@ -369,7 +377,6 @@ def test_what_the_kernels_do_not_cluster_goes_to_the_core(gpu, monkeypatch):
     monkeypatch.setattr(cuda, "cluster", None)
     rows = torch.randn(VOCAB, DIM, generator=torch.Generator().manual_seed(2)).numpy()
     for case, more in (
-        (("sparse", {"num_params": 200}), {"vectors": rows}),
         (("cce", {"num_params": 300, "rank": 4}), {"vectors": rows}),
         (("cce", {"num_params": 300}), {"max_bytes": 1 << 22}),
     ):

@@ -10,11 +10,33 @@ from numpy.typing import NDArray
 from cce_core.clustering import KSVD, KMeans, assign, k_svd, omp
 from cce_core.hashing.mix import derive_key
 from cce_core.sketching import blocks
-from cce_core.sketching.layout import POINTER
+from cce_core.sketching.layout import POINTER, Layout
 from cce_core.sketching.runs import SUNDRIES, Run
 from cce_core.sketching.spec import SAMPLES
 
 _MOST_ITERATIONS = 10  # of K-SVD: each is a pursuit of every sample
+
+
+def dictionary(
+    x: NDArray[np.float32], counts: NDArray[np.float32] | None, layout: Layout, weighing: Layout, n_iter: int, seed: int
+) -> tuple[KSVD, NDArray[np.float32] | None, float]:
+    """K-SVD of a sample, the levels (levels, 1) of its weights, None where those are hashed, and what a row costs without codes.
+
+    Args:
+        x: the sampled vectors, (n, dim).
+        counts: what each counts, or None.
+        layout, weighing: of the atoms and of their weights.
+        n_iter: most iterations; K-SVD makes a few at most.
+        seed: of the start.
+    """
+    if counts is not None:  # a pursuit takes no weights: ids that count more come more often
+        repeat = np.maximum(1, np.round(counts / counts.mean())).astype(np.int64)
+        x = np.repeat(x, repeat, axis=0)[: 4 * len(x)]
+    before = float(np.square(x.astype(np.float64)).sum()) / len(x)
+    found = k_svd(x, layout.columns[0].rows, layout.terms, n_iter=min(n_iter, _MOST_ITERATIONS), seed=seed)
+    if weighing.columns[0].kind != POINTER:
+        return found, None, before
+    return found, KMeans(weighing.size, seed=seed).fit(found.weights.reshape(-1, 1)).cluster_centers_, before
 
 
 class CodesRun(Run):
@@ -62,21 +84,15 @@ class CodesRun(Run):
 
     def dictionary(self, n_iter: int) -> tuple[KSVD, NDArray[np.float32] | None]:
         """K-SVD on a sample, and the levels (levels, 1) of its weights, None where weights are hashed."""
-        layout, weigher = self.layout, self.table.weigher
+        weigher = self.table.weigher
         assert weigher is not None
         ids, counts = self.sample(0)
-        x = self.decode(layout, ids)
-        if counts is not None:  # a pursuit takes no weights: ids that count more come more often
-            repeat = np.maximum(1, np.round(counts / counts.mean())).astype(np.int64)
-            x = np.repeat(x, repeat, axis=0)[: 4 * len(x)]
-        self.costs = np.array([[float(np.square(x.astype(np.float64)).sum()) / len(x), 0.0]])
+        x = self.decode(self.layout, ids)
         seed = derive_key(self.table.spec.seed, SAMPLES, self.table.generation)
-        found = k_svd(x, self.n_clusters, layout.terms, n_iter=min(n_iter, _MOST_ITERATIONS), seed=seed)
-        self.iterations = np.array([len(found.errors) - 1])
+        found, levels, before = dictionary(x, counts, self.layout, weigher.layout, n_iter, seed)
+        self.costs, self.iterations = np.array([[before, 0.0]]), np.array([len(found.errors) - 1])
         self.memory[:] = found.dictionary.reshape(-1)
-        if weigher.layout.columns[0].kind != POINTER:
-            return found, None
-        return found, KMeans(weigher.layout.size, seed=seed).fit(found.weights.reshape(-1, 1)).cluster_centers_
+        return found, levels
 
     def code(
         self, batch: NDArray[np.uint64], found: KSVD, levels: NDArray[np.float32] | None

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cce_core.adapters.torch import plain, steps
 from cce_core.adapters.torch.arrays import write_tensor
-from cce_core.adapters.torch.plan import part_of, spec_of, text_of
+from cce_core.adapters.torch.plan import MEMORY, WEIGHTS, part_of, spec_of, text_of
 from cce_core.sketching.layout import POINTER, Layout
 from cce_core.sketching.learning import ClusterReport, _checked_weights
 from cce_core.sketching.spec import TableSpec
@@ -272,13 +272,16 @@ def cluster(
     values = memory.detach().to(torch.float32)
     if spec.codec != "float32":
         values = rounded(values, None, None, None, text_of(spec))
-    values = values.reshape(-1).contiguous()
     given = _checked_weights(weights, spec.vocab or 0)
     counts = None if given is None else torch.from_numpy(np.array(given, np.float32)).to(device)
     if vectors is not None:
         vectors = torch.as_tensor(vectors).detach().to(device, torch.float32).contiguous()
-    floats = {name: a.detach().to(torch.float32) for name, a in arrays.items() if a.is_floating_point()}
-    tables = own.tables.Tables([(dataclasses.replace(spec, codec="float32"), {**arrays, **floats, "memory": values})])
+    changed = {MEMORY: values.reshape(-1).contiguous()}
+    if WEIGHTS in arrays:
+        changed[WEIGHTS] = arrays[WEIGHTS].detach().to(torch.float32).reshape(-1)
+    rest = {name: a.detach().to(torch.float32) if a.is_floating_point() else a for name, a in arrays.items()}
+    tables = own.tables.Tables([(dataclasses.replace(spec, codec="float32"), {**rest, **changed})])
     report: ClusterReport = own.cluster.cluster(tables, vectors=vectors, weights=counts, **settings)
-    write_tensor(memory, values.view(memory.shape))
+    for name, new in changed.items():
+        write_tensor(arrays[name], new.view(arrays[name].shape))
     return report
