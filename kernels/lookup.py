@@ -103,11 +103,12 @@ def term(
 
 @triton.jit
 def project(
-    table, total, seen, out, out_stride, b, inside, N: tl.constexpr, C: tl.constexpr, W: tl.constexpr, D: tl.constexpr
-):
+    table, projection, total, seen, out, out_stride, b, inside, N: tl.constexpr, C: tl.constexpr, W: tl.constexpr,
+    D: tl.constexpr,
+):  # fmt: skip
     """out[b] = total[b] · W + seen[b] · bias, D columns at a time; the products in float32, as the CPU's are."""
     width, chunks, dim = tl.load(table + _WIDTH), tl.load(table + _CHUNKS), tl.load(table + _DIM)
-    weights = tl.load(table + _PROJECTION).to(tl.pointer_type(tl.float32))
+    weights = projection.to(tl.pointer_type(tl.float32))
     e, vectors = tl.arange(0, C * W), tl.reshape(total, [N, C * W])
     row, here = e // W * width + e % W, (e // W < chunks) & (e % W < width)
     final = tl.load(table + _FINAL)
@@ -122,8 +123,8 @@ def project(
 
 @triton.jit
 def _lookup(
-    rows, columns, memory_at, keys_at, pointers_at, weights_at, ids, offsets, padding, factors, out, inner, mass, error,
-    n_rows, out_stride, inner_stride,
+    rows, columns, memory_at, keys_at, pointers_at, weights_at, projection_at, ids, offsets, padding, factors, out, inner, mass,
+    error, n_rows, out_stride, inner_stride,
     N: tl.constexpr, C: tl.constexpr, W: tl.constexpr, TERMS: tl.constexpr, KINDS: tl.constexpr, WKIND: tl.constexpr,
     CODEC: tl.constexpr, WCODEC: tl.constexpr, SIGNED: tl.constexpr, WRAP: tl.constexpr, WWRAP: tl.constexpr,
     ALIGN: tl.constexpr, OUT: tl.constexpr, BOUNDED: tl.constexpr, BAGS: tl.constexpr, MEAN: tl.constexpr, PADDED: tl.constexpr,
@@ -190,14 +191,14 @@ def _lookup(
     live = inside[:, None, None] & (c < chunks)[:, :, None] & (i < width)
     across = (c * width)[:, :, None] + i
     final = tl.multiple_of(tl.load(table + _FINAL), OUT)
-    projection = tl.load(table + _PROJECTION)
+    projection = tl.load(table + _PROJECTION) + projection_at
     if INNER:  # what torch makes more of, and what a projection's gradient is made from
         left = tl.multiple_of(tl.load(table + _LEFT), OUT)
         more = (across * 0 + final < 0) | (across * 0 + projection != 0)
         tl.store(inner + b[:, None, None] * inner_stride + left + across, total, mask=live & more)
     if PROJECT:
         if projection != 0:
-            project(table, total, seen, out, out_stride, b, inside, N, C, W, D)
+            project(table, projection, total, seen, out, out_stride, b, inside, N, C, W, D)
         live = live & (across * 0 + projection == 0)
     tl.store(out + b[:, None, None] * out_stride + final + across, total, mask=live & (across * 0 + final >= 0))
     if MASS:
@@ -210,7 +211,7 @@ def _lookup(
 def run(
     launch: Launch, ids: torch.Tensor, offsets: torch.Tensor | None, padding: torch.Tensor | None,
     factors: torch.Tensor | None, mode: int, out: torch.Tensor, error: torch.Tensor,
-    inner: torch.Tensor | None = None, mass: torch.Tensor | None = None, at: Addresses = OWN,
+    inner: torch.Tensor | None = None, mass: torch.Tensor | None = None, at: Addresses = OWN, projection_at: int = 0,
 ) -> None:  # fmt: skip
     """Fill the columns of `out` (rows, Σ dim), and of `inner` (rows, Σ of the memories' vectors) those that are not the same, for
     the launch's parts. All arguments are checked by the caller."""
@@ -218,7 +219,8 @@ def run(
     block = launch.rows_of_a_tile(TILE, n_rows)
     nothing = launch.rows  # an argument that the compiled code does not touch
     call(_lookup, launch.grid(n_rows, block),
-        launch.rows, launch.columns, *at, ids, nothing if offsets is None else offsets, nothing if padding is None else padding,
+        launch.rows, launch.columns, *at, projection_at, ids, nothing if offsets is None else offsets,
+        nothing if padding is None else padding,
         out if factors is None else factors, out, out if inner is None else inner, out if mass is None else mass, error,
         n_rows, out.stride(0), out.stride(0) if inner is None else inner.stride(0),
         N=block, BAGS=offsets is not None, MEAN=mode == MEAN, PADDED=padding is not None, FACTORS=factors is not None,

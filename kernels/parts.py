@@ -127,6 +127,11 @@ class Part:
         return self.memory.data_ptr() % 16 == 0
 
     @property
+    def projected(self) -> bool:
+        """Whether the kernel is to widen the vectors."""
+        return self.projection is not None
+
+    @property
     def dim(self) -> int:
         """Floats of a vector that comes out."""
         return self.layout.dim if self.projection is None else self.projection.shape[1]
@@ -219,10 +224,10 @@ class Launch:
         chunks = power_of_two(max(layout.n_chunks for layout in layouts))
         width = power_of_two(max(layout.width for layout in layouts))
         # What only the lookup is compiled for. A product of tiles takes at least 16 of everything.
-        project = any(part.projection is not None for part in self.parts)
+        project = any(part.projected for part in self.parts)
         self.least = 16 if project else 1
         width = max(width, self.least // chunks)
-        widest = max([part.dim for part in self.parts if part.projection is not None], default=1)
+        widest = max([part.dim for part in self.parts if part.projected], default=1)
         self.wide = {"PROJECT": project, "D": max(self.least, min(64, power_of_two(widest)))}
         arrays = [part.columns() for part in self.parts]
         firsts = np.cumsum([0, *map(len, arrays)])

@@ -78,10 +78,12 @@ class _Outline(Part):
     Attributes:
         where: the device that they will be on.
         whole: whether the memory will begin at a multiple of 16 bytes.
+        out: columns of the projection that will come; 0 for none.
     """
 
     where: torch.device | None = None
     whole: bool = True
+    out: int = 0
 
     def __post_init__(self) -> None:
         """There is nothing to check yet."""
@@ -97,6 +99,16 @@ class _Outline(Part):
         """Whether the memory will begin at a multiple of 16 bytes."""
         return self.whole
 
+    @property
+    def projected(self) -> bool:
+        """Whether a projection will come."""
+        return self.out > 0
+
+    @property
+    def dim(self) -> int:
+        """Floats of a vector that comes out."""
+        return self.out or self.layout.dim
+
     def row(self, first: int) -> list[int]:
         """The part's numbers, with addresses of 0; weights are float32."""
         out = super().row(first)
@@ -106,7 +118,7 @@ class _Outline(Part):
 
 def frame(
     layout: Layout, vocab: int | None, device: torch.device, codec: int = FLOAT32, *, given: bool = False,
-    signed: bool = False, whole: bool = True,
+    signed: bool = False, whole: bool = True, projected: int = 0,
 ) -> Launch:  # fmt: skip
     """What the sums of a layout are compiled and launched with; copies a few numbers to the device, so keep it.
 
@@ -118,13 +130,15 @@ def frame(
         given: whether weights come with the ids.
         signed: for `signs` alone; the sums take signs as weights.
         whole: whether the memory begins at a multiple of 16 bytes.
+        projected: columns of a projection behind the vectors, for `vectors`; 0 for none.
     """
     if not signed:
         plain = tuple(c._replace(a=0) if c.kind == HASH else c for c in layout.columns)
         layout = dataclasses.replace(layout, columns=plain)
     n = len(layout.columns)
     weighing = Layout((Column(GIVEN, 0, n, 1),), 1, n, n, n) if given else None
-    return Launch([_Outline(layout, None, codec=codec, vocab=vocab, weighing=weighing, where=device, whole=whole)])
+    part = _Outline(layout, None, codec=codec, vocab=vocab, weighing=weighing, where=device, whole=whole, out=projected)
+    return Launch([part])
 
 
 def gather(
@@ -147,13 +161,46 @@ def gather(
     return out, error
 
 
+def vectors(
+    frame: Launch, memory: torch.Tensor, projection: torch.Tensor | None, ids: torch.Tensor, offsets: torch.Tensor | None,
+    amounts: torch.Tensor | None, keys: torch.Tensor | None, pointers: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Vectors of ids, or sums of bags of them, each id times its amount, and through a projection with a bias.
+
+        inner[r] = Σ_{n in r} amounts[n] · Σ_j M[b(n, j)]        out[r] = [inner[r], Σ amounts[n]] · projection
+
+    Args:
+        frame: `projected` to the columns of the projection, if there is one; without given weights.
+        memory, ids, keys, pointers: as for `gather`.
+        projection: float32 (inner + 1, dim), or None.
+        offsets: int64 (bags + 1), where bags begin, and the end of the last; None takes each id for a row.
+        amounts: float32 (n,), or None where all are 1.
+
+    Returns:
+        float32 (rows, dim), and the place of the first id out of range, as for `gather`.
+
+    Cost:
+        One launch: a bag's ids one after the other, the projection in it.
+    """
+    part, device = frame.parts[0], frame.device
+    rows = len(ids) if offsets is None else len(offsets) - 1
+    out = torch.empty((rows, part.dim), dtype=torch.float32, device=device)
+    error = torch.full((1,), lookup.GOOD, dtype=torch.int64, device=device)
+    if rows:
+        at, projected = _addresses(memory, keys, pointers, None), 0 if projection is None else projection.data_ptr()
+        lookup.run(frame, ids, offsets, None, amounts, lookup.SUM, out, error, None, None, at, projected)
+    return out, error
+
+
 def spread(
     frame: Launch, grads: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor | None, keys: torch.Tensor | None,
-    pointers: torch.Tensor | None, deterministic: bool | None = None,
+    pointers: torch.Tensor | None, deterministic: bool | None = None, offsets: torch.Tensor | None = None,
+    amounts: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """The scatter: float32 (units, unit), by atomic additions; or in a fixed order, by default where torch wants that.
 
-    Ids outside the vocabulary count for nothing. Tensors as for `gather`, gradients float32.
+    Ids outside the vocabulary count for nothing. Tensors as for `gather`, gradients float32; with offsets, or amounts without
+    weights, those of the rows of `vectors`.
 
     Cost:
         One launch. In the fixed order, 20 bytes and a place in a sort for each block of each id besides.
@@ -163,21 +210,21 @@ def spread(
     if len(ids) == 0:
         return out
     if torch.are_deterministic_algorithms_enabled() if deterministic is None else deterministic:
-        units, sums = touched(frame, grads, ids, weights, keys, pointers)
+        units, sums = touched(frame, grads, ids, weights, keys, pointers, offsets, amounts)
         out[units] = sums
         return out
     at = _addresses(None, keys, pointers, weights)
-    scatter.run(frame, ids, None, None, None, lookup.SUM, grads, frame.origin, out, None, at=at)
+    scatter.run(frame, ids, offsets, None, amounts, lookup.SUM, grads, frame.origin, out, None, at=at)
     return out
 
 
 def touched(
     frame: Launch, grads: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor | None, keys: torch.Tensor | None,
-    pointers: torch.Tensor | None,
+    pointers: torch.Tensor | None, offsets: torch.Tensor | None = None, amounts: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """The scatter's touched units alone, ascending, int64 (m,), and their sums in a fixed order, float32 (m, unit)."""
     at = _addresses(None, keys, pointers, weights)
-    memory, _ = segments.run(frame, ids, None, None, None, lookup.SUM, grads, at)
+    memory, _ = segments.run(frame, ids, offsets, None, amounts, lookup.SUM, grads, at)
     return memory
 
 

@@ -75,8 +75,8 @@ AT = {
 TABLE = {**AT, "ids": "*i64", "offsets": "*i64", "padding": "*i64", "factors": "*fp32"}
 DOT = {**AT, "ids": "*i64", "grads": "*fp32", "out": "*fp32", "n_rows": "i32", "grad_stride": "i32"}
 LOOKUP = {
-    **TABLE, "out": "*fp32", "inner": "*fp32", "mass": "*fp32", "error": "*i64", "n_rows": "i32", "out_stride": "i32",
-    "inner_stride": "i32",
+    **AT, "projection_at": "i64", **TABLE, "out": "*fp32", "inner": "*fp32", "mass": "*fp32", "error": "*i64",
+    "n_rows": "i32", "out_stride": "i32", "inner_stride": "i32",
 }  # fmt: skip
 SCATTER = {
     **TABLE, "grads": "*fp32", "into": "*i64", "out": "*fp32", "slopes": "*fp32", "n_rows": "i32", "grad_stride": "i32",
@@ -115,7 +115,7 @@ LOOKUPS = {
 }  # fmt: skip
 OWN = dict.fromkeys(("memory_at", "keys_at", "pointers_at", "weights_at"), "i32")  # zeros: rows name the tensors
 CASES = [
-    ("lookup", "_lookup", "cce, own", {**LOOKUP, **OWN}, LOOKUPS["cce"]),
+    ("lookup", "_lookup", "cce, own", {**LOOKUP, **OWN, "projection_at": "i32"}, LOOKUPS["cce"]),
     ("scatter", "_scatter", "cce, own", {**SCATTER, **OWN}, {**CCE, "SLOPES": False}),
     *[("lookup", "_lookup", n, LOOKUP, m) for n, m in LOOKUPS.items()],
     *[("scatter", "_scatter", n, SCATTER, {**m, "SLOPES": n == "all"}) for n, m in

@@ -1,7 +1,8 @@
 """The operators on a GPU: the Triton kernels of `cce_kernels` where they are installed and take the types, plain torch elsewhere.
 
-Functions of tensors, as `plain` has them; on a GPU the dispatcher calls these. Neither triton nor cce_kernels is imported before
-the first call. Sums take float32 and bfloat16 and add up in float32; all else takes float32. Results are the core's.
+Functions of tensors, as `plain` has them, which give None where plain torch is to take their place; on a GPU the dispatcher calls
+these. Neither triton nor cce_kernels is imported before the first call. Sums take float32 and bfloat16 and add up in float32; all
+else takes float32. Results are the core's.
 """
 
 from __future__ import annotations
@@ -79,49 +80,48 @@ def same_device(**tensors: Tensor | None) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Sum:
-    """The checked arguments of one of the three sums, as the kernels take them."""
+class _Call:
+    """The checked arguments of an operator, as the kernels take them."""
 
     own: Any
     frame: Any
-    memory: Any
-    grads: Any
-    weights: Any
+    floats: dict[str, Tensor]
     ids: Tensor
-    rest: tuple[Tensor | None, Tensor | None]
+    words: tuple[Tensor | None, Tensor | None]
 
 
-def _sum(
-    spec: str, part: str, ids: Tensor, keys: Tensor | None, pointers: Tensor | None, *, memory: Tensor | None = None,
-    grads: Tensor | None = None, weights: Tensor | None = None,
-) -> _Sum | None:  # fmt: skip
+def _call(
+    spec: str, part: str, ids: Tensor, keys: Tensor | None, pointers: Tensor | None, offsets: Tensor | None = None,
+    ended: bool = False, **given: Tensor | None,
+) -> _Call | None:  # fmt: skip
     """The arguments, checked, since kernels do not look; None where the types are for plain torch."""
     layout, end = part_of(spec, part)
-    n, m = ids.shape[0] if ids.dim() else 0, len(layout.columns)
-    given = {
-        "memory": (memory, (layout.n_units, layout.unit)),
-        "grads": (grads, (n, layout.dim)),
-        "weights": (weights, (n, m)),
-    }
-    floats = {name: (tensor, shape) for name, (tensor, shape) in given.items() if tensor is not None}
-    same_device(**{name: tensor for name, (tensor, _) in floats.items()}, ids=ids, keys=keys, pointers=pointers)
+    floats = {name: tensor for name, tensor in given.items() if tensor is not None}
+    same_device(**floats, ids=ids, keys=keys, pointers=pointers, offsets=offsets)
     if ids.dtype != torch.int64 or ids.dim() != 1:
         raise RuntimeError(f"this operator takes one row of int64 ids, got {ids.dtype} {tuple(ids.shape)}")
-    for name, (tensor, shape) in floats.items():
-        if tuple(tensor.shape) != shape:
-            raise RuntimeError(f"{name} must have shape {shape} here, got {tuple(tensor.shape)}")
+    n, m = ids.shape[0], len(layout.columns)
+    rows = n if offsets is None else offsets.shape[0] - ended
+    dim = floats["projection"].shape[-1] if "projection" in floats else 0
+    shapes = {
+        "memory": (layout.n_units, layout.unit), "grads": (rows, layout.dim), "weights": (n, m), "amounts": (n,),
+        "projection": (layout.dim + 1, dim),
+    }  # fmt: skip
+    for name, tensor in floats.items():
+        if tuple(tensor.shape) != shapes[name]:
+            raise RuntimeError(f"{name} must have shape {shapes[name]} here, got {tuple(tensor.shape)}")
     _enough(layout, end, keys, pointers)
-    kinds = {tensor.dtype for tensor, _ in floats.values()}
+    kinds = {tensor.dtype for tensor in floats.values()}
     own = kernels() if len(kinds) == 1 and kinds <= _CODECS.keys() else None
     if own is None:
         return None
-    memory = None if memory is None else memory.contiguous()
+    floats = {name: (t if name == "memory" else t.float()).contiguous() for name, t in floats.items()}
+    memory = floats.get("memory")
     kind = FLOAT32 if memory is None else _CODECS[memory.dtype]
     whole = memory is None or memory.data_ptr() % 16 == 0
-    frame = _frame(spec, part, ids.device, kind, weights is not None, False, whole)
-    grads, weights = (None if t is None else t.float().contiguous() for t in (grads, weights))
+    frame = _frame(spec, part, ids.device, kind, "weights" in floats, False, whole, dim)
     words = tuple(None if t is None else t.contiguous() for t in (keys, pointers))
-    return _Sum(own, frame, memory, grads, weights, ids.contiguous(), (words[0], words[1]))
+    return _Call(own, frame, floats, ids.contiguous(), (words[0], words[1]))
 
 
 def _enough(layout: Layout, end: Any, keys: Tensor | None, pointers: Tensor | None) -> None:
@@ -136,93 +136,164 @@ def _enough(layout: Layout, end: Any, keys: Tensor | None, pointers: Tensor | No
 
 
 @functools.lru_cache(maxsize=1024)
-def _frame(spec: str, part: str, device: torch.device, kind: int, given: bool, signed: bool, whole: bool) -> Any:
+def _frame(
+    spec: str, part: str, device: torch.device, kind: int, given: bool, signed: bool, whole: bool, projected: int
+) -> Any:
     """What a sum is launched with; kept, since it is copied to the device."""
     (layout, end), own = part_of(spec, part), kernels()
     assert own is not None
-    return own.sums.frame(layout, end and int(end), device, kind, given=given, signed=signed, whole=whole)
+    vocab = None if end is None else int(end)
+    return own.sums.frame(layout, vocab, device, kind, given=given, signed=signed, whole=whole, projected=projected)
+
+
+def _within(error: Tensor, call: _Call, spec: str, part: str) -> None:
+    """An assertion on the device that no id was outside the vocabulary, which fails later, as in torch's own embedding."""
+    end = part_of(spec, part).end
+    if end is not None:
+        said = f"an id is outside this table's vocabulary: ids go from 0 to {int(end) - 1}"
+        torch.ops.aten._assert_async.msg(error == call.own.lookup.GOOD, said)
+
+
+def _ends(offsets: Tensor | None, ended: bool, n: int) -> Tensor | None:
+    """Where bags begin and the last one ends, int64 (bags + 1); an assertion on the device that they can."""
+    if offsets is None:
+        return None
+    if offsets.dtype != torch.int64 or offsets.dim() != 1 or len(offsets) < ended:
+        raise RuntimeError(
+            f"this operator takes one row of int64 offsets, and the end if ended, got {offsets.dtype} {tuple(offsets.shape)}"
+        )
+    ends = torch.cat([offsets, offsets.new_full((1,), n)])
+    if len(offsets):
+        said = f"offsets must begin at 0, never fall, and be at most the number of ids, {n}"
+        torch.ops.aten._assert_async.msg((ends.diff() >= 0).all() & (ends[0] == 0), said)
+    return ends[: len(offsets) - ended + 1]
 
 
 def gather(
     memory: Tensor, ids: Tensor, weights: Tensor | None, keys: Tensor | None, pointers: Tensor | None,
     spec: str, part: str, sparse: bool = False,
-) -> Tensor:  # fmt: skip
-    """`ops.gather`; an id outside the vocabulary fails an assertion on the device, later, as in torch's own embedding."""
-    call = _sum(spec, part, ids, keys, pointers, memory=memory, weights=weights)
+) -> Tensor | None:  # fmt: skip
+    """`ops.gather`."""
+    call = _call(spec, part, ids, keys, pointers, memory=memory, weights=weights)
     if call is None:
-        return plain.gather(memory, ids, weights, keys, pointers, spec, part)
-    out, error = call.own.sums.gather(call.frame, call.memory, call.ids, call.weights, *call.rest)
-    end = part_of(spec, part).end
-    if end is not None:
-        said = f"an id is outside this table's vocabulary: ids go from 0 to {end - np.uint64(1)}"
-        torch.ops.aten._assert_async.msg(error == call.own.lookup.GOOD, said)
+        return None
+    given = call.floats.get("weights")
+    out, error = call.own.sums.gather(call.frame, call.floats["memory"], call.ids, given, *call.words)
+    _within(error, call, spec, part)
     return out.to(memory.dtype)
 
 
 def scatter(
     grads: Tensor, ids: Tensor, weights: Tensor | None, keys: Tensor | None, pointers: Tensor | None, spec: str, part: str
-) -> Tensor:  # fmt: skip
+) -> Tensor | None:  # fmt: skip
     """`ops.scatter`: atomic additions, or a fixed order under `torch.use_deterministic_algorithms(True)`."""
-    call = _sum(spec, part, ids, keys, pointers, grads=grads, weights=weights)
+    call = _call(spec, part, ids, keys, pointers, grads=grads, weights=weights)
     if call is None:
-        return plain.scatter(grads, ids, weights, keys, pointers, spec, part)
-    return call.own.sums.spread(call.frame, call.grads, call.ids, call.weights, *call.rest).to(grads.dtype)
+        return None
+    given = call.floats.get("weights")
+    return call.own.sums.spread(call.frame, call.floats["grads"], call.ids, given, *call.words).to(grads.dtype)
 
 
 def scatter_sparse(
     grads: Tensor, ids: Tensor, weights: Tensor | None, keys: Tensor | None, pointers: Tensor | None, spec: str, part: str
-) -> Tensor:  # fmt: skip
+) -> Tensor | None:  # fmt: skip
     """The scatter as a sparse tensor of the touched units, coalesced, added up in a fixed order."""
-    call = _sum(spec, part, ids, keys, pointers, grads=grads, weights=weights)
+    call = _call(spec, part, ids, keys, pointers, grads=grads, weights=weights)
     if call is None:
-        return plain.scatter_sparse(grads, ids, weights, keys, pointers, spec, part)
-    layout = part_of(spec, part).layout
-    units, sums = call.own.sums.touched(call.frame, call.grads, call.ids, call.weights, *call.rest)
+        return None
+    layout, given = part_of(spec, part).layout, call.floats.get("weights")
+    units, sums = call.own.sums.touched(call.frame, call.floats["grads"], call.ids, given, *call.words)
     size = (layout.n_units, layout.unit)
     return torch.sparse_coo_tensor(units[None], sums.to(grads.dtype), size, check_invariants=False, is_coalesced=True)
 
 
 def dot(
     memory: Tensor, grads: Tensor, ids: Tensor, keys: Tensor | None, pointers: Tensor | None, spec: str, part: str
-) -> Tensor:  # fmt: skip
+) -> Tensor | None:  # fmt: skip
     """`ops.dot`."""
-    call = _sum(spec, part, ids, keys, pointers, memory=memory, grads=grads)
+    call = _call(spec, part, ids, keys, pointers, memory=memory, grads=grads)
     if call is None:
-        return plain.dot(memory, grads, ids, keys, pointers, spec, part)
-    return call.own.sums.dot(call.frame, call.memory, call.grads, call.ids, *call.rest).to(grads.dtype)
+        return None
+    floats = call.floats
+    return call.own.sums.dot(call.frame, floats["memory"], floats["grads"], call.ids, *call.words).to(grads.dtype)
 
 
-def signs(ids: Tensor, keys: Tensor, like: Tensor, spec: str) -> Tensor:
+def vectors(
+    memory: Tensor, projection: Tensor | None, ids: Tensor, offsets: Tensor | None, ended: bool, amounts: Tensor | None,
+    keys: Tensor | None, pointers: Tensor | None, spec: str, sparse: bool,
+) -> Tensor | None:  # fmt: skip
+    """Ids, or bags of them, to vectors, each id times its amount, through a projection with its bias: in one launch.
+
+    x[r] = [ Σ_{n ∈ r} amounts[n] · Σ_j M[b(n, j)],  Σ_{n ∈ r} amounts[n] ]            vectors[r] = x[r] · W
+    """
+    ends = _ends(offsets, ended, ids.shape[0])
+    call = _call(
+        spec, MEMORY, ids, keys, pointers, offsets, ended, memory=memory, projection=projection, amounts=amounts
+    )  # fmt: skip
+    if call is None:
+        return None
+    floats = call.floats
+    out, error = call.own.sums.vectors(
+        call.frame, floats["memory"], floats.get("projection"), call.ids, ends, floats.get("amounts"), *call.words
+    )  # fmt: skip
+    _within(error, call, spec, MEMORY)
+    return out.to(memory.dtype)
+
+
+def spread(
+    grads: Tensor, ids: Tensor, offsets: Tensor | None, ended: bool, amounts: Tensor | None, keys: Tensor | None,
+    pointers: Tensor | None, spec: str,
+) -> Tensor | None:  # fmt: skip
+    """The gradient of the memory from that of `vectors` without a projection."""
+    ends = _ends(offsets, ended, ids.shape[0])
+    call = _call(spec, MEMORY, ids, keys, pointers, offsets, ended, grads=grads, amounts=amounts)
+    if call is None:
+        return None
+    floats = call.floats
+    out = call.own.sums.spread(
+        call.frame, floats["grads"], call.ids, None, *call.words, offsets=ends, amounts=floats.get("amounts")
+    )  # fmt: skip
+    return out.to(grads.dtype)
+
+
+def signs(ids: Tensor, keys: Tensor, like: Tensor, spec: str) -> Tensor | None:
     """`ops.signs`."""
     same_device(ids=ids, keys=keys, like=like)
-    own, (layout, end) = kernels(), part_of(spec, "memory")
+    own, (layout, end) = kernels(), part_of(spec, MEMORY)
     if own is None:
-        return plain.signs(ids, keys, spec, like.dtype)
-    _enough(dataclasses.replace(layout, columns=tuple(c for c in layout.columns if c.kind != POINTER)), end, keys, None)
-    frame = _frame(spec, "memory", ids.device, FLOAT32, False, True, True)
+        return None
+    hashed = tuple(column for column in layout.columns if column.kind != POINTER)
+    _enough(dataclasses.replace(layout, columns=hashed), end, keys, None)
+    frame = _frame(spec, MEMORY, ids.device, FLOAT32, False, True, True, 0)
     return own.sums.signs(frame, ids.contiguous(), keys.contiguous()).to(like.dtype)
 
 
-def features(ids: Tensor, keys: Tensor, spec: str) -> Tensor:
+def features(ids: Tensor, keys: Tensor, spec: str) -> Tensor | None:
     """`ops.features`."""
     same_device(ids=ids, keys=keys)
     own = kernels()
     if own is None:
-        return plain.features(ids, keys, spec)
+        return None
     plain.check_range(ids, spec)
     return own.dhe.encode(spec_of(spec), ids.contiguous(), keys.contiguous())
 
 
-def rounded(memory: Tensor, ids: Tensor | None, keys: Tensor | None, pointers: Tensor | None, spec: str) -> Tensor:
+def rounded(
+    memory: Tensor, ids: Tensor | None, keys: Tensor | None, pointers: Tensor | None, spec: str
+) -> Tensor | None:
     """`ops.rounded`, the whole of it whatever the ids."""
     own, kept = kernels(), codec(spec_of(spec).codec)
     if own is None or memory.dtype != torch.float32:
-        return plain.rounded(memory, ids, keys, pointers, spec)
+        return None
     values = memory.contiguous().view(-1)
     codes = torch.empty(kept.n_codes(len(values)), dtype=_CODES[np.dtype(kept.dtype).name], device=memory.device)
     scales = torch.empty(kept.n_scales(len(values)), dtype=torch.float32, device=memory.device)
     own.codecs.encode_into(kept, values, codes, scales)
     return own.codecs.decode(kept, codes, scales if kept.most else None, len(values)).view(memory.shape)
+
+
+# By the operators' names; where one gives None, plain torch takes its place.
+OPERATORS = {f.__name__: f for f in (gather, scatter, dot, vectors, spread, signs, features, rounded)}
 
 
 def update(optimizer: Any, p: Tensor, grad: Any, step: int, arrays: dict[str, Tensor]) -> None:
@@ -271,7 +342,9 @@ def cluster(
     same_device(**arrays)
     values = memory.detach().to(torch.float32)
     if spec.codec != "float32":
-        values = rounded(values, None, None, None, text_of(spec))
+        decoded = rounded(values, None, None, None, text_of(spec))
+        assert decoded is not None
+        values = decoded
     given = _checked_weights(weights, spec.vocab or 0)
     counts = None if given is None else torch.from_numpy(np.array(given, np.float32)).to(device)
     if vectors is not None:

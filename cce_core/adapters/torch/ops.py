@@ -136,7 +136,9 @@ def _scatter_sparse(
 ) -> Tensor:  # fmt: skip
     layout, end = part_of(spec, part)
     if type(grads) is Tensor and cuda.here(grads):
-        return cuda.scatter_sparse(grads, ids, weights, keys, pointers, spec, part)
+        found_there = cuda.scatter_sparse(grads, ids, weights, keys, pointers, spec, part)
+        if found_there is not None:
+            return found_there
     if type(grads) is not Tensor or grads.device.type != "cpu" or not _in_core(grads, weights):  # or it is being traced
         return plain.scatter_sparse(grads, ids, weights, keys, pointers, spec, part)
     words = words_of(ids, end)
@@ -270,20 +272,34 @@ _OPERATORS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any], Callabl
 }
 
 
+ON_GPU: dict[str, Callable[..., Any]] = {}
+
+
+def _first(kernel: Callable[..., Any], anywhere: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*arguments: Any) -> Any:
+        found = kernel(*arguments)
+        return anywhere(*arguments) if found is None else found
+
+    return run
+
+
 def define(name: str, schema: str, core: Any, anywhere: Any, like: Any) -> None:
-    """Register an operator: how it runs in the core's loops, on other devices (if it does), and what shape it gives."""
+    """Register an operator: how it runs in the core's loops, on other devices (if it does), and what shape it gives.
+
+    On a GPU the kernel of that name among `cuda.OPERATORS` takes it, or leaves it to how it runs anywhere.
+    """
     _LIBRARY.define(name + schema)
     _LIBRARY.impl(name, core, "CPU")
     if anywhere is not None:
         _LIBRARY.impl(name, anywhere, "CompositeExplicitAutograd")
+    if name in cuda.OPERATORS:
+        ON_GPU[name] = _first(cuda.OPERATORS[name], anywhere)
+        _LIBRARY.impl(name, ON_GPU[name], "CUDA")
     torch.library.register_fake(f"cce::{name}", like, lib=_LIBRARY)
 
 
 for _name, _functions in _OPERATORS.items():
     define(_name, *_functions)
-
-for _on_gpu in (cuda.gather, cuda.scatter, cuda.dot, cuda.signs, cuda.features, cuda.rounded):
-    _LIBRARY.impl(_on_gpu.__name__, _on_gpu, "CUDA")
 
 gather = torch.ops.cce.gather.default
 scatter = torch.ops.cce.scatter.default
