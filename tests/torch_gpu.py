@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 
 import pytest
@@ -15,15 +16,26 @@ IDS = torch.tensor([[5, 96, 0, 5], [3, 1, 2, 9]])
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """Tensors on the CPU take the way of those on a GPU, where there is none."""
+    """Tensors on the CPU take the way of those on a GPU, where there is none; gives how often each operator was called there."""
+    calls = collections.Counter()
     if not INTERPRETED:
-        yield
+        yield calls
         return
+
+    def counted(name):
+        def run(*arguments):
+            calls[name] += 1
+            return ops.ON_GPU[name](*arguments)
+
+        return run
+
     monkeypatch.setattr(cuda, "here", lambda tensor: True)
+    # Where ordinary tensors of the CPU pass by the dispatcher, they are to go to it.
+    monkeypatch.setattr(ops, "_is_ordinary", lambda inputs: False, raising=False)
     library = torch.library.Library("cce", "IMPL")
-    for name, function in ops.ON_GPU.items():
-        library.impl(name, function, "CPU", allow_override=True)
-    yield
+    for name in ops.ON_GPU:
+        library.impl(name, counted(name), "CPU", allow_override=True)
+    yield calls
     library._destroy()
 
 
