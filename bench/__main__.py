@@ -56,23 +56,30 @@ def main() -> int:
     if unknown:
         parser.error(f"unknown benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
     print("  ".join(f"{k} {v}" for k, v in machine().items()))
-    rows = []
-    for name in args.names or DEFAULT:
-        module: Any = importlib.import_module(f"bench.{name}")
-        if hasattr(module, "plot_to"):
-            module.plot_to = args.plot
-        for row in module.run(args.quick):
-            print(row, flush=True)
-            rows.append(row.as_json())
-    if args.json:
-        Path(args.json).write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
-    if args.csv and rows:
+    rows: list[dict[str, Any]] = []
+    try:
+        for name in args.names or DEFAULT:
+            module: Any = importlib.import_module(f"bench.{name}")
+            if hasattr(module, "plot_to"):
+                module.plot_to = args.plot
+            for row in module.run(args.quick):
+                print(row, flush=True)
+                rows.append(row.as_json())
+    finally:  # what was measured before something failed
+        write(rows, args.json, args.csv)
+    return 0
+
+
+def write(rows: list[dict[str, Any]], json_to: str | None, csv_to: str | None) -> None:
+    """The rows into files, with the machine that they were measured on."""
+    if json_to:
+        Path(json_to).write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+    if csv_to and rows:
         lines = [{**row, **machine()} for row in rows]
-        with Path(args.csv).open("w", newline="") as file:
+        with Path(csv_to).open("w", newline="") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(name for line in lines for name in line)))
             writer.writeheader()
             writer.writerows(lines)
-    return 0
 
 
 if __name__ == "__main__":

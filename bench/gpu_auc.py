@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +89,12 @@ def model_on(device: str, users: cce.Table, items: cce.Table, lr: float) -> Any:
     return DeviceGMF(*sides)
 
 
-def run(device: str, quick: bool) -> Iterator[AucRow]:
-    """Three seeds (one where `quick`) at 256 parameters a dimension."""
+def run(device: str, quick: bool, more: Sequence[str] = ()) -> Iterator[AucRow]:
+    """Three seeds (one where `quick`) at 256 parameters a dimension; `more` goes to the example."""
     from movielens import GMF, load_data, make_tables, parse, train
 
     for seed in range(1 if quick else 3):
-        args = parse(["--seed", str(seed)])
+        args = parse(["--seed", str(seed), *more])
         split = load_data(args)
         cpu = train(GMF(*make_tables(split, args), cce.AdamW(lr=args.lr)), split, args, lambda line: None)
         gpu = train(model_on(device, *make_tables(split, args), args.lr), split, args, lambda line: None)

@@ -157,8 +157,7 @@ def judge(model: nn.Module, data: Data, device: str) -> tuple[float, float]:
 
 def train(model: DLRM, data: Data, args: argparse.Namespace) -> dict[str, Any]:
     """All epochs, with clusterings on the way; what the last one reached."""
-    make: Any = FusedAdagrad if args.device == "cpu" else torch.optim.Adagrad
-    optimizer = make(model.parameters(), lr=args.lr)
+    optimizer = FusedAdagrad(model.parameters(), lr=args.lr)
     steps = args.epochs * -(-data.n_train // args.batch_size)
     # With several epochs between them, else within the one.
     when = {"epochs": args.epochs} if args.epochs > 1 else {"steps": max(4, steps)}

@@ -57,10 +57,8 @@ class GMF(movielens.GMF):
 
     def __init__(self, users: Module, items: Module, args: argparse.Namespace) -> None:
         net = Net(users.embedding, items.embedding).to(args.device)
-        fused = args.device == "cpu"
-        make: Any = FusedAdam if fused else torch.optim.AdamW
         self.users, self.items = users, items
-        self.optimizer = make(net.parameters(), lr=args.lr, weight_decay=_WEIGHT_DECAY)
+        self.optimizer = FusedAdam(net.parameters(), lr=args.lr, weight_decay=_WEIGHT_DECAY)
         users.optimizer = items.optimizer = self.optimizer
         self.net: Any = torch.compile(net) if args.compile else net
         self.device = args.device

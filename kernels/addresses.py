@@ -16,7 +16,8 @@ from cce_kernels.needs import tl, triton
 _IDENTITY, _HASH, _POINTER = tl.constexpr(IDENTITY), tl.constexpr(HASH), tl.constexpr(POINTER)
 _DIGIT = tl.constexpr(DIGIT)
 _FLOAT32, _BFLOAT16, _INT8, _INT4 = (tl.constexpr(codec) for codec in (FLOAT32, BFLOAT16, INT8, INT4))
-NONE, MIXED = 6, 7  # beside the kinds of a column, and the codecs: not there; not the same for all
+# Beside the kinds of a column, and the codecs: a weight that the caller gives for column and id; not there; not the same for all.
+GIVEN, NONE, MIXED = 5, 6, 7
 _NONE, _MIXED = tl.constexpr(NONE), tl.constexpr(MIXED)
 
 # A column's numbers are those of `Layout.array`, then which float of the block is meant (of a weight), for the block and

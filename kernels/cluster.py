@@ -1,9 +1,10 @@
-"""`cluster()` on the device: vectors → k-means → packed pointers, for tables with a codebook a chunk (`cce`, `pq`).
+"""`cluster()` on the device: vectors → k-means → packed pointers, for every method that learns its sketch.
 
-The steps are those of `cce_core.sketching.runs`: for each chunk, the vectors of a sample of ids (the same ids), k-means, all ids
-decoded and assigned in batches, their labels packed by the kernel that finds them; the fresh hash drawn once, before anything is
-decoded; M' the mean residual. No table of vectors is ever built, and no id's pointer leaves the device. Two things differ: the
-first clustering starts from k-means++ with one draw a centre, and sums are taken in another fixed order.
+The steps are those of `cce_core.sketching.runs`, `windows` and `codes`: for each chunk, the vectors of a sample of ids (the same
+ids), k-means, all ids decoded and assigned in batches, their labels packed by the kernel that finds them; the fresh hash drawn
+once, before anything is decoded; M' the mean residual. No table of vectors is ever built, and no id's pointer leaves the device.
+Two things differ: the first clustering of codebooks starts from k-means++ with one draw a centre, and sums are taken in another
+fixed order.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ import numpy as np
 from cce_core import _check
 from cce_core.hashing import derive_key
 from cce_core.sketching.block_method import BlockMethod
+from cce_core.sketching.codes import dictionary
 from cce_core.sketching.layout import HASH, POINTER, Column, Layout
 from cce_core.sketching.learning import ClusterReport
 from cce_core.sketching.methods import get_method
 from cce_core.sketching.samples import some_ids
-from cce_core.sketching.spec import SAMPLES
+from cce_core.sketching.spec import SAMPLES, TableSpec
 from cce_core.storage.codec import codec as get_codec
-from cce_kernels import codecs, kmeans, packing, scatter, segments
+from cce_kernels import circular, codecs, kmeans, packing, scatter, segments
 from cce_kernels import lookup as forward
 from cce_kernels.needs import floats, on_device, torch
 from cce_kernels.parts import Launch, Part
+from cce_kernels.pursuit import omp
 from cce_kernels.tables import Tables
 
 _ENTROPY_IDS = 1 << 20
@@ -40,7 +43,7 @@ def cluster(
 
     Args:
         tables: on one device.
-        k: which of them; its method has a codebook a chunk: `cce`, or `pq` with `vectors`.
+        k: which of them; its method learns its sketch; `pq`, `sparse` and `sparse2` need `vectors`.
         vectors: float32 (vocab, dim) to learn from instead, for a table without a projection.
         weights: float32 (vocab,), how much each id counts: at least 0, not all 0.
         n_iter, points_per_centroid, residual, warm_start: as for `Table.cluster`.
@@ -56,9 +59,12 @@ def cluster(
         For each chunk, 3·vocab·rows·width operations for the assignment, and the sample's k-means.
     """
     began = time.perf_counter()
-    run = _Run(tables, k, vectors, weights, _check.integer("points_per_centroid", points_per_centroid, 1), batch_size)
-    for chunk in range(run.layout.n_chunks):
-        run.chunk(chunk, _check.integer("n_iter", n_iter, 0), residual, warm_start and run.generation > 0)
+    points, n_iter = _check.integer("points_per_centroid", points_per_centroid, 1), _check.integer("n_iter", n_iter, 1)
+    spec = tables.specs[_check.integer("k", k, 0, len(tables.specs) - 1)]
+    if not takes(spec):
+        raise ValueError(f"a {spec.method!r} table is not clustered on the device: use Table.cluster of cce_core")
+    run = _RUNS[get_method(spec.method).learner](tables, k, vectors, weights, points, batch_size, residual)
+    run.learn(n_iter, warm_start and run.generation > 0)
     column, pair = run.entropies()
     run.commit()
     return ClusterReport(
@@ -75,16 +81,21 @@ def cluster(
     )
 
 
+def takes(spec: TableSpec) -> bool:
+    """Whether a table with this spec is clustered here."""
+    method = get_method(spec.method)
+    return method.learns and method.learner in _RUNS
+
+
 class _Run:
     """One clustering: the new arrays as they are made, beside the table, which is only read until `commit`."""
 
-    def __init__(self, tables: Tables, k: int, vectors: Any, weights: Any, points: int, batch: int) -> None:
-        k = _check.integer("k", k, 0, len(tables.specs) - 1)
+    def __init__(
+        self, tables: Tables, k: int, vectors: Any, weights: Any, points: int, batch: int, residual: bool
+    ) -> None:
         self.tables, self.k, self.spec, self.arrays = tables, k, tables.specs[k], tables.arrays[k]
         spec, method = self.spec, get_method(self.spec.method)
         assert isinstance(method, BlockMethod)
-        if not method.learns or method.learner != "codebooks":
-            raise ValueError(f"a {spec.method!r} table is not clustered on the device: use Table.cluster of cce_core")
         if method.post_training and vectors is None:
             raise ValueError(f"a {spec.method!r} table learns from a trained one: give its vectors")
         self.layout, self.vocab, self.batch = (
@@ -117,8 +128,10 @@ class _Run:
         self.words = torch.zeros(self.packing.n_words, dtype=torch.int64, device=self.device).view(torch.uint64)
         self.points = min(self.vocab, points * self.rows)
         self.before = self.after = 0.0
+        self.residual, self.factors = residual, None
+        self.sums, self.seen = torch.zeros((2, self.layout.size), dtype=torch.float32, device=self.device)
         self.empty, self.iterations = 0, list[int]()
-        self.scratch = 4 * 3 * self.layout.size + 8 * self.packing.n_words
+        self.scratch = 4 * 5 * self.layout.size + 8 * self.packing.n_words
 
     def sample(self, chunk: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The ids that `cce_core` would draw for k-means, and what each counts."""
@@ -147,15 +160,27 @@ class _Run:
         forward.run(launch, ids, None, None, None, forward.SUM, out, error)
         return out
 
-    def chunk(self, chunk: int, n_iter: int, residual: bool, warm: bool) -> None:
-        """Cluster one chunk: k-means on a sample, then every id to its nearest centroid."""
-        layout, width, terms = self.layout, self.layout.width, self.layout.terms
-        columns = layout.columns[chunk * terms : (chunk + 1) * terms]
-        pointer = next(c for c in columns if c.kind == POINTER)
-        hashed = next((c for c in columns if c.kind == HASH), None)
+    def present(self, chunk: int, ids: torch.Tensor) -> torch.Tensor:
+        """What the chunk's pointers of ids are now."""
+        return packing.read(self.packing, self.arrays["pointers"], chunk, ids).clamp_(max=self.rows - 1)
+
+    def learn(self, n_iter: int, warm: bool) -> None:
+        """A codebook for each chunk: k-means on a sample, then every id to its nearest centroid."""
+        for chunk in range(self.layout.n_chunks):
+            centroids = self.codebook(chunk, n_iter, warm)
+            self.empty += self.rows - int(self.assign_all(chunk, centroids).sum())
+
+    def column(self, chunk: int, kind: int) -> Column | None:
+        """The chunk's column of a kind."""
+        terms = self.layout.terms
+        return next((c for c in self.layout.columns[chunk * terms : (chunk + 1) * terms] if c.kind == kind), None)
+
+    def codebook(self, chunk: int, n_iter: int, warm: bool) -> torch.Tensor:
+        """k-means on a sample of ids; the centroids go into the new memory."""
+        pointer = self.column(chunk, POINTER)
+        assert pointer is not None
         ids, counts = self.sample(chunk)
-        x = self.decode(chunk, ids)
-        present = packing.read(self.packing, self.arrays["pointers"], chunk, ids).clamp_(max=self.rows - 1)
+        x, present = self.decode(chunk, ids), self.present(chunk, ids)
         means, _ = kmeans.update(x, present, self.rows, counts, deterministic=True)
         costs = (x - means[present.long()]).square().sum(1, dtype=torch.float64)
         total = float(len(ids) if counts is None else counts.sum(dtype=torch.float64))
@@ -165,10 +190,14 @@ class _Run:
         centroids, _, inertia, made = kmeans.k_means(x, start, n_iter, counts)
         self.after += inertia / total
         self.iterations.append(made)
-        self.memory[pointer.base : pointer.base + self.rows * width] = centroids.view(-1)
-        rest = self._hashed_alone(hashed) if hashed is not None and residual else None
-        sums, seen = torch.zeros((2, layout.size), dtype=torch.float32, device=self.device)
-        into = torch.zeros((1, 2), dtype=torch.int64, device=self.device)
+        self.memory[pointer.base : pointer.base + centroids.numel()] = centroids.view(-1)
+        self.scratch = max(self.scratch, 4 * (6 * x.numel() + 8 * len(x)))
+        return centroids
+
+    def assign_all(self, chunk: int, centroids: torch.Tensor) -> torch.Tensor:
+        """Every id to its nearest centroid, into the packed words; what that leaves over, into the fresh half. Which are used."""
+        hashed, width = self.column(chunk, HASH), self.layout.width
+        rest = self._hashed_alone(hashed) if hashed is not None and self.residual else None
         used = torch.zeros(self.rows, dtype=torch.bool, device=self.device)
         for low in range(0, self.vocab, self.batch):
             batch = torch.arange(low, min(low + self.batch, self.vocab), device=self.device)
@@ -180,14 +209,15 @@ class _Run:
                 (units, values), _ = segments.run(
                     rest, batch, None, None, None, forward.SUM, vectors - centroids[labels]
                 )
-                sums.view(-1, layout.unit)[units] += values
+                self.sums.view(-1, self.layout.unit)[units] += values
                 # Whole numbers: atomic additions of them have no order.
-                scatter.run(rest, batch, None, None, None, forward.SUM, torch.ones_like(vectors), into, seen, None)
-        self.empty += self.rows - int(used.sum())
+                ones = torch.ones_like(vectors)
+                scatter.run(rest, batch, None, None, None, forward.SUM, ones, rest.origin, self.seen, None)
         if hashed is not None:
-            region = slice(hashed.base, hashed.base + hashed.rows * width)
-            self.memory[region] = (sums[region] / seen[region].clamp(min=1)) if rest is not None else 0.0
-        self.scratch = max(self.scratch, 4 * (6 * x.numel() + 8 * len(x)), 4 * self.batch * (4 * width + 8))
+            region = slice(hashed.base, hashed.base + hashed.rows * hashed.stride)
+            self.memory[region] = self.sums[region] / self.seen[region].clamp(min=1)
+        self.scratch = max(self.scratch, 4 * self.batch * (4 * width + 8))
+        return used
 
     def _hashed_alone(self, column: Column) -> Launch:
         part: Layout = self.layout.part((column,))
@@ -195,7 +225,7 @@ class _Run:
 
     def entropies(self) -> tuple[float, float]:
         """The least entropy of a new pointer column and of a pair of them, over at most a million ids, in nats."""
-        chunks = len(self.packing.bits)
+        chunks = sum(column.kind == POINTER for column in self.layout.columns)
         ids = torch.linspace(0, self.vocab - 1, min(self.vocab, _ENTROPY_IDS), dtype=torch.float64).long().unique()
         labels = [packing.read(self.packing, self.words, c, ids.to(self.device)).long() for c in range(chunks)]
         first = min(_entropy(column) for column in labels)
@@ -206,11 +236,93 @@ class _Run:
         """All that was made, into the table's own arrays."""
         arrays = self.arrays
         codecs.encode_into(get_codec(self.spec.codec), self.memory, arrays["memory"], arrays.get("scales"))
+        if self.factors is not None:
+            arrays["weights"].copy_(self.factors)
         if "keys" in arrays:
             arrays["keys"].copy_(self.keys.view(arrays["keys"].dtype))
         arrays["pointers"].copy_(self.words.view(arrays["pointers"].dtype))
         arrays["generation"] += 1
         self.tables.generations[self.k] += 1
+
+
+class _WindowsRun(_Run):
+    """Vectors of all chunks → circular k-means on one memory → every chunk of every id to its nearest window."""
+
+    def learn(self, n_iter: int, warm: bool) -> None:
+        """`warm` makes no difference: the start is always what the table has."""
+        chunks, width = range(self.layout.n_chunks), self.layout.width
+        memory = circular.windows(self.learned(n_iter), width)
+        used = torch.stack([self.assign_all(chunk, memory) for chunk in chunks]).any(0)
+        self.empty = self.rows - int(used.sum())
+
+    def learned(self, n_iter: int) -> torch.Tensor:
+        """Circular k-means on a sample of ids; the memory that it finds goes into the new one."""
+        chunks, width = range(self.layout.n_chunks), self.layout.width
+        base = next(c.base for c in self.layout.columns if c.kind == POINTER)
+        ids, counts = self.sample(0)
+        x = torch.cat([self.decode(chunk, ids) for chunk in chunks])
+        at = torch.cat([self.present(chunk, ids) for chunk in chunks])
+        each = None if counts is None else counts.repeat(len(chunks))
+        start = self.old[base : base + self.rows]
+        means = circular.update(x, at, start, each)
+        ones = float(len(x) if each is None else each.sum(dtype=torch.float64)) / len(chunks)
+        apart = (x - circular.windows(means, width)[at.long()]).square().sum(1, dtype=torch.float64)
+        self.before = kmeans.total(apart, each) / ones
+        # Whichever lies nearer: the memory as it is, or the means of what now points to each place.
+        costs = [kmeans.total(kmeans.assign(x, circular.windows(m, width))[1], each) for m in (means, start)]
+        memory, _, inertia, made = circular.k_means(x, means if costs[0] <= costs[1] else start, n_iter, each)
+        self.after, self.iterations = inertia / ones, [made]
+        self.memory[base : base + self.rows] = memory
+        self.scratch += 4 * width * (2 * self.rows + 12 * len(x)) + 8 * len(x)
+        return memory
+
+
+class _CodesRun(_Run):
+    """Given vectors → K-SVD of a sample, on the CPU, since it moves atom after atom → a pursuit of every row, on the device."""
+
+    def learn(self, n_iter: int, warm: bool) -> None:
+        """Weights go to the nearest of a few levels, or to the mean of all weights that share a hashed place."""
+        layout, weighing = self.layout, get_method(self.spec.method).weighing(self.spec)
+        ids, counts = self.sample(0)
+        seed = derive_key(self.spec.seed, SAMPLES, self.generation)
+        x = self.vectors[ids].cpu().numpy()
+        found, levels, self.before = dictionary(
+            x, None if counts is None else counts.cpu().numpy(), layout, weighing, n_iter, seed
+        )
+        self.iterations = [len(found.errors) - 1]
+        atoms = torch.from_numpy(found.dictionary).to(self.device)
+        self.memory[:] = atoms.view(-1)
+        sums, seen = torch.zeros((2, weighing.size), dtype=torch.float32, device=self.device)
+        if levels is None:
+            rest = Launch([Part(weighing, sums, self.keys, vocab=self.vocab)])
+        else:
+            levels = torch.from_numpy(levels).to(self.device)
+        used = torch.zeros(self.rows, dtype=torch.bool, device=self.device)
+        error = torch.zeros((), dtype=torch.float64, device=self.device)
+        for low in range(0, self.vocab, self.batch):
+            batch = torch.arange(low, min(low + self.batch, self.vocab), device=self.device)
+            vectors = self.vectors[batch]
+            chosen, factors = omp(vectors, atoms, layout.terms)
+            used[chosen.view(-1)] = True
+            for t in range(layout.terms):
+                packing.write(self.packing, self.words, t, low, chosen[:, t].int().contiguous())
+                if levels is not None:
+                    place = self.packing, self.words, layout.terms + t, low
+                    labels, _ = kmeans.assign(factors[:, t : t + 1].contiguous(), levels, pack=place)
+                    factors[:, t] = levels[labels.long(), 0]
+            if levels is None:
+                (places, values), _ = segments.run(rest, batch, None, None, None, forward.SUM, factors)
+                sums[places] += values[:, 0]
+                ones = torch.ones_like(factors)
+                scatter.run(rest, batch, None, None, None, forward.SUM, ones, rest.origin, seen, None)
+            error += (vectors - (factors[:, :, None] * atoms[chosen]).sum(1)).double().square().sum()
+        self.after, self.empty = float(error) / self.vocab, self.rows - int(used.sum())
+        self.factors = sums / seen.clamp(min=1) if levels is None else levels[:, 0]
+        each = 8 * (layout.dim * (layout.terms + 3) + self.rows)
+        self.scratch += x.nbytes + min(self.vocab, self.batch) * each
+
+
+_RUNS: dict[str, type[_Run]] = {"codebooks": _Run, "windows": _WindowsRun, "codes": _CodesRun}
 
 
 def _entropy(column: torch.Tensor) -> float:

@@ -49,15 +49,16 @@ def _keys(seed: int, hashes: int, device: torch.device) -> torch.Tensor:
     return torch.tensor([derive_key(seed, KEYS, 0, j) for j in range(hashes)], dtype=torch.uint64).to(device)
 
 
-def encode(spec: TableSpec, ids: torch.Tensor) -> torch.Tensor:
-    """The features of flat ids: float32 (n, hashes)."""
+def encode(spec: TableSpec, ids: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
+    """The features of flat ids: float32 (n, hashes), under keys that follow from the spec's seed, or given ones (int64)."""
     hashes, (n,) = spec.sizes[0], ids.shape
+    words = _keys(spec.seed, hashes, ids.device) if keys is None else keys.view(torch.uint64)
     out = torch.empty((n, hashes), dtype=torch.float32, device=ids.device)
     wide = min(power_of_two(hashes), 256)
     block = max(1, min(_TILE // wide, power_of_two(max(1, n))))
     if n:
         call(_encode, (triton.cdiv(n, block), triton.cdiv(hashes, wide)),
-            ids, _keys(spec.seed, hashes, ids.device), out, n, hashes, N=block, H=wide,
+            ids, words, out, n, hashes, N=block, H=wide,
             GAUSSIAN=spec.option("transform") == "gaussian",
         )  # fmt: skip
     return out

@@ -199,7 +199,7 @@ def k_means(
         raise ValueError("X must hold at least one point, got none")
     centroids, k = start.clone(), start.shape[0]
     labels, costs = assign(X, centroids)
-    inertia, made = _total(costs, weights), 0
+    inertia, made = total(costs, weights), 0
     for _ in range(_check.integer("n_iter", n_iter, 0)):
         filled = refill(X, labels, costs, k, weights)
         moved, counts = update(X, filled, k, weights, deterministic=True)
@@ -207,11 +207,11 @@ def k_means(
         if torch.equal(moved, centroids):
             break
         new_labels, new_costs = assign(X, moved, check=False)
-        total = _total(new_costs, weights)
-        if total > inertia:
+        cost = total(new_costs, weights)
+        if cost > inertia:
             break
         unchanged = torch.equal(new_labels, labels)
-        centroids, labels, costs, inertia, made = moved, new_labels, new_costs, total, made + 1
+        centroids, labels, costs, inertia, made = moved, new_labels, new_costs, cost, made + 1
         if unchanged:
             break
     return centroids, labels, inertia, made
@@ -278,7 +278,8 @@ def ends_of(shares: torch.Tensor) -> torch.Tensor:
     return (shares * (2.0**53 / torch.where(total > 0, total, 1.0))).long().cumsum(0)
 
 
-def _total(costs: torch.Tensor, weights: torch.Tensor | None) -> float:
+def total(costs: torch.Tensor, weights: torch.Tensor | None) -> float:
+    """Σ w_n · cost_n, in float64."""
     return float((costs.double() if weights is None else costs.double() * weights.double()).sum())
 
 

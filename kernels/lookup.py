@@ -21,6 +21,7 @@ from cce_kernels.parts import (
     KEYS,
     LEFT,
     MEMORY,
+    OWN,
     POINTERS,
     PROJECTION,
     SCALES,
@@ -31,6 +32,7 @@ from cce_kernels.parts import (
     WEIGHTS,
     WIDTH,
     WSCALES,
+    Addresses,
     Launch,
 )  # fmt: skip
 
@@ -75,12 +77,15 @@ def ids_at(table, ids, n, live, padding, bad, BOUNDED: tl.constexpr, PADDED: tl.
 
 @triton.jit
 def term(
-    table, columns, c, t: tl.constexpr, word, live, KINDS: tl.constexpr, WKIND: tl.constexpr, WCODEC: tl.constexpr,
-    SIGNED: tl.constexpr, WWRAP: tl.constexpr, ALIGN: tl.constexpr,
+    table, columns, c, t: tl.constexpr, word, n, live, keys_at, pointers_at, weights_at, KINDS: tl.constexpr,
+    WKIND: tl.constexpr, WCODEC: tl.constexpr, SIGNED: tl.constexpr, WWRAP: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
-    """Term `t` of every chunk: its column's numbers and whether there is one, addresses, signs, weights and where those lie."""
-    keys = tl.load(table + _KEYS).to(tl.pointer_type(tl.uint64))
-    pointers = tl.load(table + _POINTERS).to(tl.pointer_type(tl.uint64))
+    """Term `t` of every chunk: its column's numbers and whether there is one, addresses, signs, weights and where those lie.
+
+    Given weights are found by the place `n` of an id, all others by the id.
+    """
+    keys = (tl.load(table + _KEYS) + keys_at).to(tl.pointer_type(tl.uint64))
+    pointers = (tl.load(table + _POINTERS) + pointers_at).to(tl.pointer_type(tl.uint64))
     first, terms = tl.load(table + _FIRST), tl.load(table + _TERMS)
     here = (c < tl.load(table + _CHUNKS)) & (c * 0 + t < terms)
     row = column(columns, first, c, t, terms, 0)
@@ -89,19 +94,21 @@ def term(
     weight, wplace, wlive = tl.full([1, 1], 1.0, tl.float32), at, wanted
     if WKIND != 6:
         weight, wplace, wlive = block_weight(
-            column(columns, first, c, t, terms, 1), here, id, mixed, wanted, keys, pointers, tl.load(table + _WEIGHTS),
-            tl.load(table + _WSCALES), tl.load(table + _WCODEC), WKIND, WCODEC, WWRAP,
+            column(columns, first, c, t, terms, 1), here, n.to(tl.uint64)[:, None] if WKIND == 5 else id, mixed, wanted, keys,
+            pointers, tl.load(table + _WEIGHTS) + weights_at, tl.load(table + _WSCALES), tl.load(table + _WCODEC), WKIND,
+            WCODEC, WWRAP,
         )  # fmt: skip
     return row, here, at, sign, weight, wplace, wlive
 
 
 @triton.jit
 def project(
-    table, total, seen, out, out_stride, b, inside, N: tl.constexpr, C: tl.constexpr, W: tl.constexpr, D: tl.constexpr
-):
+    table, projection, total, seen, out, out_stride, b, inside, N: tl.constexpr, C: tl.constexpr, W: tl.constexpr,
+    D: tl.constexpr,
+):  # fmt: skip
     """out[b] = total[b] · W + seen[b] · bias, D columns at a time; the products in float32, as the CPU's are."""
     width, chunks, dim = tl.load(table + _WIDTH), tl.load(table + _CHUNKS), tl.load(table + _DIM)
-    weights = tl.load(table + _PROJECTION).to(tl.pointer_type(tl.float32))
+    weights = projection.to(tl.pointer_type(tl.float32))
     e, vectors = tl.arange(0, C * W), tl.reshape(total, [N, C * W])
     row, here = e // W * width + e % W, (e // W < chunks) & (e % W < width)
     final = tl.load(table + _FINAL)
@@ -116,7 +123,8 @@ def project(
 
 @triton.jit
 def _lookup(
-    rows, columns, ids, offsets, padding, factors, out, inner, mass, error, n_rows, out_stride, inner_stride,
+    rows, columns, memory_at, keys_at, pointers_at, weights_at, projection_at, ids, offsets, padding, factors, out, inner, mass,
+    error, n_rows, out_stride, inner_stride,
     N: tl.constexpr, C: tl.constexpr, W: tl.constexpr, TERMS: tl.constexpr, KINDS: tl.constexpr, WKIND: tl.constexpr,
     CODEC: tl.constexpr, WCODEC: tl.constexpr, SIGNED: tl.constexpr, WRAP: tl.constexpr, WWRAP: tl.constexpr,
     ALIGN: tl.constexpr, OUT: tl.constexpr, BOUNDED: tl.constexpr, BAGS: tl.constexpr, MEAN: tl.constexpr, PADDED: tl.constexpr,
@@ -124,7 +132,7 @@ def _lookup(
 ):  # fmt: skip
     """Program (block, part): N rows of one part. `error` gets the least place of an id outside its vocabulary."""
     table = rows + tl.program_id(1) * _FIELDS
-    memory, scales, codec = tl.load(table + _MEMORY), tl.load(table + _SCALES), tl.load(table + _CODEC)
+    memory, scales, codec = tl.load(table + _MEMORY) + memory_at, tl.load(table + _SCALES), tl.load(table + _CODEC)
     # Divisibility that the compiler cannot know makes loads and stores up to 16 bytes wide.
     width, chunks = tl.multiple_of(tl.load(table + _WIDTH), OUT), tl.load(table + _CHUNKS)
     b = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
@@ -143,7 +151,22 @@ def _lookup(
         vector = tl.zeros([N, C, W], tl.float32)
         for t in tl.static_range(TERMS):
             row, here, at, factor, weight, _, _ = term(
-                table, columns, c, t, word, live, KINDS, WKIND, WCODEC, SIGNED, WWRAP, ALIGN
+                table,
+                columns,
+                c,
+                t,
+                word,
+                n,
+                live,
+                keys_at,
+                pointers_at,
+                weights_at,
+                KINDS,
+                WKIND,
+                WCODEC,
+                SIGNED,
+                WWRAP,
+                ALIGN,
             )
             place = wrapped(row[:, :, None], here[:, :, None], at[:, :, None] + i.to(tl.uint64), WRAP)
             value = fetch(memory, scales, codec, place, (live[:, None] & here)[:, :, None] & (i < width), CODEC, ALIGN)
@@ -168,14 +191,14 @@ def _lookup(
     live = inside[:, None, None] & (c < chunks)[:, :, None] & (i < width)
     across = (c * width)[:, :, None] + i
     final = tl.multiple_of(tl.load(table + _FINAL), OUT)
-    projection = tl.load(table + _PROJECTION)
+    projection = tl.load(table + _PROJECTION) + projection_at
     if INNER:  # what torch makes more of, and what a projection's gradient is made from
         left = tl.multiple_of(tl.load(table + _LEFT), OUT)
         more = (across * 0 + final < 0) | (across * 0 + projection != 0)
         tl.store(inner + b[:, None, None] * inner_stride + left + across, total, mask=live & more)
     if PROJECT:
         if projection != 0:
-            project(table, total, seen, out, out_stride, b, inside, N, C, W, D)
+            project(table, projection, total, seen, out, out_stride, b, inside, N, C, W, D)
         live = live & (across * 0 + projection == 0)
     tl.store(out + b[:, None, None] * out_stride + final + across, total, mask=live & (across * 0 + final >= 0))
     if MASS:
@@ -188,7 +211,7 @@ def _lookup(
 def run(
     launch: Launch, ids: torch.Tensor, offsets: torch.Tensor | None, padding: torch.Tensor | None,
     factors: torch.Tensor | None, mode: int, out: torch.Tensor, error: torch.Tensor,
-    inner: torch.Tensor | None = None, mass: torch.Tensor | None = None,
+    inner: torch.Tensor | None = None, mass: torch.Tensor | None = None, at: Addresses = OWN, projection_at: int = 0,
 ) -> None:  # fmt: skip
     """Fill the columns of `out` (rows, Σ dim), and of `inner` (rows, Σ of the memories' vectors) those that are not the same, for
     the launch's parts. All arguments are checked by the caller."""
@@ -196,7 +219,8 @@ def run(
     block = launch.rows_of_a_tile(TILE, n_rows)
     nothing = launch.rows  # an argument that the compiled code does not touch
     call(_lookup, launch.grid(n_rows, block),
-        launch.rows, launch.columns, ids, nothing if offsets is None else offsets, nothing if padding is None else padding,
+        launch.rows, launch.columns, *at, projection_at, ids, nothing if offsets is None else offsets,
+        nothing if padding is None else padding,
         out if factors is None else factors, out, out if inner is None else inner, out if mass is None else mass, error,
         n_rows, out.stride(0), out.stride(0) if inner is None else inner.stride(0),
         N=block, BAGS=offsets is not None, MEAN=mode == MEAN, PADDED=padding is not None, FACTORS=factors is not None,

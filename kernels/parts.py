@@ -7,6 +7,7 @@ coordinates of its vectors. The rows hold addresses of device memory, so a part 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +19,7 @@ from cce_core.sketching.methods import get_method
 from cce_core.sketching.spec import TableSpec
 from cce_core.storage.codec import BFLOAT16, FLOAT32, INT4, INT8
 from cce_core.storage.codec import codec as get_codec
-from cce_kernels.addresses import COLUMN, MIXED, NONE
+from cce_kernels.addresses import COLUMN, GIVEN, MIXED, NONE
 from cce_kernels.needs import floats, on_device, power_of_two, torch, triton
 
 FIELDS = 19
@@ -44,6 +45,9 @@ FIELDS = 19
     DIM,
 ) = range(FIELDS)
 Arrays = Mapping[str, torch.Tensor]
+# Of memory, keys, pointers and weights, added to what a part's row says: 0 where it says it all.
+Addresses = tuple[int, int, int, int]
+OWN: Addresses = (0, 0, 0, 0)
 _WORDS = (torch.uint64, torch.int64)
 _DTYPES = {
     FLOAT32: (torch.float32,),
@@ -116,6 +120,16 @@ class Part:
             memory=self.memory, keys=self.keys, pointers=self.pointers, scales=self.scales, weights=self.weights,
             projection=self.projection,
         )  # fmt: skip
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the memory begins at a multiple of 16 bytes."""
+        return self.memory.data_ptr() % 16 == 0
+
+    @property
+    def projected(self) -> bool:
+        """Whether the kernel is to widen the vectors."""
+        return self.projection is not None
 
     @property
     def dim(self) -> int:
@@ -210,10 +224,10 @@ class Launch:
         chunks = power_of_two(max(layout.n_chunks for layout in layouts))
         width = power_of_two(max(layout.width for layout in layouts))
         # What only the lookup is compiled for. A product of tiles takes at least 16 of everything.
-        project = any(part.projection is not None for part in self.parts)
+        project = any(part.projected for part in self.parts)
         self.least = 16 if project else 1
         width = max(width, self.least // chunks)
-        widest = max([part.dim for part in self.parts if part.projection is not None], default=1)
+        widest = max([part.dim for part in self.parts if part.projected], default=1)
         self.wide = {"PROJECT": project, "D": max(self.least, min(64, power_of_two(widest)))}
         arrays = [part.columns() for part in self.parts]
         firsts = np.cumsum([0, *map(len, arrays)])
@@ -228,8 +242,8 @@ class Launch:
             kinds |= _all_one([kind for part in found for kind in part]) << 3 * t
         weigh = [int(kind) for a in arrays for kind in a[:, 1, 0]]
         found = sorted({kind for kind in weigh if kind != NONE})
-        self.weighted = bool(found)
-        aligned = [p.memory.data_ptr() % 16 == 0 for p in self.parts]
+        self.weighted, self.learned = bool(found), found not in ([], [GIVEN])
+        aligned = [p.aligned for p in self.parts]
         steps = [v for p in self.parts for c in p.layout.columns for v in (c.base, c.stride)]
         self.meta = {
             "C": chunks,
@@ -246,6 +260,11 @@ class Launch:
             "OUT": math.gcd(16, *(n for p in self.parts for n in (p.layout.width, p.left, max(p.final, 0)))),
             "BOUNDED": any(p.vocab is not None for p in self.parts),
         }
+
+    @functools.cached_property
+    def origin(self) -> torch.Tensor:
+        """int64 (parts, 2) of zeros: where all gradients begin with the buffer that they are added into."""
+        return torch.zeros((len(self.parts), 2), dtype=torch.int64, device=self.device)
 
     def rows_of_a_tile(self, tile: int, n_rows: int) -> int:
         """How many vectors a program takes, so that a tile holds about `tile` floats.

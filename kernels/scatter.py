@@ -12,7 +12,7 @@ from __future__ import annotations
 from cce_kernels.addresses import fetch, wrapped
 from cce_kernels.lookup import MEAN, TILE, bag_of, ids_at, term
 from cce_kernels.needs import call, tl, torch, triton
-from cce_kernels.parts import CHUNKS, CODEC, FIELDS, LEFT, MEMORY, SCALES, WIDTH, Launch
+from cce_kernels.parts import CHUNKS, CODEC, FIELDS, LEFT, MEMORY, OWN, SCALES, WIDTH, Addresses, Launch
 
 _FIELDS, _WIDTH, _CHUNKS, _LEFT = tl.constexpr(FIELDS), tl.constexpr(WIDTH), tl.constexpr(CHUNKS), tl.constexpr(LEFT)
 _CODEC, _MEMORY, _SCALES = tl.constexpr(CODEC), tl.constexpr(MEMORY), tl.constexpr(SCALES)
@@ -40,7 +40,8 @@ def gradients_of(
 
 @triton.jit
 def _scatter(
-    rows, columns, ids, offsets, padding, factors, grads, into, out, slopes, n_rows, grad_stride, scale,
+    rows, columns, memory_at, keys_at, pointers_at, weights_at, ids, offsets, padding, factors, grads, into, out, slopes, n_rows,
+    grad_stride, scale,
     N: tl.constexpr, C: tl.constexpr, W: tl.constexpr, TERMS: tl.constexpr, KINDS: tl.constexpr, WKIND: tl.constexpr,
     CODEC: tl.constexpr, WCODEC: tl.constexpr, SIGNED: tl.constexpr, WRAP: tl.constexpr, WWRAP: tl.constexpr,
     ALIGN: tl.constexpr, OUT: tl.constexpr, BOUNDED: tl.constexpr, BAGS: tl.constexpr, MEAN: tl.constexpr,
@@ -49,7 +50,7 @@ def _scatter(
     """Program (block, part): N rows of one part. `into` (parts, 2) says where in `out` its memory and its weights begin."""
     part = tl.program_id(1)
     table = rows + part * _FIELDS
-    memory, scales, codec = tl.load(table + _MEMORY), tl.load(table + _SCALES), tl.load(table + _CODEC)
+    memory, scales, codec = tl.load(table + _MEMORY) + memory_at, tl.load(table + _SCALES), tl.load(table + _CODEC)
     width = tl.load(table + _WIDTH)
     to, weights_to = out + tl.load(into + 2 * part), out + tl.load(into + 2 * part + 1)
     b = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
@@ -73,16 +74,31 @@ def _scatter(
         slope = tl.zeros([N], tl.float32)
         for t in tl.static_range(TERMS):
             row, here, at, sign, weight, wplace, wlive = term(
-                table, columns, c, t, word, live, KINDS, WKIND, WCODEC, SIGNED, WWRAP, ALIGN
+                table,
+                columns,
+                c,
+                t,
+                word,
+                n,
+                live,
+                keys_at,
+                pointers_at,
+                weights_at,
+                KINDS,
+                WKIND,
+                WCODEC,
+                SIGNED,
+                WWRAP,
+                ALIGN,
             )
             place = wrapped(row[:, :, None], here[:, :, None], at[:, :, None] + i.to(tl.uint64), WRAP)
             wanted = (live[:, None] & here)[:, :, None] & (i < width)
             factor = weight * sign * share[:, None]
             tl.atomic_add(to + place, grad * factor[:, :, None], mask=wanted, sem="relaxed")
-            if SLOPES or WKIND != 6:
+            if SLOPES or (WKIND != 6 and WKIND != 5):  # what weights are given have no gradient here
                 value = fetch(memory, scales, codec, place, wanted, CODEC, ALIGN)
                 product = tl.sum(grad * value, 2)
-                if WKIND != 6:
+                if WKIND != 6 and WKIND != 5:
                     tl.atomic_add(weights_to + wplace, product * sign * share[:, None], mask=wlive, sem="relaxed")
                 slope += tl.sum(tl.where(live[:, None] & here, product * weight * sign, 0.0), 1)
         if SLOPES:  # two parts of one table may have the same ids
@@ -92,14 +108,14 @@ def _scatter(
 def run(
     launch: Launch, ids: torch.Tensor, offsets: torch.Tensor | None, padding: torch.Tensor | None,
     factors: torch.Tensor | None, mode: int, grads: torch.Tensor, into: torch.Tensor, out: torch.Tensor,
-    slopes: torch.Tensor | None, scale: float = 1.0,
+    slopes: torch.Tensor | None, scale: float = 1.0, at: Addresses = OWN,
 ) -> None:  # fmt: skip
     """Add `scale` times the gradient into `out`, and those of the factors into `slopes`. Arguments are checked by the caller."""
     n_rows = grads.shape[0]
     block = launch.rows_of_a_tile(TILE, n_rows)
     nothing = launch.rows  # an argument that the compiled code does not touch
     call(_scatter, launch.grid(n_rows, block),
-        launch.rows, launch.columns, ids, nothing if offsets is None else offsets, nothing if padding is None else padding,
+        launch.rows, launch.columns, *at, ids, nothing if offsets is None else offsets, nothing if padding is None else padding,
         grads if factors is None else factors, grads, into, out, out if slopes is None else slopes, n_rows,
         grads.stride(0), scale, N=block, BAGS=offsets is not None, MEAN=mode == MEAN, PADDED=padding is not None,
         FACTORS=factors is not None, SLOPES=slopes is not None, **launch.meta,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from cce_kernels.addresses import fetch, wrapped
 from cce_kernels.lookup import MEAN, TILE, bag_of, ids_at, term
 from cce_kernels.needs import INTERPRETED, call, power_of_two, tl, torch, triton
-from cce_kernels.parts import CODEC, COLUMNS, LEFT, MEMORY, SCALES, TERMS, WIDTH, Launch
+from cce_kernels.parts import CODEC, COLUMNS, LEFT, MEMORY, OWN, SCALES, TERMS, WIDTH, Addresses, Launch
 
 _WIDTH, _LEFT = tl.constexpr(WIDTH), tl.constexpr(LEFT)
 _CODEC, _MEMORY, _SCALES = tl.constexpr(CODEC), tl.constexpr(MEMORY), tl.constexpr(SCALES)
@@ -23,8 +23,8 @@ NOWHERE = 2**62  # the place of an addition that does not count: past the last
 
 @triton.jit
 def _write_down(
-    rows, columns, ids, offsets, padding, factors, grads, keys, sources, coefficients, weight_keys, slopes, n_rows,
-    grad_stride, unit,
+    rows, columns, memory_at, keys_at, pointers_at, weights_at, ids, offsets, padding, factors, grads, keys,
+    sources, coefficients, weight_keys, slopes, n_rows, grad_stride, unit,
     N: tl.constexpr, C: tl.constexpr, W: tl.constexpr, U: tl.constexpr, TERMS: tl.constexpr, KINDS: tl.constexpr,
     WKIND: tl.constexpr, CODEC: tl.constexpr, WCODEC: tl.constexpr, SIGNED: tl.constexpr, WRAP: tl.constexpr,
     WWRAP: tl.constexpr, ALIGN: tl.constexpr, OUT: tl.constexpr, BOUNDED: tl.constexpr, BAGS: tl.constexpr,
@@ -36,7 +36,7 @@ def _write_down(
     its coefficient; for id n and column j: the place of its weight, and the gradient of that.
     """
     table = rows
-    memory, scales, codec = tl.load(table + _MEMORY), tl.load(table + _SCALES), tl.load(table + _CODEC)
+    memory, scales, codec = tl.load(table + _MEMORY) + memory_at, tl.load(table + _SCALES), tl.load(table + _CODEC)
     width, left, n_columns = tl.load(table + _WIDTH), tl.load(table + _LEFT), tl.load(table + _COLUMNS)
     b = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
     inside = b < n_rows
@@ -62,7 +62,22 @@ def _write_down(
         share = tl.div_rn(share, count)
         for t in tl.static_range(TERMS):
             row, here, at, sign, weight, wplace, wlive = term(
-                table, columns, c, t, word, live, KINDS, WKIND, WCODEC, SIGNED, WWRAP, ALIGN
+                table,
+                columns,
+                c,
+                t,
+                word,
+                n,
+                live,
+                keys_at,
+                pointers_at,
+                weights_at,
+                KINDS,
+                WKIND,
+                WCODEC,
+                SIGNED,
+                WWRAP,
+                ALIGN,
             )
             entry = n[:, None] * n_columns + c * tl.load(table + _TERMS) + t
             wanted = live[:, None] & here
@@ -74,7 +89,7 @@ def _write_down(
             tl.store(sources + each, source, mask=mine)
             factor = weight * sign * share[:, None]
             tl.store(coefficients + each, factor[:, :, None] + tl.zeros([N, C, U], tl.float32), mask=mine)
-            if WKIND != 6:
+            if WKIND != 6 and WKIND != 5:
                 place = wrapped(row[:, :, None], here[:, :, None], at[:, :, None] + i.to(tl.uint64), WRAP)
                 live_floats = wanted[:, :, None] & (i < width)
                 from_ = grads + b[:, None, None] * grad_stride + left + (c * width)[:, :, None] + i
@@ -163,7 +178,7 @@ def _pieces(ordered: torch.Tensor) -> torch.Tensor:
 
 def run(
     launch: Launch, ids: torch.Tensor, offsets: torch.Tensor | None, padding: torch.Tensor | None,
-    factors: torch.Tensor | None, mode: int, grads: torch.Tensor,
+    factors: torch.Tensor | None, mode: int, grads: torch.Tensor, at: Addresses = OWN,
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor] | None]:  # fmt: skip
     """Of a launch of one part: (units, sums) of its memory, and (places, sums) of its weights where it has some."""
     layout = launch.parts[0].layout
@@ -172,20 +187,20 @@ def run(
     keys = torch.full((n * units,), NOWHERE, dtype=torch.int64, device=device)
     sources = torch.empty(n * units, dtype=torch.int64, device=device)
     coefficients = torch.empty(n * units, dtype=torch.float32, device=device)
-    weight_keys = torch.full((n if launch.weighted else 0,), NOWHERE, dtype=torch.int64, device=device)
+    weight_keys = torch.full((n if launch.learned else 0,), NOWHERE, dtype=torch.int64, device=device)
     slopes = torch.empty(len(weight_keys), dtype=torch.float32, device=device)
     block = launch.rows_of_a_tile(TILE, n_rows)
     nothing = launch.rows
     if n_rows and n:
         call(_write_down, (triton.cdiv(n_rows, block),),
-            launch.rows, launch.columns, ids, nothing if offsets is None else offsets,
+            launch.rows, launch.columns, *at, ids, nothing if offsets is None else offsets,
             nothing if padding is None else padding, grads if factors is None else factors, grads, keys, sources,
             coefficients, weight_keys, slopes, n_rows, grads.stride(0), layout.unit, N=block, U=power_of_two(units),
             BAGS=offsets is not None, MEAN=mode == MEAN, PADDED=padding is not None, FACTORS=factors is not None,
             **launch.meta,
         )  # fmt: skip
     memory = sum_runs(keys, sources, coefficients, grads, layout.unit)
-    if not launch.weighted:
+    if not launch.learned:
         return memory, None
     own = torch.arange(n, device=device)
     return memory, sum_runs(weight_keys, own, None, slopes, 1)

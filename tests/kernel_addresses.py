@@ -15,7 +15,7 @@ def _addresses(rows, columns, ids, out, n, N: tl.constexpr, C: tl.constexpr, KIN
     c = tl.arange(0, C)[None, :]
     live = i < n
     word = tl.load(ids + i, mask=live, other=0).to(tl.uint64)
-    _, here, at, _, _, _, _ = term(rows, columns, c, 0, word, live, KINDS, 6, 0, False, False, 1)
+    _, here, at, _, _, _, _ = term(rows, columns, c, 0, word, i, live, 0, 0, 0, KINDS, 6, 0, False, False, 1)
     tl.store(out + i[:, None] * C + c, at.to(tl.int64), mask=live[:, None] & here)
 
 

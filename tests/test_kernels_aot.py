@@ -28,7 +28,7 @@ import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-MODULES = ("codecs", "dhe", "hashing", "kmeans", "lookup", "packing", "scatter", "segments", "steps")
+MODULES = ("codecs", "dhe", "hashing", "kmeans", "lookup", "packing", "scatter", "segments", "steps", "sums")
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
@@ -59,13 +59,24 @@ HNET = {
     "BOUNDED": False,
 }
 ROBE = {**CCE, "N": 32, "C": 2, "W": 32, "TERMS": 1, "KINDS": HASH, "CODEC": 1, "WRAP": True, "ALIGN": 1}
+GIVEN = {**CCE, "N": 16, "WKIND": 5}  # weights come with the ids
+DOTTED = {k: v for k, v in CCE.items() if k not in ("BAGS", "MEAN", "PADDED", "FACTORS")}
 MEAN8 = {**CCE, "C": 1, "W": 64, "N": 32, "KINDS": HASH | HASH << 3, "CODEC": 2, "BAGS": True, "MEAN": True}
 FOUR = {**CCE, "KINDS": 3, "TERMS": 1, "CODEC": 3}
 
-TABLE = {"rows": "*i64", "columns": "*i64", "ids": "*i64", "offsets": "*i64", "padding": "*i64", "factors": "*fp32"}
+AT = {
+    "rows": "*i64",
+    "columns": "*i64",
+    "memory_at": "i64",
+    "keys_at": "i64",
+    "pointers_at": "i64",
+    "weights_at": "i64",
+}
+TABLE = {**AT, "ids": "*i64", "offsets": "*i64", "padding": "*i64", "factors": "*fp32"}
+DOT = {**AT, "ids": "*i64", "grads": "*fp32", "out": "*fp32", "n_rows": "i32", "grad_stride": "i32"}
 LOOKUP = {
-    **TABLE, "out": "*fp32", "inner": "*fp32", "mass": "*fp32", "error": "*i64", "n_rows": "i32", "out_stride": "i32",
-    "inner_stride": "i32",
+    **AT, "projection_at": "i64", **TABLE, "out": "*fp32", "inner": "*fp32", "mass": "*fp32", "error": "*i64",
+    "n_rows": "i32", "out_stride": "i32", "inner_stride": "i32",
 }  # fmt: skip
 SCATTER = {
     **TABLE, "grads": "*fp32", "into": "*i64", "out": "*fp32", "slopes": "*fp32", "n_rows": "i32", "grad_stride": "i32",
@@ -99,14 +110,20 @@ ALONE = {"MASS": False, "INNER": False, "PROJECT": False, "D": 16}  # what only 
 PROJECTED = {**ALONE, "PROJECT": True, "D": 64}
 LOOKUPS = {
     "cce": {**CCE, **ALONE}, "cce rank 16": {**CCE, **PROJECTED, "W": 4}, "hnet": {**HNET, **ALONE},
-    "robe bf16": {**ROBE, **ALONE}, "mean int8": {**MEAN8, **ALONE}, "int4": {**FOUR, **ALONE},
+    "robe bf16": {**ROBE, **ALONE}, "given": {**GIVEN, **ALONE}, "mean int8": {**MEAN8, **ALONE}, "int4": {**FOUR, **ALONE},
     "all": {**ALL, **PROJECTED, "N": 16, "MASS": True, "INNER": True},
 }  # fmt: skip
+OWN = dict.fromkeys(("memory_at", "keys_at", "pointers_at", "weights_at"), "i32")  # zeros: rows name the tensors
 CASES = [
+    ("lookup", "_lookup", "cce, own", {**LOOKUP, **OWN, "projection_at": "i32"}, LOOKUPS["cce"]),
+    ("scatter", "_scatter", "cce, own", {**SCATTER, **OWN}, {**CCE, "SLOPES": False}),
     *[("lookup", "_lookup", n, LOOKUP, m) for n, m in LOOKUPS.items()],
     *[("scatter", "_scatter", n, SCATTER, {**m, "SLOPES": n == "all"}) for n, m in
-      {"cce": CCE, "all": ALL, "hnet": HNET, "mean int8": MEAN8}.items()],
+      {"cce": CCE, "all": ALL, "hnet": HNET, "mean int8": MEAN8, "given": GIVEN}.items()],
     ("segments", "_write_down", "cce", WRITE, {**CCE, "U": 1}),
+    ("segments", "_write_down", "given", WRITE, {**GIVEN, "U": 1}),
+    ("sums", "_dot", "cce", DOT, DOTTED),
+    ("sums", "_dot", "signs", DOT, {**DOTTED, "C": 2, "KINDS": HASH, "TERMS": 1, "SIGNED": True}),
     ("segments", "_write_down", "all", WRITE, {**ALL, "U": 8, "MEAN": True, "FACTORS": False}),
     ("segments", "_sum_pieces", "first", SUMS, {"N": 128, "U": 8, "ORDERED": True, "SCALED": True}),
     ("segments", "_sum_pieces", "float64", {**SUMS, "values": "*fp64", "out": "*fp64"},
@@ -152,13 +169,13 @@ def spills(compiled) -> tuple[int, int]:
 def test_compiles(module, name, case, types, constants, target):
     signature = {**types, **dict.fromkeys(constants, "constexpr")}
     # What torch hands over begins at a multiple of 16 bytes; rows of vectors are a multiple of 16 floats apart.
-    aligned = [kind.startswith("*") or name.endswith("_stride") for name, kind in types.items()]
+    aligned = [kind.startswith("*") or name.endswith(("_stride", "_at")) for name, kind in types.items()]
     attributes = {(i,): [["tt.divisibility", 16]] for i, yes in enumerate(aligned) if yes}
     source = ASTSource(kernel_of(module, name), signature=signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=TARGETS[target], options={"enable_fp_fusion": False})
     text = compiled.asm["ptx"] if "ptx" in compiled.asm else compiled.asm["amdgcn"]
     assert name in text
-    if name == "_lookup" and case == "cce" and "ptx" in compiled.asm:
+    if name == "_lookup" and case in ("cce", "cce, own") and "ptx" in compiled.asm:
         assert "ld.global.v4" in text, "blocks of 8 floats are not read 16 bytes at a time"
         assert "st.global.v4" in text
     # Quotients, roots and cosines are made of fused steps inside, and so is a projection's product: all else is not.

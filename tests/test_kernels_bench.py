@@ -25,7 +25,7 @@ def gpu(monkeypatch):
 
 def test_every_case_runs_and_is_checked(gpu, monkeypatch):
     rows = [*gpu.lookups("cpu", 5000, 300, 32, 1, 1e9, "none"), *gpu.assignments("cpu", 3000, 50, 8, 1, 1e9, "none")]
-    assert [row.name for row in rows] == ["forward", "train", "assign"]
+    assert [row.name for row in rows] == ["forward", "forward", "train", "module", "module", "assign"]
     assert rows[0].nbytes == 300 * (8 + 4 * 12 // 8 + 4 * 32)
     assert {"ours_p20_s", "ours_p50_s", "ours_p80_s", "bytes", "copy_fraction", "gpu", "ratio"} <= set(
         rows[0].as_json()
@@ -56,10 +56,42 @@ def test_the_examples_model_takes_the_same_steps(gpu):
     np.testing.assert_allclose(device.score(split.valid), ours.score(split.valid), rtol=1e-3, atol=1e-3)
 
 
-def test_without_a_gpu_it_says_so(gpu, capsys):
+def test_a_module_that_missed_the_kernels_is_not_timed(gpu, monkeypatch):
+    monkeypatch.setattr("cce_core.adapters.torch.cuda.kernels", lambda: None)
+    rows = gpu.lookups("cpu", 5000, 300, 32, 1, 1e9, "none")
+    assert [next(rows).name for _ in range(3)] == ["forward", "forward", "train"]
+    with pytest.raises(AssertionError, match="has not found the kernels; nothing is timed"):
+        next(rows)
+
+
+def test_a_trial_runs_all_and_a_case_that_fails_is_a_row(gpu, monkeypatch, tmp_path):
+    """The command itself; what was measured is kept."""
+    import json
+
+    from bench import __main__ as command
+
+    def broken(*_):
+        yield from ()
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(gpu.gpu_auc, "run", broken)
+    monkeypatch.setattr(
+        sys, "argv", ["bench", "gpu", "--json", str(tmp_path / "a.json"), "--csv", str(tmp_path / "a.csv")]
+    )
+    assert command.main() == 0
+    rows = json.loads((tmp_path / "a.json").read_text())["rows"]
+    each = ["forward", "forward", "train", "module", "module"]
+    assert [row["name"] for row in rows] == ["copy", *each, *each, "assign", "failed"]
+    assert rows[-1]["error"] == "RuntimeError: no such thing"
+    assert all(str(row["ours_s"]) == "nan" for row in rows[1:-1])
+    assert len((tmp_path / "a.csv").read_text().splitlines()) == 1 + len(rows)
+
+
+def test_without_a_gpu_it_says_so(gpu, capsys, monkeypatch):
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
+    monkeypatch.delenv("TRITON_INTERPRET")
     assert list(gpu.run(True)) == []
     assert capsys.readouterr().out == "gpu: torch finds no GPU here: nothing is timed\n"

@@ -236,8 +236,8 @@ def test_pq_learns_from_vectors_and_others_are_refused():
         cluster(tables)
     with pytest.raises(ValueError, match=r"vectors must have shape \(300, 8\)"):
         cluster(tables, vectors=tensor(vectors[:4]))
-    with pytest.raises(ValueError, match="'cce_robe' table is not clustered on the device"):
-        cluster(pair(method="cce_robe")[1])
+    with pytest.raises(ValueError, match="'ce' table is not clustered on the device"):
+        cluster(pair(method="ce")[1])
     _, broken = pair(rank=0)
     kept = {name: array.clone() for name, array in broken.arrays[0].items()}
     broken.arrays[0]["memory"][5] = float("nan")

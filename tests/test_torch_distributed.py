@@ -61,7 +61,7 @@ def test_all_ranks_come_to_the_same(ranks):
                 assert_equal(other[key], ranks[0][key])
 
 
-@pytest.mark.parametrize("name", ["cce", "rank", "int8", "robe"])
+@pytest.mark.parametrize("name", ["cce", "rank", "int8", "robe", "robe4", "sparse", "sparse2"])
 def test_a_clustering_is_that_of_one_process(ranks, group, monkeypatch, name):
     """The same bits: sums are exact, however the ids are shared."""
     monkeypatch.setattr("cce_core.adapters.torch.module.ranks_of", lambda group: Ranks(group))
@@ -71,14 +71,18 @@ def test_a_clustering_is_that_of_one_process(ranks, group, monkeypatch, name):
 def test_weights_and_given_vectors_too(ranks, group, monkeypatch):
     monkeypatch.setattr("cce_core.adapters.torch.module.ranks_of", lambda group: Ranks(group))
     weights = np.arange(1.0, VOCAB + 1)
-    assert_equal(ranks[0]["weighted"], torch_ranks.clustered("cce", weights=weights, points_per_centroid=8))
+    for name in torch_ranks.WEIGHTED:
+        expected = torch_ranks.clustered(name, weights=weights, points_per_centroid=8)
+        assert_equal(ranks[0][f"weighted {name}"], expected)
     assert_equal(ranks[0]["learned"], torch_ranks.learned())
 
 
-@pytest.mark.parametrize("name", ["cce", "rank", "int8"])
+@pytest.mark.parametrize("name", ["cce", "rank", "int8", "robe", "robe4", "sparse", "sparse2"])
 def test_a_clustering_is_as_good_as_the_cores(ranks, name):
     """Both are k-means from the same points; other rounding may lead elsewhere, not to worse."""
-    for got, expected in zip(ranks[0][f"clustered {name}"]["said"], torch_ranks.clustered(name)["said"], strict=True):
+    first, alone = ranks[0][f"clustered {name}"]["said"], torch_ranks.clustered(name)["said"]
+    np.testing.assert_allclose(first[0][0], alone[0][0], rtol=1e-4)  # nothing has led elsewhere yet
+    for got, expected in zip(first, alone, strict=True):
         assert got[1] <= got[0]
         assert got[1] <= 1.1 * expected[1] + 1e-6
 

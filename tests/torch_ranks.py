@@ -12,6 +12,7 @@ from torch_tables import DIM
 
 VOCAB = 1000
 IDS = 48  # of a step, over all ranks
+WEIGHTED = ("cce", "robe", "sparse2")
 
 
 def tables() -> dict[str, dict[str, Any]]:
@@ -21,6 +22,9 @@ def tables() -> dict[str, dict[str, Any]]:
         "rank": {"method": "cce", "num_params": 600, "rank": 4},
         "int8": {"method": "cce", "num_bytes": 4000, "codec": "int8", "rank": 0},
         "robe": {"method": "cce_robe", "num_params": 200},
+        "robe4": {"method": "cce_robe", "num_params": 200, "rank": 4, "codec": "int8"},
+        "sparse": {"method": "sparse", "num_params": 400},
+        "sparse2": {"method": "sparse2", "num_params": 400},
         "hash": {"method": "hash", "num_params": 200},
     }
 
@@ -40,7 +44,8 @@ def clustered(name: str, **settings: Any) -> dict[str, Any]:
             steps.zero_grad()
             (emb.weight - target).square().sum().backward()
             steps.step()
-        reports.append(emb.cluster(optimizer=steps, n_iter=8, **settings))
+        given = target.numpy() if emb.table.method.post_training else None
+        reports.append(emb.cluster(optimizer=steps, vectors=given, n_iter=8, **settings))
     state = {k: v.numpy().copy() for k, v in emb.state_dict().items()}
     moments = {k: v.numpy().copy() for k, v in steps.state[emb.memory].items()}
     said = [(r.inertia_before, r.inertia_after, r.iterations, r.empty_clusters, r.column_entropy) for r in reports]
@@ -207,7 +212,8 @@ def everything() -> dict[str, Any]:
         return fully_shard(model, mesh=mesh)
 
     out: dict[str, Any] = {f"clustered {name}": clustered(name) for name in tables() if name != "hash"}
-    out["weighted"] = clustered("cce", weights=np.arange(1.0, VOCAB + 1), points_per_centroid=8)
+    for name in WEIGHTED:
+        out[f"weighted {name}"] = clustered(name, weights=np.arange(1.0, VOCAB + 1), points_per_centroid=8)
     out["learned"] = learned()
     for name in ("cce", "hash"):
         out[f"wrapped {name}"] = trained(DistributedDataParallel, name)

@@ -42,15 +42,19 @@ def tensor_of(values: NDArray[Any], device: Any, dtype: Any = None) -> Tensor:
 @torch.no_grad()
 def write(tensor: Tensor, values: NDArray[Any]) -> None:
     """Make values a tensor's own, in place, whatever its device, type or sharding; its version rises."""
-    source = torch.from_numpy(values if values.dtype == np.float32 else np.asarray(values).view(np.int64)).view(
-        tensor.shape
-    )
+    source = torch.from_numpy(values if values.dtype == np.float32 else np.asarray(values).view(np.int64))
+    write_tensor(tensor, source.view(tensor.shape))
+
+
+@torch.no_grad()
+def write_tensor(tensor: Tensor, source: Tensor) -> None:
+    """The same from a tensor of its shape, on any device."""
     if hasattr(tensor, "full_tensor"):
         from torch.distributed.tensor import distribute_tensor
 
         sharded: Any = tensor
         sharded.copy_(distribute_tensor(source.to(tensor.device), sharded.device_mesh, sharded.placements))
-    elif tensor.device.type == "cpu" and tensor.data_ptr() == values.ctypes.data:
+    elif tensor.device == source.device and tensor.data_ptr() == source.data_ptr():
         torch.autograd.graph.increment_version(tensor)
     else:
         tensor.copy_(source)

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cce_core import _check
-from cce_core.adapters.torch import distributed
+from cce_core.adapters.torch import cuda, distributed
 from cce_core.adapters.torch.arrays import float32, tensor_of, words, write
 from cce_core.adapters.torch.lookup import lookup
-from cce_core.adapters.torch.moments import HOW, carry, sketches
+from cce_core.adapters.torch.moments import HOW, Pointed, carry
 from cce_core.adapters.torch.plain import check_range
 from cce_core.adapters.torch.plan import MEMORY, WEIGHTS, Plan, array_specs, part_of, plan_of
 from cce_core.adapters.torch.pooled import Bags
@@ -250,8 +250,12 @@ class Compressed(torch.nn.Module):
     ) -> ClusterReport:
         """Learn the sketch from the vectors as they are now, in place: parameters and buffers keep their places and shapes.
 
-        Under a process group every rank must call it, with the same arguments: each takes its share of the ids (of `cce` and
-        `pq`), and all come to the same table.
+        Under a process group every rank must call it, with the same arguments: each takes its share of the ids, and all come to
+        the same table.
+
+        On a GPU, without a group, the Triton kernels cluster what they can there, where they are installed (not within
+        `max_bytes`, nor from the `vectors` of a table with a rank); a first clustering then starts from other centroids than on
+        the CPU.
 
         Args:
             optimizer: a torch optimiser, or several, that must not go on with moments of rows which mean something else now.
@@ -274,18 +278,34 @@ class Compressed(torch.nn.Module):
         optimizers = [one for one in optimizers if one is not None]
         if isinstance(weights, Tensor):
             weights = weights.detach().cpu().numpy()
-        table = self.table
-        before = sketches(table) if optimizers and table.method.learns else None
-        ranks = ranks_of(group)
-        if ranks is None:
-            report = table.cluster(weights=weights, **settings)
+        spec, ranks = self.spec, ranks_of(group)
+        before = self._pointed() if optimizers else None
+        if ranks is None and not self.shard_pointers and self._on_gpu() and cuda.clusters(spec, settings):
+            arrays = {name: getattr(self, name) for name in array_specs(spec) if name != "scales"}
+            report = cuda.cluster(spec, arrays, weights=weights, **settings)
         else:
-            report = distributed.cluster(table, ranks, weights=weights, **settings)
-        self._take(table)
+            table = self.table
+            if ranks is None:
+                report = table.cluster(weights=weights, **settings)
+            else:
+                report = distributed.cluster(table, ranks, weights=weights, **settings)
+            self._take(table)
         if before is not None:
             ours = {name: p for name, p in self.named_parameters() if name in (MEMORY, WEIGHTS)}
-            carry(optimizers, ours, before, sketches(table), table.spec.vocab or 0, moments)
+            carry(optimizers, ours, before, self._pointed(), self._plan.text, spec.vocab or 0, moments)
         return report
+
+    def _on_gpu(self) -> bool:
+        """Whether the parameters are whole and where the kernels run."""
+        first = getattr(self, self._plan.arrays[0])
+        return cuda.here(first) and not hasattr(first, "full_tensor")
+
+    def _pointed(self) -> Pointed:
+        """A copy of what addresses follow from."""
+        keys, pointers = (self._buffers.get(name) for name in ("keys", "pointers"))
+        if pointers is not None and self.shard_pointers:
+            pointers = tensor_of(self._shares().whole(words(pointers)).view(np.int64), pointers.device)
+        return Pointed(*(None if t is None else t.clone() for t in (keys, pointers)))
 
     def _learn(self, weight: Tensor, **settings: Any) -> None:
         """Make the table come near to a trained one: copied for a full table, else learned or solved for."""

@@ -5,59 +5,57 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from cce_core.adapters.torch.arrays import float32, write
-from cce_core.sketching import blocks
-from cce_core.sketching.bundle import Memory, Sketch
-from cce_core.sketching.table import Table
-from cce_core.storage.codec import FLOAT32
+from cce_core.adapters.torch import ops
+from cce_core.adapters.torch.arrays import write_tensor
+from cce_core.adapters.torch.plan import part_of
 
 HOW = ("remap", "reset")
 _BATCH = 1 << 16
 
 
-class Sketches(NamedTuple):
-    """The sketches of the memory and of the weights (None where there are none), as they were at one time."""
+class Pointed(NamedTuple):
+    """What the addresses of a table follow from: hash keys and packed pointers, as they were at one time."""
 
-    memory: Sketch
-    weights: Sketch | None
-
-
-def sketches(table: Table) -> Sketches:
-    """A copy of the table's present ones."""
-
-    def copy(sketch: Sketch) -> Sketch:
-        return Sketch(sketch.layout, sketch.keys.copy(), sketch.pointers.copy())
-
-    return Sketches(copy(table.sketch), None if table.weigher is None else copy(table.weigher))
+    keys: Tensor | None
+    pointers: Tensor | None
 
 
-def remapped(values: NDArray[np.float32], old: Sketch, new: Sketch, vocab: int) -> NDArray[np.float32]:
+def remapped(values: Tensor, old: Pointed, new: Pointed, text: str, part: str, vocab: int) -> Tensor:
     """Numbers that belong to the floats of a memory, carried from one sketch to another.
 
     An id's number is the mean of those of the blocks that it had; a float's new number is the mean of those of the ids that
     have it now, and 0 where none has.
 
         s'[a] = mean { mean_t s[old address of (i, t)] : i, t with new address a }
+
+    Args:
+        values: float32 (units, unit), on the device of the sketches.
+        old, new: before and after.
+        text, part: as operators take them.
+        vocab: of the table.
     """
-    sums, seen = np.zeros((2, values.size), np.float32)
-    memory, terms = Memory(FLOAT32, np.ascontiguousarray(values.reshape(-1))), np.float32(old.layout.terms)
+    sums, seen = torch.zeros_like(values), torch.zeros_like(values)
+    terms = part_of(text, part).layout.terms
     for low in range(0, vocab, _BATCH):
-        ids = np.arange(low, min(low + _BATCH, vocab), dtype=np.uint64)
-        means = blocks.lookup(old, memory, ids)
-        means /= terms
-        sums += blocks.scatter(new, ids, means)
-        seen += blocks.scatter(new, ids, np.ones_like(means))
-    return np.divide(sums, np.maximum(seen, 1), dtype=np.float32).reshape(values.shape)
+        ids = torch.arange(low, min(low + _BATCH, vocab), device=values.device)
+        means = ops.gather(values, ids, None, *old, text, part) / terms
+        sums += ops.scatter(means, ids, None, *new, text, part)
+        seen += ops.scatter(torch.ones_like(means), ids, None, *new, text, part)
+    return sums / seen.clamp(min=1)
 
 
 @torch.no_grad()
 def carry(
-    optimizers: Iterable[Any], parameters: Mapping[str, Tensor], before: Sketches, after: Sketches, vocab: int, how: str
+    optimizers: Iterable[Any],
+    parameters: Mapping[str, Tensor],
+    before: Pointed,
+    after: Pointed,
+    text: str,
+    vocab: int,
+    how: str,
 ) -> None:
     """Carry the state of the parameters `memory` and `weights` over a clustering, or reset it as for new parameters.
 
@@ -65,27 +63,32 @@ def carry(
     set to 0.
     """
     for optimizer in optimizers:
-        for name, parameter in parameters.items():
-            old, new = getattr(before, name), getattr(after, name)
+        for part, parameter in parameters.items():
             state = optimizer.state.get(parameter, {})
             for key, value in state.items():
                 if isinstance(value, Tensor):
                     if how == "remap" and value.dim() == 0:
                         continue
-                    moved = None if how == "reset" or old is None else _moved(value, parameter, old, new, vocab)
+                    moved = None
+                    if how == "remap":
+                        moved = _moved(value, parameter, before, after, text, part, vocab)
                     if moved is None:
                         value.zero_()
                     else:
-                        write(value, moved)
+                        write_tensor(value, moved)
                 elif how == "reset" and isinstance(value, (int, float)) and not isinstance(value, bool):
                     state[key] = type(value)(0)
 
 
-def _moved(value: Tensor, parameter: Tensor, old: Sketch, new: Sketch, vocab: int) -> NDArray[np.float32] | None:
-    rows = parameter.shape[0]
-    if value.numel() == parameter.numel():
-        return remapped(float32(value), old, new, vocab)
-    if value.numel() != rows:
+def _moved(
+    value: Tensor, parameter: Tensor, before: Pointed, after: Pointed, text: str, part: str, vocab: int
+) -> Tensor | None:
+    rows, device = parameter.shape[0], next(t.device for t in (*before, parameter) if t is not None)
+    if value.numel() not in (parameter.numel(), rows):
         return None
-    spread = np.repeat(float32(value).reshape(rows, 1), parameter.shape[1], 1)
-    return remapped(spread, old, new, vocab).mean(1).reshape(value.shape)
+    full: Any = getattr(value, "full_tensor", lambda: value)()
+    held = full.detach().to(device, torch.float32).reshape(rows, -1)
+    if value.numel() == parameter.numel():
+        return remapped(held.contiguous(), before, after, text, part, vocab).view(value.shape)
+    spread = held.expand(rows, parameter.shape[1]).contiguous()
+    return remapped(spread, before, after, text, part, vocab).mean(1).view(value.shape)

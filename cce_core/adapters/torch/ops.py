@@ -1,4 +1,4 @@
-"""The operators `torch.ops.cce.*`: the core's loops over torch's memory on the CPU, plain torch operations elsewhere.
+"""The operators `torch.ops.cce.*`: the core's loops over torch's memory on the CPU, `cuda` on a GPU, plain torch elsewhere.
 
 With blocks b(n, j) of the memory M, weights w and vectors G, all three sums are derivatives of one number,
 
@@ -25,7 +25,7 @@ from torch.autograd import forward_ad
 
 from cce_core import _check
 from cce_core._threads import sliced
-from cce_core.adapters.torch import plain, rounding
+from cce_core.adapters.torch import cuda, plain, rounding
 from cce_core.adapters.torch.arrays import array
 from cce_core.adapters.torch.plan import bases_of, end_of, part_of, spec_of
 from cce_core.hashing.digits import digits as core_digits
@@ -137,13 +137,12 @@ def _scatter_sparse(
     grads: Tensor, ids: Tensor, weights: Tensor | None, keys: Tensor | None, pointers: Tensor | None, spec: str, part: str
 ) -> Tensor:  # fmt: skip
     layout, end = part_of(spec, part)
+    if type(grads) is Tensor and cuda.here(grads):
+        found_there = cuda.scatter_sparse(grads, ids, weights, keys, pointers, spec, part)
+        if found_there is not None:
+            return found_there
     if type(grads) is not Tensor or grads.device.type != "cpu" or not _in_core(grads, weights):  # or it is being traced
-        units = plain._units(layout, ids, keys, pointers).reshape(1, -1)
-        parts = plain._spread(layout, grads)
-        parts = parts if weights is None else parts * weights[..., None]
-        return torch.sparse_coo_tensor(
-            units, parts.reshape(-1, layout.unit), (layout.n_units, layout.unit), check_invariants=False
-        )
+        return plain.scatter_sparse(grads, ids, weights, keys, pointers, spec, part)
     words = words_of(ids, end)
     scratch = _slots.pop((spec, part), None)  # out while it is used: an interrupt loses it, threads never share it
     scratch = blocks.new_slots(layout) if scratch is None else scratch
@@ -275,12 +274,29 @@ _OPERATORS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any], Callabl
 }
 
 
+ON_GPU: dict[str, Callable[..., Any]] = {}
+
+
+def _first(kernel: Callable[..., Any], anywhere: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*arguments: Any) -> Any:
+        found = kernel(*arguments)
+        return anywhere(*arguments) if found is None else found
+
+    return run
+
+
 def define(name: str, schema: str, core: Any, anywhere: Any, like: Any) -> None:
-    """Register an operator: how it runs in the core's loops, on other devices (if it does), and what shape it gives."""
+    """Register an operator: how it runs in the core's loops, on other devices (if it does), and what shape it gives.
+
+    On a GPU the kernel of that name among `cuda.OPERATORS` takes it, or leaves it to how it runs anywhere.
+    """
     _LIBRARY.define(name + schema)
     _LIBRARY.impl(name, core, "CPU")
     if anywhere is not None:
         _LIBRARY.impl(name, anywhere, "CompositeExplicitAutograd")
+    if name in cuda.OPERATORS:
+        ON_GPU[name] = _first(cuda.OPERATORS[name], anywhere)
+        _LIBRARY.impl(name, ON_GPU[name], "CUDA")
     torch.library.register_fake(f"cce::{name}", like, lib=_LIBRARY)
 
 

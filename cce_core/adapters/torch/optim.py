@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cce_core.adapters.torch import cuda, steps
 from cce_core.adapters.torch.arrays import array
 from cce_core.sketching.gradient import SparseGradient
 from cce_core.training import SGD, Adagrad, AdamW
@@ -16,7 +17,9 @@ from cce_core.training.optimizer import Optimizer, State
 
 
 class Fused(torch.optim.Optimizer):
-    """What the fused optimisers share: parameters of any module on the CPU in float32, gradients dense or sparse.
+    """What the fused optimisers share: parameters of any module in float32, gradients dense or sparse.
+
+    They are fused on the CPU, and on a GPU where the Triton kernels are installed; elsewhere torch's operations do the same.
 
     State lies in torch's own `state`, one tensor a moment, so that schedulers, `state_dict` and `cluster(optimizer=…)` work as
     with any optimiser. The rows of a sparse gradient are those of the parameter.
@@ -38,7 +41,7 @@ class Fused(torch.optim.Optimizer):
             closure: computes the loss anew and returns it.
 
         Raises:
-            RuntimeError: a parameter is not float32 on the CPU, or not contiguous.
+            RuntimeError: a parameter is not float32, or not contiguous.
         """
         loss = None
         if closure is not None:
@@ -52,12 +55,15 @@ class Fused(torch.optim.Optimizer):
         return loss
 
     def _update(self, core: Optimizer, parameter: Tensor, grad: Tensor) -> None:
-        if parameter.device.type != "cpu" or parameter.dtype != torch.float32 or not parameter.is_contiguous():
+        if parameter.dtype != torch.float32 or not parameter.is_contiguous():
             raise RuntimeError(
-                f"{type(self).__name__} takes contiguous float32 parameters on the CPU, got {parameter.dtype} on "
-                f"{parameter.device}: take torch.optim's own optimiser for them"
+                f"{type(self).__name__} takes contiguous float32 parameters, got {parameter.dtype} with strides "
+                f"{parameter.stride()}: take torch.optim's own optimiser for them"
             )
         kept = self.state[parameter]
+        if cuda.here(parameter) or parameter.device.type != "cpu":
+            self._update_there(core, parameter, grad, kept)
+            return
         state = State(
             kept.get("step", 0), {name: array(value) for name, value in kept.items() if isinstance(value, Tensor)}
         )
@@ -77,6 +83,25 @@ class Fused(torch.optim.Optimizer):
             if name not in known:
                 tensor = torch.from_numpy(moment).clone()
                 kept[name] = tensor.view(parameter.shape) if tensor.numel() == parameter.numel() else tensor
+
+    def _update_there(self, core: Optimizer, parameter: Tensor, grad: Tensor, kept: dict[str, Any]) -> None:
+        """The same on another device: by a fused kernel on a GPU that has them, by plain torch operations elsewhere."""
+        arrays = {name: value.view(-1) for name, value in kept.items() if isinstance(value, Tensor)}
+        kept["step"] = kept.get("step", 0) + 1
+        rows = (
+            parameter.detach().view(parameter.shape[0], -1) if parameter.dim() > 1 else parameter.detach().view(-1, 1)
+        )
+        gradient: Any = grad
+        if grad.is_sparse:
+            grad = grad.coalesce()
+            gradient = grad.indices()[0].contiguous(), grad.values().contiguous().view(-1, rows.shape[1])
+        else:
+            gradient = grad.contiguous().view(rows.shape)
+        take = cuda.update if cuda.here(parameter) else steps.update
+        take(core, rows, gradient, kept["step"], arrays)
+        torch.autograd.graph.increment_version(parameter)
+        for name, moment in arrays.items():
+            kept[name] = moment.view(parameter.shape) if moment.numel() == parameter.numel() else moment
 
 
 class FusedSGD(Fused):

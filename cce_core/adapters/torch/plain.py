@@ -152,6 +152,18 @@ def scatter(
     return out.index_add_(0, units.reshape(-1), parts.reshape(-1, layout.unit))
 
 
+def scatter_sparse(
+    grads: Tensor, ids: Tensor, weights: Tensor | None, keys: Tensor | None, pointers: Tensor | None, text: str, part: str
+) -> Tensor:  # fmt: skip
+    """The scatter as a sparse tensor with an entry for every unit of every block, not coalesced."""
+    layout = part_of(text, part).layout
+    units, parts = _units(layout, ids, keys, pointers).reshape(1, -1), _spread(layout, grads)
+    if weights is not None:
+        parts = parts * weights[..., None]
+    size = (layout.n_units, layout.unit)
+    return torch.sparse_coo_tensor(units, parts.reshape(-1, layout.unit), size, check_invariants=False)
+
+
 def dot(
     memory: Tensor, grads: Tensor, ids: Tensor, keys: Tensor | None, pointers: Tensor | None, text: str, part: str
 ) -> Tensor:  # fmt: skip
