@@ -43,7 +43,10 @@ def _coded(x: torch.Tensor, atoms: torch.Tensor, norms: torch.Tensor, s: int) ->
     counts = torch.zeros(n, dtype=torch.int64, device=device)
     for turn in range(s):
         products = (residual @ atoms.T).abs_()
-        best = products.argmax(1)
+        top = products.amax(1, keepdim=True)
+        best = (
+            (products >= top - 2.0**-52 * dim).to(torch.uint8).argmax(1)
+        )  # the lowest of equal atoms, however their sums were rounded
         live = (counts == turn) & (products.gather(1, best[:, None])[:, 0] > _LEAST)
         new = atoms[best]
         again = torch.ones_like(live)

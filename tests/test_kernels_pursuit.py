@@ -44,6 +44,16 @@ def test_codes_are_the_cores(n, k, dim, grid, data):
             assert np.abs(atoms[chosen[used != 0]] @ row).max(initial=0) < 1e-3  # nothing more to gain from those taken
 
 
+def test_the_lowest_of_equal_atoms_is_taken():
+    """Also where the product of rows and atoms rounds the same sum in several ways."""
+    rng = np.random.default_rng(0)
+    x, atom = rng.normal(size=(200, 5)).astype(np.float32), rng.normal(size=(1, 5)).astype(np.float32)
+    for k in (9, 17, 33, 100):
+        index, weights = pursuit.omp(tensor(x), tensor(np.repeat(atom, k, 0)), 2)
+        assert index.tolist() == [[0, 1]] * 200
+        assert not weights[:, 1].any()
+
+
 def test_blocks_of_rows_and_all_at_once(monkeypatch):
     rng = np.random.default_rng(0)
     x, atoms = (tensor(rng.normal(size=size).astype(np.float32)) for size in ((50, 6), (9, 6)))

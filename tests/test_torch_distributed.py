@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 if not torch.distributed.is_available():
     pytest.skip("this torch has no process groups", allow_module_level=True)
 
-from cce_core.adapters.torch import Embedding, leave_out_pointers  # noqa: E402
+from cce_core.adapters.torch import Embedding, FusedSGD, leave_out_pointers  # noqa: E402
 from cce_core.adapters.torch import distributed as shared  # noqa: E402
 from cce_core.adapters.torch.ranks import Exact, Ranks  # noqa: E402
 
@@ -163,6 +163,17 @@ def test_empty_clusters_are_filled(group):
     few = shared.SharedPoints(group, x[:4], None, 4).cluster(np.zeros((3, 1), np.float32), 5)
     assert few[1] == 0
     assert np.isfinite(few[0]).all()
+
+
+def test_fused_optimisers_refuse_sharded_parameters(group):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    emb = fully_shard(Embedding(VOCAB, DIM, method="cce", num_params=512), mesh=init_device_mesh("cpu", (1,)))
+    steps = FusedSGD(emb.parameters(), lr=0.1)
+    emb(torch.arange(4)).sum().backward()
+    with pytest.raises(RuntimeError, match="takes whole parameters, got one that is sharded"):
+        steps.step()
 
 
 def test_without_a_group_nothing_is_shared():

@@ -41,7 +41,7 @@ class Fused(torch.optim.Optimizer):
             closure: computes the loss anew and returns it.
 
         Raises:
-            RuntimeError: a parameter is not float32, or not contiguous.
+            RuntimeError: a parameter is not float32, not contiguous, or sharded.
         """
         loss = None
         if closure is not None:
@@ -55,6 +55,11 @@ class Fused(torch.optim.Optimizer):
         return loss
 
     def _update(self, core: Optimizer, parameter: Tensor, grad: Tensor) -> None:
+        if hasattr(parameter, "full_tensor"):
+            raise RuntimeError(
+                f"{type(self).__name__} takes whole parameters, got one that is sharded over processes: take torch.optim's own "
+                "optimiser for them"
+            )
         if parameter.dtype != torch.float32 or not parameter.is_contiguous():
             raise RuntimeError(
                 f"{type(self).__name__} takes contiguous float32 parameters, got {parameter.dtype} with strides "
