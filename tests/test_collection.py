@@ -205,6 +205,17 @@ BAD = {
     "late offsets": (ValueError, "begin with 0", lambda c: c.lookup([[1, 2], [1, 2]], [1, 2])),
     "starts alone": (ValueError, "np.append", lambda c: c.lookup([[1, 2], [1, 2]], [0, 1])),
     "other lengths": (ValueError, "add up to 3", lambda c: c.lookup([[1, 2], [1, 2]], lengths=[1, 2])),
+    "lengths that wrap round": (ValueError, "add up to", lambda c: c.lookup([[1], [1]], lengths=[2**62] * 4 + [1])),
+    "offsets that wrap round": (
+        ValueError,
+        "never fall",
+        lambda c: c.lookup([[1], [1]], [0, 2**62 + 1, -(2**62), 1]),
+    ),
+    "unsigned offsets that wrap round": (
+        ValueError,
+        "never fall",
+        lambda c: c.lookup([[1], [1]], np.array([0, 2**62 + 1, 2**64 - 2**62, 1], np.uint64)),
+    ),
     "negative length": (ValueError, "negative", lambda c: c.lookup([[1], [1]], lengths=[2, -1])),
     "other bags": (ValueError, "as many bags", lambda c: c.lookup([[1], [1]], lengths=[[1], [1, 0]])),
     "both": (ValueError, "not both", lambda c: c.lookup([[1], [1]], [0, 1], lengths=[1])),

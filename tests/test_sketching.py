@@ -254,6 +254,13 @@ def test_pointers_take_at_most_half_of_a_budget_of_bytes(num_bytes, codec):
     assert len(np.unique(table.lookup(np.arange(1000)), axis=0)) > min(hashed, 900)
 
 
+def test_pointers_of_no_bits_cost_no_time():
+    """Hashing 2^48 ids for them would take years."""
+    table = cce.make_table("cce", vocab=2**48, dim=32, num_bytes=100_000)
+    assert table.spec.sizes[0] == 1
+    assert table.lookup([0, 2**48 - 1]).shape == (2, 32)
+
+
 def test_a_million_ids_cost_four_bytes_of_pointers_each():
     table = cce.make_table("cce", 1_000_000 if COMPILED else 10_000, 32, num_params=256 * 64, n_chunks=4, rank=0)
     assert table.spec.sizes == (256,)

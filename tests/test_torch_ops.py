@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 from torch_tables import CASES, DIM, NAMES, VOCAB
@@ -122,6 +124,24 @@ def test_gradients_of_both_orders_of_trains_in_the_core():
     assert gradcheck(lambda f: trains.train(f, ids, emb._plan.text), (flat,), **settings)
     assert gradcheck(lambda g, f: trains.train_back(g, f, ids, emb._plan.text), (grads, flat), **settings)
     assert gradgradcheck(lambda f: trains.train(f, ids, emb._plan.text), (flat,), grads, **settings)
+
+
+@pytest.mark.parametrize("further", [False, True])
+def test_second_derivatives_of_trains_behind_a_loss_that_is_not_linear(further):
+    """There the gradients that come back depend on the cores themselves."""
+    emb = table("tt", {"num_params": 120})
+    ids = torch.tensor(IDS)
+
+    def second(module):
+        cores = list(module.parameters())
+        first = torch.autograd.grad(module(ids).pow(3).sum(), cores, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), cores, create_graph=further)
+
+    with torch.no_grad():
+        for core in emb.parameters():
+            core.normal_(generator=torch.Generator().manual_seed(0))
+    for got, wanted in zip(second(emb), second(copy.deepcopy(emb).double())):
+        torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("codec", ["bfloat16", "int8", "int4"])

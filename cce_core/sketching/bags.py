@@ -178,22 +178,22 @@ def _ends(name: str, given: Any, count: int, table: int) -> NDArray[np.int64]:
     array = np.asarray(given)
     if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
         raise TypeError(f"{name} of table {table} must be one row of integers, got {array.dtype} {array.shape}")
-    array = array.astype(np.int64)
     if name == "lengths":
-        if (array < 0).any():
+        if array.size and int(array.min()) < 0:
             raise ValueError(f"lengths of table {table} must not be negative, got {array.min()}")
-        array = np.concatenate([[0], np.cumsum(array)])
-        if array[-1] != count:
-            raise ValueError(f"lengths of table {table} add up to {array[-1]}, but it has {count} ids")
-        return array
-    if not len(array) or array[0] != 0 or (np.diff(array) < 0).any():
+        wide = array.size and int(array.max()) > count  # a sum of these might wrap round
+        whole = sum(array.tolist()) if wide else int(array.sum())
+        if whole != count:
+            raise ValueError(f"lengths of table {table} add up to {whole}, but it has {count} ids")
+        return np.concatenate([[0], np.cumsum(array.astype(np.int64))])
+    if not len(array) or array[0] != 0 or (array[1:] < array[:-1]).any():
         raise ValueError(f"offsets of table {table} must begin with 0 and never fall, got {array[:8].tolist()}")
     if array[-1] != count:
         raise ValueError(
             f"offsets of table {table} must end with the number of its ids, {count}, got {array[-1]}; where they are the "
             f"starts of the bags alone: np.append(offsets, {count})"
         )
-    return array
+    return array.astype(np.int64)
 
 
 def _weights(weights: Any, arrays: Sequence[NDArray[np.uint64]], mode: str) -> NDArray[np.float32]:

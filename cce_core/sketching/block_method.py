@@ -116,6 +116,8 @@ class BlockMethod(Method):
         packing = self.packing(spec)
         words = packing.empty()
         for field, column in enumerate(c for c in self.columns(spec) if c.kind == POINTER):
+            if column.b == 0:
+                continue  # to a single row: nothing is stored, however many ids there are
             seed = derive_key(spec.seed, POINTERS, field)
             for start in range(0, packing.n, 1 << 20):
                 ids = np.arange(start, min(start + (1 << 20), packing.n), dtype=np.uint64)

@@ -183,8 +183,8 @@ class Collection:
         """The vectors of all tables side by side.
 
         Args:
-            ids: integers: a matrix (batch, tables); or a list of flat arrays, one a table; or, for bags of one size,
-                (batch, tables, size).
+            ids: integers: an array (batch, tables), a column a table; or a list of flat arrays or lists, one a table (a list of
+                lists is never a matrix: np.array(ids) is); or, for bags of one size, an array (batch, tables, size).
             offsets: for bags, where each begins, and the end: (bags + 1,) integers from 0 to the number of ids; one row for
                 all tables, or one a table. Without them (and without lengths) every id is a row.
             weights: a factor for every id, real numbers in the shape of ids; with mode "sum".

@@ -94,7 +94,8 @@ def _back_train_back(ctx: Any, grad: Tensor) -> Any:
     grads, flat, ids = ctx.saved_tensors
     further = torch.is_grad_enabled()
     with torch.enable_grad():
-        g, f = (t if t.requires_grad else t.detach().requires_grad_() for t in (grads, flat))
+        # views: where the gradients came from the cores, the graph behind them is not to be walked here
+        g, f = (t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in (grads, flat))
         (first,) = torch.autograd.grad(_plain(f, ids, ctx.spec), f, g, create_graph=True)
         to_grads, to_flat = torch.autograd.grad(first, (g, f), grad, create_graph=further)
     return to_grads, to_flat, None, None
