@@ -61,7 +61,7 @@ class Clustered(RowMethod):
         rows, hashed = self._codebooks(request)
         if rows < 1:
             return super().sizes(request)  # says what would fit
-        return (rows, hashed) if hashed >= 2 * rows else (rows,)
+        return (rows, hashed) if 16 * (hashed - rows) >= rows else (rows,)
 
     def _codebooks(self, request: Request) -> tuple[int, int]:
         """Rows of the learned codebooks and of the hashed ones that fit a budget in bytes; of the former 0 where none do."""
