@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -75,13 +76,26 @@ class Figures:
         return f"{self.name} {self.case}: {', '.join(shown)}"
 
 
+_SHORT, _REST = 0.1, 0.02  # seconds
+
+
 def in_turn(n: int, *programs: Callable[[], Any], warm: bool = False) -> list[list[float]]:
-    """Seconds of each program, n times A B A B …, after one round that is not counted (none where all is `warm`)."""
+    """Seconds of each program, n times A B A B …, after one round that is not counted (none where all is `warm`).
+
+    A short one is timed as in a loop of its own: after a rest, for torch's idle threads go on spinning for milliseconds on the
+    cores of whoever is next, and two calls that are not timed, so that its own threads are awake.
+    """
     times: list[list[float]] = [[] for _ in programs]
+    last = [math.inf] * len(programs)
     for turn in range(warm, n + 1):
-        for program, seconds in zip(programs, times, strict=True):
+        for k, (program, seconds) in enumerate(zip(programs, times, strict=True)):
+            if last[k] < _SHORT:
+                time.sleep(_REST)
+                program()
+                program()
             start = time.perf_counter()
             program()
+            last[k] = time.perf_counter() - start
             if turn:
-                seconds.append(time.perf_counter() - start)
+                seconds.append(last[k])
     return times
