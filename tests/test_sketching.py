@@ -246,7 +246,7 @@ def test_pointers_take_at_most_half_of_a_budget_of_bytes(num_bytes, codec):
     if num_bytes == 200:
         assert rows == 1 < hashed
     if hashed > rows:  # one bit more an id and chunk would be too much, and so would one row
-        bits = int(rows - 1).bit_length()
+        bits = (rows - 1).bit_length()
         assert 2 * 1000 * (bits + 1) / 8 + 8 > num_bytes / 2
         assert table.ledger().total + (36 if codec == "float32" else 13) > num_bytes
     for ids in (np.arange(1000), np.arange(0)):
@@ -255,8 +255,7 @@ def test_pointers_take_at_most_half_of_a_budget_of_bytes(num_bytes, codec):
 
 
 def test_pointers_of_no_bits_cost_no_time():
-    """Hashing 2^48 ids for them would take years."""
-    table = cce.make_table("cce", vocab=2**48, dim=32, num_bytes=100_000)
+    table = cce.make_table("cce", vocab=2**48, dim=32, num_bytes=100_000)  # to hash its ids would take years
     assert table.spec.sizes[0] == 1
     assert table.lookup([0, 2**48 - 1]).shape == (2, 32)
 
