@@ -203,7 +203,7 @@ def _all_one(values: Sequence[int]) -> int:
 
 def _wraps(layout: Layout, width: int) -> bool:
     """Whether a block of `width` floats can pass the end of its region."""
-    return any(c.stride * (c.rows - 1) + width > (c.region or c.rows * c.stride) for c in layout.columns)
+    return any(c.stride * (c.rows - 1) + width > c.size for c in layout.columns)
 
 
 class Launch:

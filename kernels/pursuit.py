@@ -44,9 +44,8 @@ def _coded(x: torch.Tensor, atoms: torch.Tensor, norms: torch.Tensor, s: int) ->
     for turn in range(s):
         products = (residual @ atoms.T).abs_()
         top = products.amax(1, keepdim=True)
-        best = (
-            (products >= top - 2.0**-52 * dim).to(torch.uint8).argmax(1)
-        )  # the lowest of equal atoms, however their sums were rounded
+        # the lowest of equal atoms, however their sums were rounded
+        best = (products >= top - 2.0**-52 * dim).to(torch.uint8).argmax(1)
         live = (counts == turn) & (products.gather(1, best[:, None])[:, 0] > _LEAST)
         new = atoms[best]
         again = torch.ones_like(live)

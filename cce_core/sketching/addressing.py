@@ -12,7 +12,7 @@ from cce_core.sketching.bundle import LAST, STEP, WORD
 from cce_core.sketching.layout import BASE, HASH, IDENTITY, KIND, PER_ID, POINTER, ROWS, STRIDE, A, B
 from cce_core.sketching.moves import load_bits
 
-TILE = 256  # ids whose addresses are found before their blocks are moved, so that the memory's lines can be asked for ahead
+TILE = 256  # ids whose addresses are found before their blocks are moved
 _zero, _one, _three, _low = np.uint64(0), np.uint64(1), np.uint64(3), np.uint64(0xFFFFFFFF)
 _AT_ONCE = np.uint64(57)  # bits that are always within the 64 from the byte where they begin
 

@@ -130,9 +130,11 @@ def _in_pairs(layout: Layout, memory: Memory) -> bool:
     order in which a float's gradients are added would change), where no block passes the end."""
     if layout.terms != 2 or memory.codec != FLOAT32:
         return False
-    regions = [(c.base, c.base + (c.region or c.rows * c.stride)) for c in layout.columns]
-    apart = all(max(a[0], b[0]) >= min(a[1], b[1]) for a, b in zip(regions[::2], regions[1::2]))
-    inside = [c.base + (c.rows - 1) * c.stride + layout.width <= end for c, (_, end) in zip(layout.columns, regions)]
+    columns = layout.columns
+    apart = all(
+        max(a.base, b.base) >= min(a.base + a.size, b.base + b.size) for a, b in zip(columns[::2], columns[1::2])
+    )
+    inside = [(c.rows - 1) * c.stride + layout.width <= c.size for c in columns]
     return apart and all(inside)
 
 

@@ -38,7 +38,7 @@ _zero, _one, _15, _block = np.uint64(0), np.uint64(1), np.uint64(15), np.uint64(
 _0 = np.float32(0.0)
 _APART = (
     TILE + 8
-)  # addresses of a column and of the next: a power of two would bring them all to the same lines of the cache
+)  # from a column's addresses to the next one's: a power of two would put all on the same lines of the cache
 
 
 # The loops below index flat arrays with unsigned numbers: Numba then leaves out its test for negative indices. `kept` holds
@@ -122,7 +122,7 @@ def _make_gather(number: int) -> Callable[..., int]:
                     continue
                 for j in range(own.shape[0]):
                     at, left = ats[j * _APART : (j + 1) * _APART], np.uint64(j // terms) * w
-                    if together == 2:
+                    if offsets is not None and together == 2:  # without bags both went with the whole row
                         if j % 2 == 1:
                             before = ats[(j - 1) * _APART : j * _APART]
                             sum_blocks(out, tos, left, codes, scales, before, heads, bags, w, at, number)

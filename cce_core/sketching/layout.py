@@ -37,6 +37,11 @@ class Column(NamedTuple):
     b: int = 0
     region: int = 0
 
+    @property
+    def size(self) -> int:
+        """Floats of its region."""
+        return self.region or self.rows * self.stride
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -91,14 +96,14 @@ class Layout:
     @functools.cached_property
     def regions(self) -> int:
         """Regions of the memory that share no float, if every column has its own; otherwise 1."""
-        regions = sorted((c.base, c.base + (c.region or c.rows * c.stride)) for c in self.columns)
+        regions = sorted((c.base, c.base + c.size) for c in self.columns)
         apart = all(end <= base for (_, end), (base, _) in itertools.pairwise(regions))
         return len(regions) if apart else 1
 
     @functools.cached_property
     def array(self) -> NDArray[np.int64]:
         """The columns as the compiled loops read them."""
-        rows = [(*c[:REGION], c.region or c.rows * c.stride, self.bits_per_id) for c in self.columns]
+        rows = [(*c[:REGION], c.size, self.bits_per_id) for c in self.columns]
         return np.array(rows, np.int64).reshape(len(self.columns), 1 + PER_ID)
 
     def part(self, columns: tuple[Column, ...], terms: int = 1) -> Layout:

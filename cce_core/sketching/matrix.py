@@ -81,8 +81,7 @@ def _memory(table: Table, rows_of: list[int], n_blocks: int) -> scipy.sparse.csr
     for j, place in enumerate(layout.columns):
         rows = slice(rows_of[j], rows_of[j] + place.rows)
         starts = place.stride * np.arange(place.rows)
-        region = place.region or place.rows * place.stride
-        values[rows] = memory[place.base + (starts[:, None] + inside) % region]
+        values[rows] = memory[place.base + (starts[:, None] + inside) % place.size]
         left[rows] = (j // layout.terms) * layout.width
     ends = np.arange(n_blocks + 1) * layout.width
     columns = (left[:, None] + inside).reshape(-1)

@@ -87,7 +87,7 @@ def _units(layout: Layout, ids: Tensor, keys: Tensor | None, pointers: Tensor | 
     """The units that every block is made of, int64 (n, columns, width / unit)."""
     place = addresses(layout, ids, keys, pointers)[..., None]
     if layout.width > layout.unit:
-        regions = [c.region or c.rows * c.stride for c in layout.columns]
+        regions = [c.size for c in layout.columns]
         past = ids.new_tensor([c.base + r for c, r in zip(layout.columns, regions, strict=True)])[:, None]
         region = ids.new_tensor(regions)[:, None]
         place = place + torch.arange(0, layout.width, layout.unit, device=ids.device)
