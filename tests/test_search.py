@@ -15,13 +15,19 @@ from cce_core.clustering import search as searching
 from cce_core.clustering.lanes import (
     LANES,
     TURN,
+    _add_tile_plain,
+    _apart_plain,
     _scan_named_plain,
     _scan_plain,
     _sift_plain,
+    _turn_plain,
     _within_plain,
+    add_tile,
+    apart,
     scan,
     scan_named,
     sift,
+    turn,
     within,
 )
 from cce_core.clustering.search import search
@@ -102,6 +108,41 @@ def test_the_inner_loops_equal_their_plain_twins(d, k, seed):
     assert all(same_bits(a, b) for a, b in zip(got, expected))
 
 
+@given(st.integers(1, 19), st.integers(1, 12), st.integers(0, 99), st.booleans())
+def test_loops_that_follow_the_definition_have_the_bits_of_their_plain_twins(d, k, seed, ones):
+    rng = np.random.default_rng(seed)
+    here, mid = rng.normal(size=(d, LANES)).astype(np.float32), rng.normal(size=d).astype(np.float32)
+    centroids = rng.normal(size=(d + 1, k + 3)).astype(np.float32)
+    which = rng.integers(0, k, LANES).astype(np.int32)
+    weights = np.ones(LANES, np.float32) if ones else rng.random(LANES).astype(np.float32)
+    got, expected = [], []
+    for plain, out in ((False, got), (True, expected)):
+        turned, floats = np.full((d + 1, LANES), -7, np.float32), np.full((2, LANES), np.nan, np.float32)
+        sums = np.full((k, d + 1), 0.1)
+        (_turn_plain if plain else _turn_built)(here, mid, turned, floats[0])
+        (_apart_plain if plain else _apart_built)(here, centroids, which, floats[1])
+        (_add_tile_plain if plain else _add_built)(here, which, weights, sums)
+        out += [turned, floats, sums]
+    assert all(same_bits(a, b) for a, b in zip(got, expected))
+    by_hand = np.full((k, d + 1), 0.1)
+    for i in range(LANES):
+        for j in range(d + 1):
+            by_hand[which[i], j] += float(weights[i]) * (float(here[j, i]) if j < d else 1.0)
+    assert same_bits(sums, by_hand)
+
+
+def _turn_built(here, mid, turned, lengths):
+    turn(here, mid, turned, lengths)
+
+
+def _apart_built(here, centroids, which, now):
+    apart(here, centroids, which, now)
+
+
+def _add_built(here, labels, weights, sums):
+    add_tile(here, labels, weights, sums)
+
+
 def _scan_built(here, centroids, count, best, which):
     scan(here, centroids, count, best, which)
 
@@ -124,6 +165,7 @@ if COMPILED:
     _scan_built, _sift_built, _named_built, _within_built = map(
         jit, (_scan_built, _sift_built, _named_built, _within_built)
     )
+    _turn_built, _apart_built, _add_built = map(jit, (_turn_built, _apart_built, _add_built))
 
 
 def _run_scan(plain, *args):
@@ -162,8 +204,7 @@ def holds(x, centroids):
 def ways(request, monkeypatch):
     if request.param != "as it is":
         monkeypatch.setattr(searching, "FEW", 0)
-        monkeypatch.setattr(searching, "_SIFTED", 0)
-        monkeypatch.setattr(searching, "_SCANNED", 99 if "scanned" in request.param else 0)
+        monkeypatch.setattr(searching, "worth_sifting", lambda d, k, boxed: "sifted" in request.param)
         monkeypatch.setattr(searching, "worth_narrowing", lambda n, d, k: "narrowed" in request.param)
 
 

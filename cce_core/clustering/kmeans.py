@@ -186,7 +186,7 @@ def _iterate(
     inertia, step = total(n, costs, weights), 0
     small = n * k * (d + 2) < _SMALL and not nearest.worth and not nearest.boxed
     if small:
-        centroids, sums, sifting = centroids.copy(), np.empty((blocks_of(n, k), k, d + 1)), worth_sifting(d, k)
+        centroids, sums, sifting = centroids.copy(), np.empty((blocks_of(n, k), k, d + 1)), worth_sifting(d, k, False)
     while step < limit:
         if small:
             made, inertia, end = settle(

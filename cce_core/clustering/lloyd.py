@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cce_core import _check
 from cce_core._jit import jit
 from cce_core._threads import sliced
-from cce_core.clustering.lanes import LANES, TURN
+from cce_core.clustering.lanes import LANES, TURN, add_tile
 from cce_core.clustering.search import search, worth_narrowing
 from cce_core.clustering.tiles import Points, Tiles, tile
 
@@ -94,28 +94,20 @@ def _assign_line(start: int, stop: int, x: Any, line: Any, places: Any, labels: 
 @jit
 def add_up(start: int, stop: int, size: int, points: Any, n: int, labels: Any, weights: Any, sums: Any) -> None:
     """Per block [start, stop) of `size` tiles: weighted sums of each label's points, and its weight, (blocks, k, d + 1)."""
-    d, lanes, over = (
-        np.uint64(points.shape[1]),
-        np.uint64(LANES),
-        np.uint64(n),
-    )  # unsigned: no test for negative indices
-    weighted = weights.shape[0] > 0
+    whole, factors, weighted = n // LANES, np.ones(LANES, np.float32), weights.shape[0] > 0
     for block in range(start, stop):
-        total = sums[block]
-        for t in range(np.uint64(block * size), np.uint64(min(points.shape[0], (block + 1) * size))):
-            tile, first = points[t], np.uint64(t) * lanes
-            for i in range(min(lanes, over - first)):
-                place = first + np.uint64(i)
-                label = np.uint64(labels[place])
-                if weighted:
-                    weight = np.float64(weights[place])
-                    for j in range(d):
-                        total[label, j] += weight * np.float64(tile[j, i])
-                    total[label, d] += weight
-                else:
-                    for j in range(d):
-                        total[label, j] += np.float64(tile[j, i])
-                    total[label, d] += np.float64(1.0)
+        for t in range(block * size, min(points.shape[0], (block + 1) * size)):
+            first = t * LANES
+            if weighted:
+                factors = weights[first : first + LANES]
+            if t < whole:
+                add_tile(points[t], labels[first : first + LANES], factors, sums[block])
+                continue
+            for i in range(n - first):
+                weight = np.float64(factors[i])
+                for j in range(points.shape[1]):
+                    sums[block, labels[first + i], j] += weight * np.float64(points[t, j, i])
+                sums[block, labels[first + i], points.shape[1]] += weight
 
 
 def as_points(name: str, value: Any, d: int | None = None) -> Points:

@@ -28,14 +28,14 @@ from numpy.typing import NDArray
 
 from cce_core._jit import jit
 from cce_core._threads import sliced
-from cce_core.clustering.lanes import LANES, TURN, lower, scan, sift
+from cce_core.clustering.lanes import LANES, TURN, apart, scan, sift, turn
 from cce_core.clustering.tiles import FAN, Points, Tiles
 
 _U = np.float32(2.0**-24)
 _TINY = np.float32(2.0**-100)
-_SCANNED = 4  # coordinates up to which the definition is as fast as the expanded square
+_SCANNED = 4  # coordinates up to which the definition is as fast for the few centroids that boxes leave
 FEW = 8  # centroids that are not worth narrowing
-_SIFTED = 112  # centroids from which the expanded square is worth settling its doubts
+_SIFTED = 112  # centroids from which, with boxes, the expanded square is worth settling its doubts
 _GRAIN = 1 << 21  # multiply-adds that make another thread worth waking
 
 
@@ -132,19 +132,10 @@ def _doubtful(d: int, length: np.float32, best: np.float32, longest: np.float32)
     centroid whose score is about the best has |c|² ≤ 4·(|x|² + |score|), or it would be worse by far.
     """
     most = min(np.float32(4.25) * (length + abs(best)), longest)
-    score = np.float32(0.5) * most + np.sqrt(length * most)
+    score = most + np.float32(0.5) * length  # 2|x||c| is at most |x|² + |c|²: no root is worth taking
     distance = length + np.float32(2.0) * abs(best)
     u = np.float32(2.5) * _U
     return u * (np.float32(d + 3) * score + np.float32(2.0) * (length + most) + np.float32(d + 3) * distance) + _TINY
-
-
-@jit
-def turn(tile: Any, mid: Any, turned: Any) -> None:
-    """The way from each point to `mid`, as `sift` wants points."""
-    for j in range(mid.shape[0]):
-        row, out, middle = tile[j], turned[j], mid[j]
-        for i in range(LANES):
-            out[i] = middle - row[i]
 
 
 @jit
@@ -183,7 +174,7 @@ def search_some(
     best, which, second = np.empty(LANES, np.float32), np.empty(LANES, np.int32), np.empty(LANES, np.float32)
     local = np.empty((d + 1, room if sifting else 0), np.float32)
     turned, lengths = np.empty((d, LANES), np.float32), np.empty(LANES, np.float32)
-    endless, doubts = np.full(LANES, np.inf, np.float32), np.empty(LANES, np.int32)
+    doubts = np.empty(LANES, np.int32)
     longest = np.float32(np.inf)
     mid = centre
     if sifting and levels == 0:
@@ -206,16 +197,15 @@ def search_some(
         here, these, named, count = points[t], lists[home, :d], names[home], counts[home]
         first = t * LANES
         if not sifting:
-            scan(here, these, count, best, which)
-            for i in range(LANES):
-                labels[first + i] = named[which[i]]
-                costs[first + i] = best[i]
+            scan(here, these, count, costs[first : first + LANES], labels[first : first + LANES])
+            if home < levels:
+                for i in range(LANES):
+                    labels[first + i] = named[labels[first + i]]
             continue
         if levels > 0:
             mid = mids[firsts[0] + t]
             recentre(these, count, mid, local)
-        turn(here, mid, turned)
-        lower(here, mid.reshape(d, 1), endless, lengths)
+        turn(here, mid, turned, lengths)
         sift(turned, local, count, best, which, second)
         open_ones = 0
         for i in range(LANES):
@@ -225,13 +215,9 @@ def search_some(
             for i in range(LANES):
                 if doubts[i]:
                     which[i] = _settle(here, i, these, count, near)
+        apart(here, these, which, costs[first : first + LANES])
         for i in range(LANES):
-            total, nearest = np.float32(0.0), np.uint64(which[i])
-            for j in range(np.uint64(d)):
-                apart = here[j, np.uint64(i)] - these[j, nearest]
-                total += apart * apart
-            labels[first + i] = named[nearest]
-            costs[first + i] = total
+            labels[first + i] = named[which[i]]
 
 
 def worth_narrowing(n: int, d: int, k: int) -> bool:
@@ -242,9 +228,11 @@ def worth_narrowing(n: int, d: int, k: int) -> bool:
     return d <= 6 and k >= 48 and (n * k) ** 2 >= 1 << 35 + 5 * d
 
 
-def worth_sifting(d: int, k: int) -> bool:
-    """Whether the expanded square is worth settling its doubts."""
-    return d > _SCANNED and k >= _SIFTED
+def worth_sifting(d: int, k: int, boxed: bool) -> bool:
+    """Whether the expanded square is worth settling its doubts: it takes less for each centroid, and more for each tile."""
+    if boxed:
+        return d > _SCANNED and k >= _SIFTED
+    return d >= 3 and k >= 12 + 80 // d
 
 
 def in_columns(centroids: Points, extra: Any = 0.0) -> Points:
@@ -276,5 +264,5 @@ def search(tiles: Tiles, centroids: Points, labels: NDArray[np.int32], costs: Po
     grain = max(1, _GRAIN // (LANES * min(k, 64 if firsts.size else k) * (d + 2)))
     sliced(
         search_some, count, grain, tiles.points, in_columns(centroids), k, tiles.mids, tiles.halves, firsts,
-        middle_of(centroids), FEW, worth_sifting(d, k), labels, costs, align=FAN**2 if firsts.size else 1,
+        middle_of(centroids), FEW, worth_sifting(d, k, firsts.size > 0), labels, costs, align=FAN**2 if firsts.size else 1,
     )  # fmt: skip

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from cce_core._jit import jit
 from cce_core._threads import sliced
-from cce_core.clustering.lanes import LANES, TURN, lower, scan_named, within
-from cce_core.clustering.search import in_columns, middle_of, narrow, recentre, search, turn, worth_narrowing
+from cce_core.clustering.lanes import LANES, TURN, scan_named, turn, within
+from cce_core.clustering.search import in_columns, middle_of, narrow, recentre, search, worth_narrowing
 from cce_core.clustering.tiles import FAN, Points, Tiles
 
 _U = np.float32(2.0**-24)
@@ -90,7 +90,6 @@ def _follow(
     local, turned = np.empty((d + 2, room), np.float32), np.empty((d + 1, LANES), np.float32)
     ends, lengths = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     best, which = np.empty(LANES, np.float32), np.empty(LANES, np.int32)
-    endless = np.full(LANES, np.inf, np.float32)
     others, whose = np.empty(LANES, np.float32), np.empty(LANES, np.int32)
     wide = np.float32(8 * (d + 8)) * _U
     if levels == 0:
@@ -134,8 +133,7 @@ def _follow(
             if levels > 0:
                 mid = mids[firsts[0] + t]
                 _widened(lists[home], sizes[home], mid, local)
-            turn(tile, mid, turned)
-            lower(tile, mid.reshape(d, 1), endless, lengths)
+            turn(tile, mid, turned, lengths)
             for i in range(LANES):
                 ends[i] = np.sqrt(best[i]) + spare
                 ends[i] += wide * ends[i] + _TINY
