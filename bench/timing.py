@@ -76,14 +76,14 @@ class Figures:
         return f"{self.name} {self.case}: {', '.join(shown)}"
 
 
-_SHORT, _REST = 0.1, 0.02  # seconds
+_SHORT, _REST, _WARM = 0.1, 0.02, 0.06  # seconds
 
 
 def in_turn(n: int, *programs: Callable[[], Any], warm: bool = False) -> list[list[float]]:
     """Seconds of each program, n times A B A B …, after one round that is not counted (none where all is `warm`).
 
-    A short one is timed as in a loop of its own: after a rest, for torch's idle threads go on spinning for milliseconds on the
-    cores of whoever is next, and two calls that are not timed, so that its own threads are awake.
+    A short one is timed as in a loop of its own. First a rest, for torch's idle threads go on spinning for milliseconds on the
+    cores of whoever is next; then calls that are not timed, since a core that has rested takes tens of milliseconds to be fast.
     """
     times: list[list[float]] = [[] for _ in programs]
     last = [math.inf] * len(programs)
@@ -91,8 +91,9 @@ def in_turn(n: int, *programs: Callable[[], Any], warm: bool = False) -> list[li
         for k, (program, seconds) in enumerate(zip(programs, times, strict=True)):
             if last[k] < _SHORT:
                 time.sleep(_REST)
-                program()
-                program()
+                awake = time.perf_counter() + _WARM
+                while time.perf_counter() < awake:
+                    program()
             start = time.perf_counter()
             program()
             last[k] = time.perf_counter() - start
