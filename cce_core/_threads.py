@@ -20,6 +20,7 @@ _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
 _pool_size = 0
 _chosen: int | None = None
+_team: Callable[..., list[Any] | None] | None = None
 _here: contextvars.ContextVar[int | None] = contextvars.ContextVar("cce_threads", default=None)
 
 
@@ -94,13 +95,19 @@ def set_num_threads(n: int | None) -> None:
 
 
 def _forget() -> None:
-    """In a forked child the pool's threads are gone: begin without one."""
-    global _pool, _lock
-    _pool, _lock = None, threading.Lock()
+    """In a forked child the pool's threads are gone, and so are anybody else's: begin without."""
+    global _pool, _lock, _team
+    _pool, _lock, _team = None, threading.Lock(), None
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
+
+
+def hand_to(team: Callable[..., list[Any] | None] | None) -> None:
+    """Let `team(kernel, slices, args)` run the slices of large calls; where it gives None, and without one, the pool does."""
+    global _team
+    _team = team
 
 
 def _executor(size: int) -> ThreadPoolExecutor:
@@ -143,16 +150,21 @@ def sliced(kernel: Callable[..., Any], n: int, grain: int, *args: Any, align: in
     if parts <= 1:
         return kernel(0, n, *args) if n > 0 else None
     step = -(-n // (parts * align)) * align
-    starts = range(0, n, step)
-    futures = [_executor(parts).submit(kernel, s, min(s + step, n), *args) for s in starts[1:]]
+    slices = [(start, min(start + step, n)) for start in range(0, n, step)]
+    given = None if _team is None else _team(kernel, slices, args)
+    if given is None:
+        given = _pooled(kernel, slices, args)
+    return next((one for one in given if one), given[-1])
+
+
+def _pooled(kernel: Callable[..., Any], slices: list[tuple[int, int]], args: tuple[Any, ...]) -> list[Any]:
+    """The slices on the pool, the first one here."""
+    futures = [_executor(len(slices)).submit(kernel, *one, *args) for one in slices[1:]]
     try:
-        given = kernel(0, min(step, n), *args)
+        first = kernel(*slices[0], *args)
     finally:
         _wait(futures)  # also when interrupted: no thread may go on writing into arrays that the caller has given up
-    for future in futures:
-        one = future.result()
-        given = given or one
-    return given
+    return [first, *(future.result() for future in futures)]
 
 
 def side_by_side(call: Callable[[int], Any], n: int, workers: int, ended: threading.Event) -> None:

@@ -7,6 +7,7 @@ emb.cluster(optimizer=optimizer)                                     # now and t
 compress_(model, method="cce", ratio=100, min_rows=10_000)           # every nn.Embedding of a model, in place
 """
 
+from cce_core.adapters.torch import team
 from cce_core.adapters.torch.bag import EmbeddingBag as EmbeddingBag
 from cce_core.adapters.torch.distributed import leave_out_pointers as leave_out_pointers
 from cce_core.adapters.torch.embedding import Embedding as Embedding
@@ -18,3 +19,5 @@ from cce_core.adapters.torch.optim import FusedAdagrad as FusedAdagrad
 from cce_core.adapters.torch.optim import FusedAdam as FusedAdam
 from cce_core.adapters.torch.optim import FusedSGD as FusedSGD
 from cce_core.adapters.torch.schedule import ClusterSchedule as ClusterSchedule
+
+team.join()

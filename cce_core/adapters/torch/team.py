@@ -1,0 +1,84 @@
+"""Slices of our loops on torch's own threads.
+
+After each of its operations torch's OpenMP threads spin for milliseconds, waiting for the next one, on the very cores that
+threads of ours want: between operations of torch a loop then takes twice as long as alone. So where torch's runtime can be
+found, slices are handed to the threads that spin there already, through the entry that compilers call for a parallel region.
+`CCE_TEAM=0` in the environment leaves them to threads of our own, as do other systems than Linux and other threads than Python's
+main one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cce_core import _threads
+
+_UNDONE = object()
+_Region = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+def _runtime() -> Any:
+    """The OpenMP library that torch calls, None where it can't be told: one that comes before all others, or its own."""
+    for name in (None, Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"):
+        try:
+            library = ctypes.CDLL(None if name is None else str(name))
+            library.GOMP_parallel.argtypes = [_Region, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+            library.GOMP_parallel.restype = None
+            if library.omp_get_max_threads() == torch.get_num_threads():  # a setting that torch made there
+                return library
+        except (OSError, AttributeError):
+            continue
+    return None
+
+
+class Team:
+    """Torch's threads as `_threads.sliced` calls them."""
+
+    def __init__(self, library: Any) -> None:
+        self.parallel = library.GOMP_parallel
+        self.owner = threading.get_ident()  # every thread that opens a region gets threads of its own: one must do
+
+    def __call__(self, kernel: Callable[..., Any], slices: list[tuple[int, int]], args: tuple[Any, ...]) -> Any:
+        """What the kernel gave for each slice; None where they are not for this team, and nothing was called.
+
+        Raises what a slice raised, when all have ended.
+        """
+        size = torch.get_num_threads()  # a region of fewer threads would end the others
+        if len(slices) > size or threading.get_ident() != self.owner:
+            return None
+        given: list[Any] = [_UNDONE] * len(slices)
+        todo, raised = (
+            iter(range(len(slices))),
+            list[BaseException](),
+        )  # an iterator of C: each number goes to one thread
+
+        def region(_: Any) -> None:
+            try:
+                for i in todo:
+                    given[i] = kernel(*slices[i], *args)
+            except BaseException as error:
+                raised.append(error)
+
+        self.parallel(_Region(region), None, size, 0)
+        if raised:
+            raise raised[0]
+        if any(one is _UNDONE for one in given):  # Python can't pass on what stops a call before its first line
+            raise KeyboardInterrupt
+        return given
+
+
+def join() -> None:
+    """Let large calls run on torch's threads from now on, where that can be."""
+    if sys.platform != "linux" or os.environ.get("CCE_TEAM", "") == "0":
+        return
+    if threading.current_thread() is threading.main_thread():
+        library = _runtime()
+        _threads.hand_to(None if library is None else Team(library))

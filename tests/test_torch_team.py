@@ -1,0 +1,138 @@
+"""Slices on torch's own threads: each runs once, what they raise is raised, and where they can't run, the pool takes over."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import cce_core as cce
+from cce_core import _threads
+
+torch = pytest.importorskip("torch")
+from cce_core.adapters.torch import team  # noqa: E402
+
+LIBRARY = team._runtime()
+pytestmark = pytest.mark.skipif(LIBRARY is None, reason="torch's OpenMP runtime is not to be found here")
+
+
+@pytest.fixture
+def ours():
+    """A team of two threads, and what was there before afterwards."""
+    before, threads = _threads._team, torch.get_num_threads()
+    torch.set_num_threads(2)
+    mine = team.Team(LIBRARY)
+    _threads.hand_to(mine)
+    cce.set_num_threads(2)
+    yield mine
+    _threads.hand_to(before)
+    torch.set_num_threads(threads)
+    cce.set_num_threads(None)
+
+
+@pytest.mark.parametrize("n", [2, 3, 10, 1000])
+def test_every_slice_runs_once_and_gives_what_it_gave(ours, n):
+    seen, lock = [], threading.Lock()
+
+    def kernel(start, stop, factor):
+        with lock:
+            seen.append((start, stop))
+        return factor * start
+
+    for _ in range(50):
+        seen.clear()
+        given = _threads.sliced(kernel, n, 1, 7)
+        assert sorted(seen) == [(0, -(-n // 2)), (-(-n // 2), n)]
+        assert given == 7 * -(-n // 2)
+
+
+def test_threads_of_torch_run_them(ours):
+    """Two slices that wait for each other end only where two threads run them, none of which is the pool's."""
+    both = threading.Barrier(2, timeout=30)
+    names = set()
+
+    def kernel(start, stop):
+        both.wait()
+        names.add(threading.get_ident())
+
+    _threads.sliced(kernel, 2, 1)
+    pool = {t.ident for t in threading.enumerate() if t.name.startswith("cce")}
+    assert len(names) == 2
+    assert not names & pool
+    assert threading.get_ident() in names
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("where", [0, 1])
+def test_what_a_slice_raises_is_raised_when_all_have_ended(ours, error, where):
+    ended = []
+
+    def kernel(start, stop):
+        if start == where:
+            raise error("it went wrong")
+        ended.append(start)
+
+    with pytest.raises(error, match="it went wrong"):
+        _threads.sliced(kernel, 2, 1)
+    assert ended in ([], [1 - where])
+    assert _threads.sliced(lambda start, stop: 5, 2, 1) == 5  # and the next call is none the worse
+
+
+def test_a_slice_that_never_began_is_an_interrupt(ours, monkeypatch):
+    monkeypatch.setattr(ours, "parallel", lambda region, data, size, flags: None)
+    with pytest.raises(KeyboardInterrupt):
+        _threads.sliced(lambda start, stop: 1, 2, 1)
+
+
+def test_other_threads_and_too_few_of_torch_leave_it_to_the_pool(ours):
+    def kernel(start, stop):
+        return threading.current_thread().name
+
+    found = []
+    thread = threading.Thread(target=lambda: found.append(ours(kernel, [(0, 1), (1, 2)], ())))
+    thread.start()
+    thread.join()
+    assert found == [None]
+    assert ours(kernel, [(0, 1), (1, 2), (2, 3)], ()) is None
+    torch.set_num_threads(1)
+    assert ours(kernel, [(0, 1), (1, 2)], ()) is None
+    assert _threads.sliced(lambda start, stop: stop, 2, 1) == 1
+
+
+def test_lookups_and_gradients_have_the_same_bits(ours):
+    table = cce.make_table("cce", 1000, 32, num_params=64 * 32, seed=0)
+    rng = np.random.default_rng(0)
+    ids, grads = rng.integers(0, 1000, 20_000), rng.standard_normal((20_000, 32)).astype(np.float32)
+
+    def both():
+        return table.lookup(ids), table.backward(table.forward(ids), grads, dense=True)["memory"]
+
+    on_team = both()
+    _threads.hand_to(None)
+    in_pool = both()
+    cce.set_num_threads(1)
+    for alone in (both(), in_pool):
+        assert all(np.array_equal(a, b) for a, b in zip(on_team, alone))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_does_without(ours):
+    _threads.sliced(lambda start, stop: None, 2, 1)
+    child = os.fork()
+    if child == 0:
+        right = _threads._team is None and _threads.sliced(lambda start, stop: stop, 2, 1) == 1
+        os._exit(0 if right else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize(("setting", "there"), [("", True), ("0", False)])
+def test_it_joins_on_import_and_can_be_told_not_to(setting, there):
+    code = (
+        "import cce_core._threads as t, cce_core.adapters.torch.team as team; print(t._team is not None, end='');"
+        "print(team._runtime() is not None, end='')"
+    )
+    env = {**os.environ, "CCE_TEAM": setting}
+    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+    assert out == f"{there}True"
