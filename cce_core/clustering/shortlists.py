@@ -161,7 +161,7 @@ def _follow(
 
 def worth_listing(n: int, d: int, k: int) -> bool:
     """Whether lists leave out enough centroids to pay for themselves."""
-    return d >= _NARROWEST and k >= max(_FEWEST, 16 * d) and n * k >= _LEAST
+    return d >= _NARROWEST and k >= max(_FEWEST, 20 * d) and n * k >= _LEAST
 
 
 class Nearest:

@@ -5,6 +5,9 @@ from cce_core.adapters.torch import Embedding
 emb = Embedding(1_000_000, 32, method="cce", num_params=65_536)      # a torch.nn.Module
 emb.cluster(optimizer=optimizer)                                     # now and then, while training
 compress_(model, method="cce", ratio=100, min_rows=10_000)           # every nn.Embedding of a model, in place
+
+On Linux large calls of the core run on torch's own threads once this is imported; `CCE_TEAM=0` in the environment leaves them to
+threads of the core's.
 """
 
 from cce_core.adapters.torch import team
