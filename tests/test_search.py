@@ -12,18 +12,15 @@ from reference import kmeans as twin
 
 from cce_core._jit import COMPILED
 from cce_core.clustering import search as searching
+from cce_core.clustering.labelled import _add_tile_plain, _apart_plain, add_tile, apart
 from cce_core.clustering.lanes import (
     LANES,
     TURN,
-    _add_tile_plain,
-    _apart_plain,
     _scan_named_plain,
     _scan_plain,
     _sift_plain,
     _turn_plain,
     _within_plain,
-    add_tile,
-    apart,
     scan,
     scan_named,
     sift,
@@ -112,7 +109,7 @@ def test_the_inner_loops_equal_their_plain_twins(d, k, seed):
 def test_loops_that_follow_the_definition_have_the_bits_of_their_plain_twins(d, k, seed, ones):
     rng = np.random.default_rng(seed)
     here, mid = rng.normal(size=(d, LANES)).astype(np.float32), rng.normal(size=d).astype(np.float32)
-    centroids = rng.normal(size=(d + 1, k + 3)).astype(np.float32)
+    centroids = rng.normal(size=(k + 1, d)).astype(np.float32)
     which = rng.integers(0, k, LANES).astype(np.int32)
     weights = np.ones(LANES, np.float32) if ones else rng.random(LANES).astype(np.float32)
     got, expected = [], []

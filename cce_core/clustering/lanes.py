@@ -138,22 +138,6 @@ def _turn_plain(tile: Any, mid: Any, turned: Any, lengths: Any) -> None:
     lengths[:] = total
 
 
-def _apart_plain(tile: Any, centroids: Any, which: Any, now: Any) -> None:
-    """The squared distance from each point of a tile to the centroid that `which` names, as in `scan`.
-
-    Args:
-        tile: float32 (d, LANES).
-        centroids: float32 (d or more, room), a centroid a column.
-        which: int32 (LANES,).
-        now: float32 (LANES,), written.
-    """
-    total = np.zeros(LANES, np.float32)
-    for j in range(tile.shape[0]):
-        apart = centroids[j, which] - tile[j]
-        total += apart * apart
-    now[:] = total
-
-
 def _built(kind: str) -> Any:
     """The same for compiled callers."""
     from numba.core import types
@@ -164,8 +148,12 @@ def _built(kind: str) -> Any:
     word, index = ir.IntType(32), ir.IntType(64)
     floats, words = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(word, LANES)
     infinite, zero = ir.Constant(floats, [float("inf")] * LANES), ir.Constant(floats, [0.0] * LANES)
-    named, listing, turning, chosen = kind.endswith("named"), kind == "within", kind == "turn", kind == "apart"
-    lowering = kind in ("lower", "turn", "apart")  # a single centroid, or a single one for each point
+    named, listing, lowering, turning = (
+        kind.endswith("named"),
+        kind == "within",
+        kind in ("lower", "turn"),
+        kind == "turn",
+    )
     exact = kind.startswith("scan") or lowering
     size = 1 if lowering else TURN // 2 if exact else TURN
 
@@ -228,19 +216,9 @@ def _built(kind: str) -> Any:
         else:
             list_ = [builder.add(builder.trunc(first, word), ir.Constant(word, i)) for i in range(size)]
             bases = [at(centroids.data, builder.add(first, number(i))) for i in range(size)]
-        if chosen:
-            own = builder.load(vector(array(2).data, words), align=4)
-            names = [builder.extract_element(own, ir.Constant(word, i)) for i in range(LANES)]
-            bases = [at(centroids.data, builder.zext(name, index)) for name in names]
 
         def coordinate(j: Any) -> list[Any]:
             offset = j if named else builder.mul(j, room)
-            if chosen:
-                values = ir.Constant(floats, ir.Undefined)
-                for i, base in enumerate(bases):
-                    value = builder.load(at(base, offset), align=4)
-                    values = builder.insert_element(values, value, ir.Constant(word, i))
-                return [values]
             return [spread(builder.load(at(base, offset), align=4)) for base in bases]
 
         begin = [zero] * size if exact else coordinate(d)
@@ -311,98 +289,8 @@ def _built(kind: str) -> Any:
     def turn(typing: Any, tile: Any, mid: Any, turned: Any, lengths: Any) -> Any:
         return types.void(tile, mid, turned, lengths), build
 
-    def apart(typing: Any, tile: Any, centroids: Any, which: Any, now: Any) -> Any:
-        return types.void(tile, centroids, which, now), build
-
-    makers = {f.__name__: f for f in (scan, sift, scan_named, within, lower, turn, apart)}
+    makers = {f.__name__: f for f in (scan, sift, scan_named, within, lower, turn)}
     return intrinsic(makers[kind])
-
-
-def _add_tile_plain(tile: Any, labels: Any, weights: Any, sums: Any) -> None:
-    """Add the points of a whole tile, each times its weight, to the sums of their labels, one point after the other.
-
-    Args:
-        tile: float32 (d, LANES).
-        labels: int32 (LANES,).
-        weights: float32 (LANES,).
-        sums: float64 (k, d + 1), added to; the last column gets the weights.
-    """
-    for i in range(LANES):
-        weight = np.float64(weights[i])
-        sums[labels[i], :-1] += weight * tile[:, i].astype(np.float64)
-        sums[labels[i], -1] += weight
-
-
-def _built_add_tile() -> Any:
-    """The same for compiled callers: the tile is turned in registers, so that a point's coordinates are added side by side."""
-    from numba.core import types
-    from numba.extending import intrinsic
-
-    ir: Any = importlib.import_module("llvmlite.ir")
-    word, index, single, double = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
-
-    def interleaved(builder: Any, a: Any, b: Any) -> Any:
-        """a0 b0 a1 b1 …, of two vectors of one length."""
-        n = a.type.count
-        order = [place for i in range(n) for place in (i, n + i)]
-        return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(word, 2 * n), order))
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        tile, labels, weights, sums = (
-            context.make_array(kind)(context, builder, arg) for kind, arg in zip(signature.args, args)
-        )
-        d = builder.extract_value(tile.shape, 0)
-        stride = builder.add(d, ir.Constant(index, 1))
-
-        def places(array: Any) -> list[Any]:
-            return [builder.load(builder.gep(array.data, [ir.Constant(index, i)]), align=4) for i in range(LANES)]
-
-        factors = [builder.fpext(value, double) for value in places(weights)]
-        rows = [builder.gep(sums.data, [builder.mul(builder.zext(c, index), stride)]) for c in places(labels)]
-        for row, factor in zip(rows, factors):
-            last = builder.gep(row, [d])
-            builder.store(builder.fadd(builder.load(last, align=8), factor), last, align=8)
-        start: Any = ir.Constant(index, 0)
-        for size in (4, 2, 1):  # coordinates at a time
-            wide = ir.VectorType(double, size)
-            before, loop, after = builder.block, builder.append_basic_block("some"), builder.append_basic_block("rest")
-            fits = builder.icmp_signed("<=", builder.add(start, ir.Constant(index, size)), d)
-            builder.cbranch(fits, loop, after)
-            builder.position_at_end(loop)
-            j = builder.phi(index)
-            j.add_incoming(start, before)
-            columns = []
-            for i in range(size):
-                place = builder.gep(
-                    tile.data, [builder.mul(builder.add(j, ir.Constant(index, i)), ir.Constant(index, LANES))]
-                )
-                columns.append(builder.load(builder.bitcast(place, ir.VectorType(single, LANES).as_pointer()), align=4))
-            while len(columns) > 1:  # column i beside column i + half, until each point's lie side by side
-                half = len(columns) // 2
-                columns = [interleaved(builder, columns[i], columns[i + half]) for i in range(half)]
-            for i, (row, factor) in enumerate(zip(rows, factors)):
-                order = ir.Constant(ir.VectorType(word, size), list(range(i * size, (i + 1) * size)))
-                point = builder.fpext(builder.shuffle_vector(columns[0], columns[0], order), wide)
-                nothing = ir.Constant(wide, ir.Undefined)
-                one = builder.insert_element(nothing, factor, ir.Constant(word, 0))
-                spread = builder.shuffle_vector(one, nothing, ir.Constant(ir.VectorType(word, size), [0] * size))
-                place = builder.bitcast(builder.gep(row, [j]), wide.as_pointer())
-                builder.store(builder.fadd(builder.load(place, align=8), builder.fmul(spread, point)), place, align=8)
-            following = builder.add(j, ir.Constant(index, size))
-            j.add_incoming(following, loop)
-            fits = builder.icmp_signed("<=", builder.add(following, ir.Constant(index, size)), d)
-            builder.cbranch(fits, loop, after)
-            builder.position_at_end(after)
-            next_start = builder.phi(index)
-            next_start.add_incoming(start, before)
-            next_start.add_incoming(following, loop)
-            start = next_start
-        return context.get_dummy_value()
-
-    def add_tile(typing: Any, tile: Any, labels: Any, weights: Any, sums: Any) -> Any:
-        return types.void(tile, labels, weights, sums), build
-
-    return intrinsic(add_tile)
 
 
 scan = _built("scan") if COMPILED else _scan_plain
@@ -411,5 +299,3 @@ scan_named = _built("scan_named") if COMPILED else _scan_named_plain
 within = _built("within") if COMPILED else _within_plain
 lower = _built("lower") if COMPILED else _lower_plain
 turn = _built("turn") if COMPILED else _turn_plain
-apart = _built("apart") if COMPILED else _apart_plain
-add_tile = _built_add_tile() if COMPILED else _add_tile_plain

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from cce_core import _check
 from cce_core._jit import jit
 from cce_core._threads import sliced
-from cce_core.clustering.lanes import LANES, TURN, add_tile
+from cce_core.clustering.labelled import add_tile
+from cce_core.clustering.lanes import LANES, TURN
 from cce_core.clustering.search import search, worth_narrowing
 from cce_core.clustering.tiles import Points, Tiles, tile
 

@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 
 from cce_core._jit import jit
 from cce_core._threads import sliced
-from cce_core.clustering.lanes import LANES, TURN, apart, scan, sift, turn
+from cce_core.clustering.labelled import apart
+from cce_core.clustering.lanes import LANES, TURN, scan, sift, turn
 from cce_core.clustering.tiles import FAN, Points, Tiles
 
 _U = np.float32(2.0**-24)
@@ -157,11 +158,11 @@ def _settle(points: Any, lane: int, centroids: Any, count: int, near: Any) -> in
 
 @jit
 def search_some(
-    start: int, stop: int, points: Any, columns: Any, k: int, mids: Any, halves: Any, firsts: Any,
+    start: int, stop: int, points: Any, columns: Any, rows: Any, mids: Any, halves: Any, firsts: Any,
     centre: Any, few: int, sifting: bool, labels: Any, costs: Any,
 ) -> None:  # fmt: skip
-    """Tiles [start, stop) to the `k` centroids `columns` (d + 1, room); without boxes (no `firsts`) to all of them."""
-    d, room, levels = points.shape[1], columns.shape[1], firsts.shape[0]
+    """Tiles [start, stop) to the centroids `rows` (k, d), also given as `columns` (d + 1, room); all of them without `firsts`."""
+    d, room, levels, k = points.shape[1], columns.shape[1], firsts.shape[0], rows.shape[0]
     lists, names = np.empty((levels + 1, d + 1, room), np.float32), np.empty((levels + 1, room), np.int32)
     counts = np.empty(levels + 1, np.int64)
     near, rest, places = np.empty(room, np.float32), np.empty(room, np.float32), np.empty(room, np.int32)
@@ -215,9 +216,9 @@ def search_some(
             for i in range(LANES):
                 if doubts[i]:
                     which[i] = _settle(here, i, these, count, near)
-        apart(here, these, which, costs[first : first + LANES])
         for i in range(LANES):
             labels[first + i] = named[which[i]]
+        apart(here, rows, labels[first : first + LANES], costs[first : first + LANES])
 
 
 def worth_narrowing(n: int, d: int, k: int) -> bool:
@@ -263,6 +264,7 @@ def search(tiles: Tiles, centroids: Points, labels: NDArray[np.int32], costs: Po
     firsts = tiles.firsts if worth_narrowing(tiles.n, d, k) else tiles.firsts[:0]
     grain = max(1, _GRAIN // (LANES * min(k, 64 if firsts.size else k) * (d + 2)))
     sliced(
-        search_some, count, grain, tiles.points, in_columns(centroids), k, tiles.mids, tiles.halves, firsts,
-        middle_of(centroids), FEW, worth_sifting(d, k, firsts.size > 0), labels, costs, align=FAN**2 if firsts.size else 1,
+        search_some, count, grain, tiles.points, in_columns(centroids), np.ascontiguousarray(centroids), tiles.mids,
+        tiles.halves, firsts, middle_of(centroids), FEW, worth_sifting(d, k, firsts.size > 0), labels, costs,
+        align=FAN**2 if firsts.size else 1,
     )  # fmt: skip

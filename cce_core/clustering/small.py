@@ -94,7 +94,7 @@ def settle(
                 columns[j, c] = moved[c, j]
                 mean += np.float64(moved[c, j])
             middle[j] = np.float32(mean / np.float64(k))
-        search_some(0, count, points, columns, k, boxes, boxes, firsts, middle, few, sifting, spare, spare_costs)
+        search_some(0, count, points, columns, moved, boxes, boxes, firsts, middle, few, sifting, spare, spare_costs)
         now = total(n, spare_costs, weights)
         if now > inertia:
             return step, inertia, DONE
