@@ -15,7 +15,10 @@ torch = pytest.importorskip("torch")
 from cce_core.adapters.torch import team  # noqa: E402
 
 LIBRARY = team._runtime()
-pytestmark = pytest.mark.skipif(LIBRARY is None, reason="torch's OpenMP runtime is not to be found here")
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.skipif(LIBRARY is None, reason="torch's OpenMP runtime is not to be found here"),
+]
 
 
 @pytest.fixture
