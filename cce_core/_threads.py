@@ -11,6 +11,7 @@ import contextlib
 import contextvars
 import functools
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -104,10 +105,15 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
-def hand_to(team: Callable[..., list[Any] | None] | None) -> None:
-    """Let `team(kernel, slices, args)` run the slices of large calls; where it gives None, and without one, the pool does."""
+def hand_to(team: Callable[..., list[Any] | None] | None) -> Callable[..., list[Any] | None] | None:
+    """Let `team(kernel, slices, args)` run the slices of large calls; where it gives None, and without one, the pool does.
+
+    Returns:
+        Who did so before.
+    """
     global _team
-    _team = team
+    before, _team = _team, team
+    return before
 
 
 def _executor(size: int) -> ThreadPoolExecutor:
@@ -147,7 +153,7 @@ def sliced(kernel: Callable[..., Any], n: int, grain: int, *args: Any, align: in
     if n < 2 * grain:  # small work first: it is there that every microsecond shows
         return kernel(0, n, *args) if n > 0 else None
     parts = min(n // max(1, grain), get_num_threads())
-    if parts <= 1:
+    if parts <= 1 or sys.is_finalizing():  # at the end of Python no thread can be woken
         return kernel(0, n, *args) if n > 0 else None
     step = -(-n // (parts * align)) * align
     slices = [(start, min(start + step, n)) for start in range(0, n, step)]

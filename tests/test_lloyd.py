@@ -189,7 +189,7 @@ def test_update_sums_blocks_in_float64():
     [
         ([0, 2], 2, None, IndexError, "labels must be between 0 and 1, got 2 at 1"),
         ([-1, 0], 2, None, IndexError, "got -1 at 0"),
-        ([0.0, 1.0], 2, None, TypeError, "integers"),
+        ([0.0, 1.0], 2, None, TypeError, "labels must be integers"),
         ([0], 2, None, ValueError, "labels must have shape \\(2,\\)"),
         ([0, 0], 0, None, ValueError, "k must be"),
         ([0, 0], 1, [1, -1], ValueError, "not be negative, got -1 at 1"),

@@ -1,6 +1,9 @@
 """Slices on torch's own threads: each runs once, what they raise is raised, and where they can't run, the pool takes over."""
 
+import ctypes
+import operator
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -83,10 +86,52 @@ def test_what_a_slice_raises_is_raised_when_all_have_ended(ours, error, where):
     assert _threads.sliced(lambda start, stop: 5, 2, 1) == 5  # and the next call is none the worse
 
 
-def test_a_slice_that_never_began_is_an_interrupt(ours, monkeypatch):
+def test_slices_that_never_ran_are_no_result(ours, monkeypatch):
     monkeypatch.setattr(ours, "parallel", lambda region, data, size, flags: None)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(RuntimeError, match="CCE_TEAM=0"):
         _threads.sliced(lambda start, stop: 1, 2, 1)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, TimeoutError])
+def test_what_a_handler_raises_before_a_slice_begins_is_raised(ours, error, monkeypatch):
+    """Another thread has taken all slices, and a signal is there when this one enters: no line of `region` runs."""
+
+    def handler(number, frame):
+        raise error("by the handler")
+
+    signalled = (
+        ctypes.pythonapi.PyErr_SetInterruptEx
+    )  # a signal's arrival; its handler runs with the next line of Python
+
+    def parallel(region, data, size, flags):
+        region(None)
+        list(map(operator.call, [signalled, region], [signal.SIGUSR1, None]))  # without a line of Python between
+
+    noise, seen = [], []
+    monkeypatch.setattr(ours, "parallel", parallel)
+    monkeypatch.setattr(sys, "unraisablehook", noise.append)
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with pytest.raises(error, match="by the handler"):
+            _threads.sliced(lambda start, stop: seen.append(start), 2, 1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert seen == [0, 1]
+    assert not noise
+
+
+def test_other_things_that_nobody_raises_are_still_reported(ours):
+    class Odd:
+        def __del__(self):
+            raise ValueError("in a finaliser")
+
+    noise, hook = [], sys.unraisablehook
+    sys.unraisablehook = noise.append
+    try:
+        _threads.sliced(lambda start, stop: Odd() and None, 2, 1)
+    finally:
+        sys.unraisablehook = hook
+    assert [str(report.exc_value) for report in noise] == ["in a finaliser"] * 2
 
 
 def test_other_threads_and_too_few_of_torch_leave_it_to_the_pool(ours):
@@ -125,17 +170,64 @@ def test_a_forked_child_does_without(ours):
     _threads.sliced(lambda start, stop: None, 2, 1)
     child = os.fork()
     if child == 0:
-        right = _threads._team is None and _threads.sliced(lambda start, stop: stop, 2, 1) == 1
+        _threads.hand_to(team.TEAM)  # as an operator there would
+        right = _threads.sliced(lambda start, stop: stop, 2, 1) == 1
         os._exit(0 if right else 1)
     assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.parametrize(("setting", "there"), [("", True), ("0", False)])
-def test_it_joins_on_import_and_can_be_told_not_to(setting, there):
-    code = (
-        "import cce_core._threads as t, cce_core.adapters.torch.team as team; print(t._team is not None, end='');"
-        "print(team._runtime() is not None, end='')"
-    )
+def test_operators_use_it_unless_they_are_told_not_to_and_the_core_alone_never_does(setting, there):
+    code = """
+import torch, cce_core as cce
+from cce_core import _threads
+from cce_core.adapters.torch import Embedding, FusedAdam, team
+torch.set_num_threads(2), cce.set_num_threads(2)
+calls = []
+if team.TEAM is not None:
+    parallel = team.TEAM.parallel
+    team.TEAM.parallel = lambda *args: calls.append(1) or parallel(*args)
+emb, ids = Embedding(1000, 32, method="cce", num_params=64 * 32, seed=0), torch.arange(40_000) % 1000
+emb.table.lookup(ids.numpy())
+alone = len(calls)
+out = emb(ids)
+forward = len(calls)
+out.sum().backward()
+print(team._runtime() is not None, team.TEAM is not None, alone, forward > 0, len(calls) > forward, _threads._team)
+"""
     env = {**os.environ, "CCE_TEAM": setting}
     out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
-    assert out == f"{there}True"
+    assert out.split() == ["True", str(there), "0", str(there), str(there), "None"]
+
+
+def test_a_lookup_at_the_very_end_of_python_is_no_hang():
+    code = """
+import builtins, numpy as np, torch
+from cce_core.adapters.torch import Embedding
+torch.set_num_threads(2)
+emb, ids = Embedding(1000, 32, method="cce", num_params=64 * 32, seed=0), torch.arange(40_000) % 1000
+emb(ids)
+class Late:
+    def __init__(self, emb, ids): self.emb, self.ids = emb, ids
+    def __del__(self): print(self.emb.table.lookup(self.ids.numpy()).shape)
+builtins.late = Late(emb, ids)
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100).stdout
+    assert out.split("\n")[0] in ("(40000, 32)", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_lookups_of_the_core_start_no_thread_that_torch_would_miss_in_a_forked_child():
+    code = """
+import os, signal, numpy as np, torch, cce_core as cce, cce_core.adapters.torch
+torch.set_num_threads(2), cce.set_num_threads(2)
+cce.make_table("cce", vocab=1000, dim=32, num_params=2048, seed=0).lookup(np.arange(40_000) % 1000)
+a, child = torch.from_numpy(np.ones((1000, 1000), np.float32)), os.fork()
+if child == 0:
+    signal.alarm(30)
+    a.exp().sum()
+    os._exit(0)
+print(os.waitpid(child, 0)[1])
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.split() == ["0"]

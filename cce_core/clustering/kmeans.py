@@ -28,8 +28,10 @@ class KMeans(Estimator):
     the last of its cluster. The inertia never rises: an iteration that raises it by rounding is undone and is the last.
 
     The result is a pure function of arguments and data, whatever the number of threads. Distances are float32, sums
-    float64; values of any finite size are safe. Fewer points than clusters, or fewer distinct ones, are allowed: spare
-    centroids then repeat others and get no point. Points of weight 0 are labelled but move nothing.
+    float64. Values of any finite size are safe: no NaN, no label out of range. But all share one scale: beside a value above
+    2^50 differences of less than 2^−75 of it count nothing, so take markers such as 3e38 out before. Fewer points than
+    clusters, or fewer distinct ones, are allowed: spare centroids then repeat others and get no point. Points of weight 0
+    are labelled but move nothing.
 
     Follows scikit-learn's conventions (`get_params`, `fit`, attributes with a trailing underscore); `fit` checks the
     arguments.
@@ -50,7 +52,7 @@ class KMeans(Estimator):
 
     Attributes:
         cluster_centers_: float32 (k, d).
-        labels_: int32 (n,), the nearest of `cluster_centers_`.
+        labels_: int32 (n,), the nearest of `cluster_centers_` (before these are rounded, where they are subnormal).
         inertia_: of these, a float.
         n_iter_: iterations made.
         n_features_in_: d.

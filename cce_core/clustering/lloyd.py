@@ -1,7 +1,8 @@
 """The two halves of Lloyd's iteration: points to their nearest centroids, and centroids to the mean of their points.
 
 Distances are float32 sums of (x_j − c_j)² in the order of the coordinates. So that squares neither overflow nor vanish,
-values whose largest is above 2^50 or below 2^−30 are first scaled by a power of two, which changes no digit.
+values whose largest is above 2^50 or below 2^−30 are first scaled by a power of two, all alike: what is 2^−75 of the largest
+then vanishes in a distance.
 """
 
 from __future__ import annotations
@@ -284,6 +285,8 @@ def update(X: Any, labels: Any, k: int, sample_weight: Any = None) -> tuple[Poin
     """
     x = as_points("X", X)
     k = _check.integer("k", k, 1, 2**31 - 1 - TURN)
+    if np.size(labels) and np.asarray(labels).dtype.kind not in "iu":
+        raise TypeError(f"labels must be integers, got {np.asarray(labels).dtype}; labels = labels.astype(np.int64)")
     words = _check.as_ids(labels)
     if words.shape != (x.shape[0],):
         raise ValueError(f"labels must have shape ({x.shape[0]},), one label a point, got {words.shape}")

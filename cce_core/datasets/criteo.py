@@ -200,8 +200,8 @@ class CriteoFile:
         ...     path = pathlib.Path(folder, "train.txt")
         ...     n = path.write_text("1\t3\t-1" + "\t" * 12 + "68fd1e64" + "\t" * 25 + "\n")
         ...     (rows,) = CriteoFile(path, vocab=1000).batches(256)
-        >>> rows.labels, rows.dense[0, :3], (rows.categories > 0).sum()
-        (array([1.], dtype=float32), array([1.3862944, 0.       , 0.       ], dtype=float32), np.int64(1))
+        >>> rows.labels, rows.dense[0, :3], int((rows.categories > 0).sum())
+        (array([1.], dtype=float32), array([1.3862944, 0.       , 0.       ], dtype=float32), 1)
     """
 
     def __init__(self, path: str | os.PathLike[str], vocab: int | Sequence[int] = 100_000, *, seed: int = 0) -> None:

@@ -6,11 +6,9 @@ emb = Embedding(1_000_000, 32, method="cce", num_params=65_536)      # a torch.n
 emb.cluster(optimizer=optimizer)                                     # now and then, while training
 compress_(model, method="cce", ratio=100, min_rows=10_000)           # every nn.Embedding of a model, in place
 
-On Linux large calls of the core run on torch's own threads once this is imported; `CCE_TEAM=0` in the environment leaves them to
-threads of the core's.
+On Linux the large loops of these modules run on torch's own threads; `CCE_TEAM=0` in the environment leaves them to the core's.
 """
 
-from cce_core.adapters.torch import team
 from cce_core.adapters.torch.bag import EmbeddingBag as EmbeddingBag
 from cce_core.adapters.torch.distributed import leave_out_pointers as leave_out_pointers
 from cce_core.adapters.torch.embedding import Embedding as Embedding
@@ -22,5 +20,3 @@ from cce_core.adapters.torch.optim import FusedAdagrad as FusedAdagrad
 from cce_core.adapters.torch.optim import FusedAdam as FusedAdam
 from cce_core.adapters.torch.optim import FusedSGD as FusedSGD
 from cce_core.adapters.torch.schedule import ClusterSchedule as ClusterSchedule
-
-team.join()

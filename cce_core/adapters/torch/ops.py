@@ -28,6 +28,7 @@ from cce_core._threads import sliced
 from cce_core.adapters.torch import cuda, plain, rounding
 from cce_core.adapters.torch.arrays import array
 from cce_core.adapters.torch.plan import bases_of, end_of, part_of, spec_of
+from cce_core.adapters.torch.team import used
 from cce_core.hashing.digits import digits as core_digits
 from cce_core.sketching import blocks
 from cce_core.sketching.bundle import Memory, Sketch
@@ -133,6 +134,7 @@ def _scatter(
     return torch.from_numpy(out).view(layout.n_units, layout.unit)
 
 
+@used
 def _scatter_sparse(
     grads: Tensor, ids: Tensor, weights: Tensor | None, keys: Tensor | None, pointers: Tensor | None, spec: str, part: str
 ) -> Tensor:  # fmt: skip
@@ -291,7 +293,7 @@ def define(name: str, schema: str, core: Any, anywhere: Any, like: Any) -> None:
     On a GPU the kernel of that name among `cuda.OPERATORS` takes it, or leaves it to how it runs anywhere.
     """
     _LIBRARY.define(name + schema)
-    _LIBRARY.impl(name, core, "CPU")
+    _LIBRARY.impl(name, used(core), "CPU")
     if anywhere is not None:
         _LIBRARY.impl(name, anywhere, "CompositeExplicitAutograd")
     if name in cuda.OPERATORS:
@@ -386,6 +388,8 @@ def differentiable(
         The operator; or, where its kernel on the CPU is given, a function that does the same and leaves the dispatcher out for
         ordinary tensors, which is a third of the cost of a small call.
     """
+
+    kernel = None if kernel is None else used(kernel)
 
     class Gradient(torch.autograd.Function):
         @staticmethod

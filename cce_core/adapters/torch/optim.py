@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cce_core.adapters.torch import cuda, steps
 from cce_core.adapters.torch.arrays import array
+from cce_core.adapters.torch.team import used
 from cce_core.sketching.gradient import SparseGradient
 from cce_core.training import SGD, Adagrad, AdamW
 from cce_core.training.optimizer import Optimizer, State
@@ -54,6 +55,7 @@ class Fused(torch.optim.Optimizer):
                     self._update(core, parameter, parameter.grad)
         return loss
 
+    @used
     def _update(self, core: Optimizer, parameter: Tensor, grad: Tensor) -> None:
         if hasattr(parameter, "full_tensor"):
             raise RuntimeError(

@@ -1,26 +1,30 @@
-"""Slices of our loops on torch's own threads.
+"""Slices of our loops on torch's own threads, while one of torch's operators is ours.
 
 After each of its operations torch's OpenMP threads spin for milliseconds, waiting for the next one, on the very cores that
 threads of ours want: between operations of torch a loop then takes twice as long as alone. So where torch's runtime can be
 found, slices are handed to the threads that spin there already, through the entry that compilers call for a parallel region.
 `CCE_TEAM=0` in the environment leaves them to threads of our own, as do other systems than Linux and other threads than Python's
-main one.
+main one. What the core is asked for outside of our operators starts no thread of torch's: torch hangs in a forked child whose
+parent had any.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
 from cce_core import _threads
 
+P = ParamSpec("P")
+R = TypeVar("R")
 _UNDONE = object()
 _Region = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
@@ -44,12 +48,14 @@ class Team:
 
     def __init__(self, library: Any) -> None:
         self.parallel = library.GOMP_parallel
-        self.owner = threading.get_ident()  # every thread that opens a region gets threads of its own: one must do
+        self.owner: int | None = (
+            threading.get_ident()
+        )  # a thread that opens a region gets threads of its own: one must do
 
     def __call__(self, kernel: Callable[..., Any], slices: list[tuple[int, int]], args: tuple[Any, ...]) -> Any:
         """What the kernel gave for each slice; None where they are not for this team, and nothing was called.
 
-        Raises what a slice raised, when all have ended.
+        Raises what a slice raised, or a signal's handler meanwhile, when all have ended.
         """
         size = torch.get_num_threads()  # a region of fewer threads would end the others
         if len(slices) > size or threading.get_ident() != self.owner:
@@ -67,18 +73,59 @@ class Team:
             except BaseException as error:
                 raised.append(error)
 
-        self.parallel(_Region(region), None, size, 0)
+        # A handler may raise before the first line of `region`: ctypes reports that to this hook and goes on. It is a function
+        # of C, in which no handler can raise again.
+        reports, hook = list[Any](), sys.unraisablehook
+        sys.unraisablehook = reports.append
+        try:
+            self.parallel(_Region(region), None, size, 0)
+        finally:
+            sys.unraisablehook = hook
+            for report in reports:
+                if report.object is region:
+                    raised.append(report.exc_value)
+                else:
+                    hook(report)
         if raised:
             raise raised[0]
-        if any(one is _UNDONE for one in given):  # Python can't pass on what stops a call before its first line
-            raise KeyboardInterrupt
+        if any(one is _UNDONE for one in given):
+            raise RuntimeError(
+                "torch's threads ran only some slices of a loop; set CCE_TEAM=0 and tell us how that came"
+            )
         return given
 
 
-def join() -> None:
-    """Let large calls run on torch's threads from now on, where that can be."""
+def _find() -> Team | None:
     if sys.platform != "linux" or os.environ.get("CCE_TEAM", "") == "0":
-        return
-    if threading.current_thread() is threading.main_thread():
-        library = _runtime()
-        _threads.hand_to(None if library is None else Team(library))
+        return None
+    library = _runtime() if threading.current_thread() is threading.main_thread() else None
+    return None if library is None else Team(library)
+
+
+TEAM = _find()
+
+
+def _leave() -> None:
+    """In a forked child torch's threads are gone, and it would wait for them for ever."""
+    if TEAM is not None:
+        TEAM.owner = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave)
+
+
+def used(operator: Callable[P, R]) -> Callable[P, R]:
+    """The same operator, with its large loops on the team."""
+    if TEAM is None:
+        return operator
+
+    @functools.wraps(operator)
+    def call(*args: P.args, **named: P.kwargs) -> R:
+        before = _threads.hand_to(TEAM)
+        try:
+            return operator(*args, **named)
+        finally:
+            _threads.hand_to(before)
+
+    return call
