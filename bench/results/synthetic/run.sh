@@ -12,7 +12,9 @@ python -m bench sweep $few --interactions 1000000 --epochs 4 --batch-size 1024 -
 python -m bench sweep $few --interactions 10000000 --epochs 2 --batch-size 4096 --lr 0.003 \
     --methods full,int4,ldim,$some --out $out/10m-of-10k
 python -m bench sweep $many --interactions 1000000 --epochs 4 --seeds 3 \
-    --methods full,ce,ldim,$some --bytes 128000,1280000,4000000 --out $out/1m-of-1m
+    --methods ce,ldim,narrow-int8,hash,robe,rhemb,cce-int8,cce-lean --bytes 128000,1280000,4000000 --out $out/1m-of-1m
+python -m bench sweep $many --interactions 1000000 --epochs 4 --seeds 1 \
+    --methods full,pq-int8 --bytes 128000,1280000,4000000 --out $out/1m-of-1m
 python -m bench sweep $many --interactions 10000000 --epochs 2 --seeds 3 \
     --methods ldim,hash,robe,rhemb,narrow-int8,cce-int8,cce-lean --bytes 128000,1280000,4000000 --out $out/10m-of-1m
 python -m bench sweep $many --interactions 20000000 --epochs 2 --seeds 3 \
