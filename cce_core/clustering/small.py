@@ -70,42 +70,50 @@ def settle(
     columns[d, :k] = np.float32(0.0)
     middle, boxes, firsts = np.empty(d, np.float32), np.empty((0, d), np.float32), np.empty(0, np.int64)
     sum_of, moved = sums[0], np.empty((k, d), np.float32)
+    here, their, there, next_costs = labels, costs, spare, spare_costs  # which change places with every iteration
+    made, end = turns, MORE
     for step in range(turns):
         for block in range(blocks):
             for c in range(k):
                 for j in range(d + 1):
                     sums[block, c, j] = np.float64(0.0)
-        add_up(0, blocks, size, points, n, labels, weights, sums)
-        same = True
+        add_up(0, blocks, size, points, n, here, weights, sums)
+        same, empty = True, False
         for c in range(k):
             for block in range(1, blocks):
                 for j in range(d + 1):
                     sum_of[c, j] += sums[block, c, j]
             if sum_of[c, d] == np.float64(0.0):
-                return step, inertia, EMPTY
+                empty = True
+                break
             for j in range(d):
                 moved[c, j] = np.float32(sum_of[c, j] / sum_of[c, d])
                 same &= moved[c, j] == centroids[c, j]
-        if same:
-            return step, inertia, DONE
+        if empty or same:
+            made, end = step, EMPTY if empty else DONE
+            break
         for j in range(d):
             mean = np.float64(0.0)
             for c in range(k):
                 columns[j, c] = moved[c, j]
                 mean += np.float64(moved[c, j])
             middle[j] = np.float32(mean / np.float64(k))
-        search_some(0, count, points, columns, moved, boxes, boxes, firsts, middle, few, sifting, spare, spare_costs)
-        now = total(n, spare_costs, weights)
+        search_some(0, count, points, columns, moved, boxes, boxes, firsts, middle, few, sifting, there, next_costs)
+        now = total(n, next_costs, weights)
         if now > inertia:
-            return step, inertia, DONE
+            made, end = step, DONE
+            break
         unchanged = True
-        for i in range(labels.shape[0]):
-            unchanged &= i >= n or spare[i] == labels[i]
-            labels[i], costs[i] = spare[i], spare_costs[i]
+        for i in range(n):
+            unchanged &= there[i] == here[i]
+        here, there, their, next_costs = there, here, next_costs, their
         fall, before, inertia = inertia - now, inertia, now
         for c in range(k):
             for j in range(d):
                 centroids[c, j] = moved[c, j]
         if unchanged or fall <= tol * before:
-            return step + 1, inertia, DONE
-    return turns, inertia, MORE
+            made, end = step + 1, DONE
+            break
+    if made % 2 == 1:  # the last good ones stand in the scratch
+        labels[:], costs[:] = here, their
+    return made, inertia, end

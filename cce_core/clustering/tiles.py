@@ -144,11 +144,11 @@ def _fill(start: int, stop: int, x: Any, words: Any, points: Any, lows: Any, hig
     arranged = words.shape[0] > 0
     for t in range(start, stop):
         for i in range(LANES):
-            place = min(t * LANES + i, n - 1)
+            place = np.uint64(min(t * LANES + i, n - 1))  # unsigned: no test for negative indices
             if arranged:
-                place = words[place]
-            for j in range(d):
-                points[t, j, i] = x[place, j]
+                place = np.uint64(words[place])
+            for j in range(np.uint64(d)):
+                points[t, j, np.uint64(i)] = x[place, j]
         if arranged:
             for j in range(d):
                 low = high = points[t, j, 0]
