@@ -110,7 +110,9 @@ def through(
     finally:
         for future in flying:
             future.cancel()
-        pool.shutdown(wait=False)
+        pool.shutdown(
+            wait=not flying
+        )  # where all is done: Python's own end is no match for an executor that is closing
 
 
 def alone(make: Callable[[int], Executor], one: Run, data_dir: str | None, run: Callable[..., Any]) -> Any:

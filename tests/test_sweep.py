@@ -298,6 +298,23 @@ def good_text(**changes):
     return sweep_rows.line(sweep_rows.COLUMNS) + sweep_rows.line(row[name] for name in sweep_rows.COLUMNS)
 
 
+def test_processes_have_ended_before_a_sweep_has_and_an_interrupt_does_not_wait():
+    """Else Python's end meets an executor that is closing, and says so in a traceback."""
+    waits = []
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait=True, **options):
+            waits.append(wait)
+            super().shutdown(wait=wait, **options)
+
+    assert sorted(sweep_pool.through(Pool, 2, [1, 2, 3], None, lambda run, data_dir: run)) == [1, 2, 3]
+    assert waits == [True]
+    late = sweep_pool.through(Pool, 2, [0.0, 0.5], None, lambda run, data_dir: time.sleep(run) or run)
+    assert next(late) == 0.0
+    late.close()
+    assert waits == [True, False]
+
+
 def test_rows_survive_the_way_to_disk_and_back():
     text = good_text(error='two\nlines, and a "quote"', auc=0.1 + 0.2)
     (row,) = sweep_rows.parsed(text, Path("x"))
