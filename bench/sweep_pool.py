@@ -110,9 +110,8 @@ def through(
     finally:
         for future in flying:
             future.cancel()
-        pool.shutdown(
-            wait=not flying
-        )  # where all is done: Python's own end is no match for an executor that is closing
+        # Where all is done it may take its time: Python's own end can't bear an executor that is still closing.
+        pool.shutdown(wait=not flying)
 
 
 def alone(make: Callable[[int], Executor], one: Run, data_dir: str | None, run: Callable[..., Any]) -> Any:

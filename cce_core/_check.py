@@ -60,7 +60,7 @@ def choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     return str(value)
 
 
-def as_ids(ids: Any) -> NDArray[np.uint64]:
+def as_ids(ids: Any, name: str = "ids") -> NDArray[np.uint64]:
     """`ids` of any integer type as contiguous 64-bit words, shape kept; no copy is made of 64-bit arrays.
 
     A negative id becomes the 64-bit word with the same bits, so it is far above any vocabulary's end.
@@ -71,8 +71,12 @@ def as_ids(ids: Any) -> NDArray[np.uint64]:
     if array.size == 0 and array.dtype == np.float64 and not isinstance(ids, np.ndarray):
         array = array.astype(np.int64)  # np.asarray([]) is float64: an empty list holds no wrong id
     if array.dtype.kind not in "iu":
-        fix = "ids = ids.astype(np.int64)" if array.dtype.kind in "fb" else "hash strings with cce_core.hash_strings"
-        raise TypeError(f"ids must be integers, got {array.dtype}; {fix}")
+        fix = (
+            f"{name} = {name}.astype(np.int64)"
+            if array.dtype.kind in "fb"
+            else "hash strings with cce_core.hash_strings"
+        )
+        raise TypeError(f"{name} must be integers, got {array.dtype}; {fix}")
     if array.dtype.itemsize < 8:
         array = array.astype(np.int64)
     if not array.dtype.isnative:

@@ -96,9 +96,9 @@ def set_num_threads(n: int | None) -> None:
 
 
 def _forget() -> None:
-    """In a forked child the pool's threads are gone, and so are anybody else's: begin without."""
-    global _pool, _lock, _team
-    _pool, _lock, _team = None, threading.Lock(), None
+    """In a forked child the pool's threads are gone: begin without one."""
+    global _pool, _lock
+    _pool, _lock = None, threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -163,7 +163,7 @@ def circular_update(X: Any, labels: Any, memory: Any, sample_weight: Any = None)
         [0.0, 2.0, 4.0, 1.0, 8.0]
     """
     memory, x = _as_memory(memory), as_points("X", X)
-    words = _check.as_ids(labels)
+    words = _check.as_ids(labels, "labels")
     if words.shape != (x.shape[0],):
         raise ValueError(f"labels must have shape ({x.shape[0]},), one label a point, got {words.shape}")
     if words.size and words.max() >= memory.size:

@@ -132,7 +132,7 @@ class Estimator:
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Find the centroids."""
-        raise NotImplementedError
+        raise NotImplementedError  # each estimator has its own
 
     def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> NDArray[np.int32]:
         """`fit`, then the labels of the same points."""

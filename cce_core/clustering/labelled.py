@@ -15,7 +15,7 @@ import numpy as np
 from cce_core._jit import COMPILED
 from cce_core.clustering.lanes import LANES
 
-_FOUR = 4  # coordinates at a time; of eight the rows of sums, d + 1 numbers each, lie across lines of the cache
+_FOUR = 4  # coordinates at a time; eight were slower
 
 
 def _apart_plain(tile: Any, rows: Any, labels: Any, now: Any) -> None:

@@ -285,9 +285,7 @@ def update(X: Any, labels: Any, k: int, sample_weight: Any = None) -> tuple[Poin
     """
     x = as_points("X", X)
     k = _check.integer("k", k, 1, 2**31 - 1 - TURN)
-    if np.size(labels) and np.asarray(labels).dtype.kind not in "iu":
-        raise TypeError(f"labels must be integers, got {np.asarray(labels).dtype}; labels = labels.astype(np.int64)")
-    words = _check.as_ids(labels)
+    words = _check.as_ids(labels, "labels")
     if words.shape != (x.shape[0],):
         raise ValueError(f"labels must have shape ({x.shape[0]},), one label a point, got {words.shape}")
     if words.size and words.max() >= k:

@@ -78,19 +78,19 @@ def settle(
                 for j in range(d + 1):
                     sums[block, c, j] = np.float64(0.0)
         add_up(0, blocks, size, points, n, here, weights, sums)
-        same, empty = True, False
+        same = True
         for c in range(k):
             for block in range(1, blocks):
                 for j in range(d + 1):
                     sum_of[c, j] += sums[block, c, j]
             if sum_of[c, d] == np.float64(0.0):
-                empty = True
+                end = EMPTY
                 break
             for j in range(d):
                 moved[c, j] = np.float32(sum_of[c, j] / sum_of[c, d])
                 same &= moved[c, j] == centroids[c, j]
-        if empty or same:
-            made, end = step, EMPTY if empty else DONE
+        if end == EMPTY or same:
+            made, end = step, EMPTY if end == EMPTY else DONE
             break
         for j in range(d):
             mean = np.float64(0.0)

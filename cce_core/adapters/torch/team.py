@@ -48,9 +48,8 @@ class Team:
 
     def __init__(self, library: Any) -> None:
         self.parallel = library.GOMP_parallel
-        self.owner: int | None = (
-            threading.get_ident()
-        )  # a thread that opens a region gets threads of its own: one must do
+        # Every thread that opens a region gets threads of its own: one must do.
+        self.owner: int | None = threading.get_ident()
 
     def __call__(self, kernel: Callable[..., Any], slices: list[tuple[int, int]], args: tuple[Any, ...]) -> Any:
         """What the kernel gave for each slice; None where they are not for this team, and nothing was called.
@@ -61,10 +60,8 @@ class Team:
         if len(slices) > size or threading.get_ident() != self.owner:
             return None
         given: list[Any] = [_UNDONE] * len(slices)
-        todo, raised = (
-            iter(range(len(slices))),
-            list[BaseException](),
-        )  # an iterator of C: each number goes to one thread
+        todo = iter(range(len(slices)))  # an iterator of C: each number goes to one thread
+        raised: list[BaseException] = []
 
         def region(_: Any) -> None:
             try:
