@@ -173,6 +173,17 @@ def _pooled(kernel: Callable[..., Any], slices: list[tuple[int, int]], args: tup
     return [first, *(future.result() for future in futures)]
 
 
+def beside(n: int, call: Callable[..., Any], *args: Any) -> list[Future[Any]]:
+    """Have `call(*args)` called n times by the pool's threads, each as soon as one is free, without waiting for any.
+
+    What it computes may not depend on whether they come. At the end of Python none does.
+    """
+    futures: list[Future[Any]] = []
+    with contextlib.suppress(RuntimeError):  # of a pool that takes nothing any more
+        futures.extend(_executor(n + 1).submit(call, *args) for _ in range(0 if sys.is_finalizing() else n))
+    return futures
+
+
 def side_by_side(call: Callable[[int], Any], n: int, workers: int, ended: threading.Event) -> None:
     """`call(i)` for each i below n, on so many threads of its own, each of which has its share of the others.
 

@@ -89,7 +89,7 @@ def fitted(km):
 
 @given(problems(n_points=60), st.integers(0, 8), st.sampled_from([0.0, 0.05, 1.0]), st.booleans(), st.data())
 def test_iterations_in_one_call_are_iterations(problem, n_iter, tol, rounded, data):
-    """A small fit is made in one compiled call: the same bits as an iteration a call, and as the way of large fits."""
+    """A fit that looks at every centroid is made in few compiled calls: the same bits as an iteration a call, or a part."""
     x, start = problem
     if rounded:
         x, start = x * np.float32(0.1), start * np.float32(0.3)
@@ -99,7 +99,7 @@ def test_iterations_in_one_call_are_iterations(problem, n_iter, tol, rounded, da
     at_once = fitted(km.fit(x, sample_weight=weights))
     one_by_one = fitted(km.fit(x, sample_weight=weights, on_iteration=lambda *what: seen[0].append(what)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver, "_SMALL", 0)
+        patch.setattr(shortlists.Nearest, "plain", False)
         as_large = fitted(km.fit(x, sample_weight=weights, on_iteration=lambda *what: seen[1].append(what)))
     assert at_once == one_by_one == as_large
     assert seen[0] == seen[1]
@@ -111,8 +111,8 @@ def test_several_blocks_of_sums_in_one_call(monkeypatch):
     x = blobs(n, k, 3, seed=2)
     weights = np.random.default_rng(0).random(n)
     seen = []
-    for small in (1 << 40, 0):
-        monkeypatch.setattr(driver, "_SMALL", small)
+    for plain in (True, False):
+        monkeypatch.setattr(shortlists.Nearest, "plain", plain)
         seen.append(fitted(KMeans(k, init=x[:k], n_iter=6 if COMPILED else 2).fit(x, sample_weight=weights)))
     assert lloyd.blocks_of(n, k) > 1
     assert seen[0] == seen[1]
@@ -159,7 +159,7 @@ def test_an_iteration_that_raises_the_inertia_is_undone(monkeypatch):
         return calls[-1]
 
     monkeypatch.setattr(driver, "total", rising)
-    monkeypatch.setattr(driver, "_SMALL", 0)
+    monkeypatch.setattr(shortlists.Nearest, "plain", False)
     km = KMeans(4, init=x[:4], n_iter=20).fit(x)
     expected, labels = twin.kmeans(x, x[:4], 2)
     assert km.n_iter_ == 2
@@ -286,6 +286,7 @@ def test_the_number_of_threads_changes_no_bit(d, monkeypatch):
         (lloyd, "_SUM_GRAIN"),
         (shortlists, "_GRAIN"),
         (tiling, "_GRAIN"),
+        (tiling, "_FILL_GRAIN"),
     ):
         monkeypatch.setattr(module, name, 1)
     slices = collections.defaultdict(set)

@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 from cce_core import _check
 from cce_core.clustering.estimator import MOST, Estimator, first_centroids
 from cce_core.clustering.init import any_points, lowest, run_seed, start_places
-from cce_core.clustering.lloyd import as_weights, blocks_of, means, scale_of
-from cce_core.clustering.search import FEW, worth_narrowing, worth_sifting
+from cce_core.clustering.lloyd import as_weights, means, scale_of
+from cce_core.clustering.plain import DONE, MORE, Turns, total
+from cce_core.clustering.search import worth_narrowing
 from cce_core.clustering.shortlists import Nearest, worth_listing
-from cce_core.clustering.small import DONE, MORE, settle, total
 from cce_core.clustering.tiles import Points, Tiles, tile
-
-_SMALL = 1 << 22  # multiply-adds of a search below which iterations are made in one call, on one thread
 
 
 class KMeans(Estimator):
@@ -180,21 +178,18 @@ def _iterate(
 
     Weights and labels are in the order of the tiles.
     """
-    n, (k, d) = tiles.n, centroids.shape
+    n, k = tiles.n, len(centroids)
     labels, costs = tiles.empty(np.int32), tiles.empty(np.float32)
     spare, spare_costs = np.empty_like(labels), np.empty_like(costs)
     nearest = Nearest(tiles, k)
     nearest(centroids, labels, labels, costs)
-    inertia, step = total(n, costs, weights), 0
-    small = n * k * (d + 2) < _SMALL and not nearest.worth and not nearest.boxed
-    if small:
-        centroids, sums, sifting = centroids.copy(), np.empty((blocks_of(n, k), k, d + 1)), worth_sifting(d, k, False)
+    inertia, step = float(total(n, costs, weights)), 0
+    if nearest.plain:
+        centroids, iterate = centroids.copy(), Turns(tiles, weights, k)
     while step < limit:
-        if small:
-            made, inertia, end = settle(
-                tiles.points, n, weights, sums, centroids, labels, costs, spare, spare_costs, FEW, sifting, inertia,
-                limit - step if watch is None else 1, tol,
-            )  # fmt: skip
+        if nearest.plain:
+            turns = limit - step if watch is None else 1
+            made, inertia, end = iterate(centroids, labels, costs, spare, spare_costs, inertia, turns, tol)
             step += made
             if (made and watch is not None and watch(step, inertia)) or end == DONE:
                 break

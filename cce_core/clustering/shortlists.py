@@ -184,6 +184,11 @@ class Nearest:
         self.room = min(k, min(max(16 * d, 96), 256))
         self.aim = 40.0 if self.boxed else min(10.0 + k / 20.0, 0.6 * self.room)  # centroids that a list should hold
 
+    @property
+    def plain(self) -> bool:
+        """Whether every search is one of all centroids."""
+        return not (self.worth or self.boxed)
+
     def _start(self) -> None:
         count, d, _ = self.tiles.points.shape
         room = self.room

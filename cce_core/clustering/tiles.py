@@ -25,7 +25,7 @@ _BELOW = 1 << 14  # a part this small is halved to the end by one thread, in its
 _SORTED = (
     1 << 10
 )  # points up to which they are sorted, so that no draw depends on where equal points stand, or how often
-_GRAIN = 1 << 12  # points that make another thread worth waking
+_GRAIN, _FILL_GRAIN = 1 << 14, 1 << 15  # points to be split or filled in that make another thread worth waking
 _PLACE = np.int64(2**32 - 1)
 
 
@@ -175,7 +175,7 @@ def tile(x: Points, arranged: bool) -> Tiles:
         order = words
     points = np.empty((count, d, LANES), np.float32)
     ends = np.empty((2, count if arranged else 0, d), np.float32)
-    sliced(_fill, count, max(1, _GRAIN // LANES), x, words, points, ends[0], ends[1])
+    sliced(_fill, count, max(1, _FILL_GRAIN // LANES), x, words, points, ends[0], ends[1])
     if not arranged:
         return Tiles(points, None, ends[0], ends[1], np.empty(0, np.int64), n)
     lows, highs = [ends[0]], [ends[1]]
