@@ -112,9 +112,11 @@ def test_what_was_written_before_a_store_is_seen_after_a_load():
 class Alone:
     """A fit as `Turns` lay it out, whose parts nobody has done yet."""
 
-    def __init__(self, n, k, d, pieces, seed=0):
+    def __init__(self, n, k, d, pieces, boxed=False, seed=0):
         self.x, rng = blobs(n, k, d, seed), np.random.default_rng(seed)
-        tiles, self.k = tile(self.x, False), k
+        tiles, self.k = tile(self.x, boxed), k
+        if boxed:
+            self.x = tiles.rows(np.arange(n))
         self.weights = rng.random(n).astype(np.float32)
         self.labels, self.spare = tiles.empty(np.int32), tiles.empty(np.int32)
         self.costs, self.spare_costs = tiles.empty(np.float32), tiles.empty(np.float32)
@@ -124,8 +126,8 @@ class Alone:
         self.board = np.zeros(plain._BOARD, np.int64)
         self.board[plain._OPEN] = plain._TICKET
         self.fit = (
-            tiles.points, n, self.weights, pieces, self.sums, in_columns(self.moved), self.moved, middle_of(self.moved), d > 4,
-            self.labels, self.costs, self.spare, self.spare_costs,
+            tiles.points, n, self.weights, pieces, self.sums, in_columns(self.moved), self.moved, middle_of(self.moved),
+            (tiles.mids, tiles.halves, tiles.firsts), d > 4, self.labels, self.costs, self.spare, self.spare_costs,
         )  # fmt: skip
 
     def args(self):
@@ -134,10 +136,19 @@ class Alone:
 
 @helped
 @pytest.mark.parametrize("part", range(4))
-@pytest.mark.parametrize(("n", "d", "pieces"), [(9001, 3, 16), (9001, 8, 16), (40, 2, 16), (33, 5, 1)])
-def test_a_helper_can_do_every_ticket(n, d, pieces, part):
+@pytest.mark.parametrize(
+    ("n", "k", "d", "pieces", "boxed"),
+    [
+        (9001, 7, 3, 16, False),
+        (9001, 7, 8, 16, False),
+        (40, 7, 2, 16, False),
+        (33, 7, 5, 1, False),
+        (9001, 70, 2, 16, True),
+    ],
+)
+def test_a_helper_can_do_every_ticket(n, k, d, pieces, boxed, part):
     """The leader only opens the part; what the helper finds are the sums and labels of the definition's functions."""
-    alone = Alone(n, 7, d, pieces)
+    alone = Alone(n, k, d, pieces, boxed)
     tickets = pieces if part % 2 else len(alone.sums)
     before = alone.labels.copy(), alone.spare.copy()
     alone.board[plain._OPEN] = part << 32
@@ -178,7 +189,9 @@ def test_helpers_change_no_bit(problem, n_iter, tol, rounded, data):
 
 
 @helped
-@pytest.mark.parametrize(("n", "k", "d"), [(20_000, 30, 4), (9000, 60, 8), (40_000, 5, 16)])
+@pytest.mark.parametrize(
+    ("n", "k", "d"), [(20_000, 30, 4), (9000, 60, 8), (40_000, 5, 16), (30_000, 100, 2), (30_000, 100, 1)]
+)
 def test_helpers_change_no_bit_of_larger_fits(n, k, d):
     x = np.random.default_rng(d).normal(size=(n, d)).astype(np.float32)
     first = fitted(fit(x, k, 1))

@@ -1,4 +1,4 @@
-"""Lloyd's iterations that look at every centroid, many in one compiled call.
+"""Lloyd's iterations that remember nothing of the one before but labels, many in one compiled call.
 
 What is computed is what `means` and `search` compute, bit for bit. Waking a thread takes as long as an iteration of a small
 fit, so helpers are called once, and wait for work by looking for it, in between giving way to whoever wants their core. An
@@ -19,8 +19,8 @@ from cce_core._jit import COMPILED, jit
 from cce_core._threads import beside, get_num_threads
 from cce_core.clustering.lanes import LANES
 from cce_core.clustering.lloyd import add_up, blocks_of
-from cce_core.clustering.search import FEW, in_columns, search_some, worth_sifting
-from cce_core.clustering.tiles import Points, Tiles
+from cce_core.clustering.search import FEW, in_columns, search_some, worth_narrowing, worth_sifting
+from cce_core.clustering.tiles import FAN, Points, Tiles
 
 # How `Turns` end: nothing is to be gained, the turns are used up, a cluster has no weight, a helper failed.
 DONE, MORE, EMPTY, LOST = 0, 1, 2, 3
@@ -60,7 +60,7 @@ def total(n: int, costs: Any, weights: Any) -> np.float64:
 @jit
 def _do(part: int, ticket: int, fit: Any) -> None:
     """One ticket of a part: of four, the sums and the search from each of two pairs of labels and costs to the other."""
-    points, n, weights, pieces, sums, columns, moved, middle, sifting, labels, costs, spare, spare_costs = fit
+    points, n, weights, pieces, sums, columns, moved, middle, boxes, sifting, labels, costs, spare, spare_costs = fit
     count, d, _ = points.shape
     blocks, k, _ = sums.shape
     if part >= 2:
@@ -71,11 +71,12 @@ def _do(part: int, ticket: int, fit: Any) -> None:
                 sums[ticket, c, j] = np.float64(0.0)
         add_up(ticket, ticket + 1, -(-count // blocks), points, n, labels, weights, sums)
     else:
-        size = -(-count // pieces)
-        boxes, firsts = np.empty((0, d), np.float32), np.empty(0, np.int64)
+        mids, halves, firsts = boxes
+        whole = FAN**2 if firsts.shape[0] > 0 else 1  # tiles that are not parted, since they share boxes
+        size = -(-count // (pieces * whole)) * whole
         start, stop = min(count, ticket * size), min(count, (ticket + 1) * size)
         search_some(
-            start, stop, points, columns, moved, boxes, boxes, firsts, middle, FEW, sifting, spare, spare_costs,
+            start, stop, points, columns, moved, mids, halves, firsts, middle, FEW, sifting, spare, spare_costs,
         )  # fmt: skip
 
 
@@ -130,11 +131,12 @@ def _share(part: int, given: int, board: Any, fit: Any) -> int:
 
 @jit
 def _lead_or_help(
-    leads: bool, board: Any, centroids: Any, inertia: Any, turns: int, tol: Any, points: Any, n: int, weights: Any, pieces: int,
-    sums: Any, columns: Any, moved: Any, middle: Any, sifting: bool, labels: Any, costs: Any, spare: Any, spare_costs: Any,
+    leads: bool, board: Any, centroids: Any, inertia: Any, turns: int, tol: Any, points: Any, n: int, weights: Any,
+    pieces: int, sums: Any, columns: Any, moved: Any, middle: Any, boxes: Any, sifting: bool, labels: Any, costs: Any,
+    spare: Any, spare_costs: Any,
 ) -> Any:  # fmt: skip
     """`Turns`, compiled, or a helper of it: one function, so that no thread still compiles when its leader has ended."""
-    fit = (points, n, weights, pieces, sums, columns, moved, middle, sifting, labels, costs, spare, spare_costs)
+    fit = (points, n, weights, pieces, sums, columns, moved, middle, boxes, sifting, labels, costs, spare, spare_costs)
     made, end, given = turns, MORE, 0
     if not leads:
         _help(board, fit)
@@ -206,7 +208,7 @@ def _helper(board: NDArray[np.int64], *args: Any) -> None:
 
 
 class Turns:
-    """Iterations of a fit whose searches look at every centroid.
+    """Iterations of a fit without lists.
 
     Args:
         tiles: the points.
@@ -216,10 +218,17 @@ class Turns:
 
     def __init__(self, tiles: Tiles, weights: Points, k: int) -> None:
         n, d = tiles.n, tiles.points.shape[1]
-        self.points, self.n, self.weights, self.effort = tiles.points, n, weights, _effort(n, k, d)
+        boxed = worth_narrowing(n, d, k)
+        self.points, self.n, self.weights, self.effort = (
+            tiles.points,
+            n,
+            weights,
+            _effort(n, min(k, 64) if boxed else k, d),
+        )
         self.scratch = (
             np.empty((blocks_of(n, k), k, d + 1)), in_columns(np.empty((k, d), np.float32)), np.empty((k, d), np.float32),
-            np.empty(d, np.float32), worth_sifting(d, k, False),
+            np.empty(d, np.float32), (tiles.mids, tiles.halves, tiles.firsts if boxed else tiles.firsts[:0]),
+            worth_sifting(d, k, boxed),
         )  # fmt: skip
 
     def __call__(

@@ -186,8 +186,8 @@ class Nearest:
 
     @property
     def plain(self) -> bool:
-        """Whether every search is one of all centroids."""
-        return not (self.worth or self.boxed)
+        """Whether no lists will ever be of use: all searches are in full."""
+        return not self.worth
 
     def _start(self) -> None:
         count, d, _ = self.tiles.points.shape
