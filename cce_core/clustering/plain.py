@@ -58,75 +58,26 @@ def total(n: int, costs: Any, weights: Any) -> np.float64:
 
 
 @jit
-def _do(part: int, ticket: int, fit: Any) -> None:
-    """One ticket of a part: of four, the sums and the search from each of two pairs of labels and costs to the other."""
-    points, n, weights, pieces, sums, columns, moved, middle, boxes, sifting, labels, costs, spare, spare_costs = fit
-    count, d, _ = points.shape
-    blocks, k, _ = sums.shape
-    if part >= 2:
-        labels, spare, spare_costs = spare, labels, costs
-    if part % 2 == 0:
-        for c in range(k):
+def _move(sums: Any, centroids: Any, moved: Any, columns: Any, middle: Any) -> int:
+    """From the sums, centroids `moved` to the means of their points; DONE where that is where they are, EMPTY, or MORE."""
+    (k, d), blocks, sum_of = centroids.shape, sums.shape[0], sums[0]
+    same = True
+    for c in range(k):
+        for block in range(1, blocks):
             for j in range(d + 1):
-                sums[ticket, c, j] = np.float64(0.0)
-        add_up(ticket, ticket + 1, -(-count // blocks), points, n, labels, weights, sums)
-    else:
-        mids, halves, firsts = boxes
-        whole = FAN**2 if firsts.shape[0] > 0 else 1  # tiles that are not parted, since they share boxes
-        size = -(-count // (pieces * whole)) * whole
-        start, stop = min(count, ticket * size), min(count, (ticket + 1) * size)
-        search_some(
-            start, stop, points, columns, moved, mids, halves, firsts, middle, FEW, sifting, spare, spare_costs,
-        )  # fmt: skip
-
-
-@jit
-def _tickets(part: int, fit: Any) -> int:
-    """How many tickets a part has."""
-    return fit[3] if part % 2 else fit[4].shape[0]
-
-
-@jit
-def _help(board: Any, fit: Any) -> None:
-    """Take tickets until the leader has ended, or none came for long."""
-    looks = 0
-    while looks < _PATIENCE and load(board, _ENDED) == 0:
-        looks += 1
-        word = load(board, _OPEN)
-        if (word & _TICKET) < _tickets(word >> 32, fit):
-            word = fetch_add(board, _OPEN)  # by now another part may be open
-            part, ticket = word >> 32, word & _TICKET
-            if ticket < _tickets(part, fit):
-                _do(part, ticket, fit)
-                fetch_add(board, _GIVEN)
-                looks = 0
-                continue
-        give_way()
-
-
-@jit
-def _share(part: int, given: int, board: Any, fit: Any) -> int:
-    """Do a part, beside helpers if there are any.
-
-    Args:
-        given: how many tickets helpers have done in the parts before.
-
-    Returns:
-        How many they have done by now; -1 where one has failed.
-    """
-    tickets = _tickets(part, fit)
-    given += tickets
-    store(board, _OPEN, part << 32)
-    ticket = fetch_add(board, _OPEN) & _TICKET
-    while ticket < tickets:
-        _do(part, ticket, fit)
-        given -= 1
-        ticket = fetch_add(board, _OPEN) & _TICKET
-    while load(board, _GIVEN) != given:
-        if load(board, _FAILED) != 0:
-            return -1
-        give_way()
-    return given
+                sum_of[c, j] += sums[block, c, j]
+        if sum_of[c, d] == np.float64(0.0):
+            return EMPTY
+        for j in range(d):
+            moved[c, j] = np.float32(sum_of[c, j] / sum_of[c, d])
+            same &= moved[c, j] == centroids[c, j]
+    for j in range(d):
+        mean = np.float64(0.0)
+        for c in range(k):
+            columns[j, c] = moved[c, j]
+            mean += np.float64(moved[c, j])
+        middle[j] = np.float32(mean / np.float64(k))
+    return DONE if same else MORE
 
 
 @jit
@@ -135,61 +86,70 @@ def _lead_or_help(
     pieces: int, sums: Any, columns: Any, moved: Any, middle: Any, boxes: Any, sifting: bool, labels: Any, costs: Any,
     spare: Any, spare_costs: Any,
 ) -> Any:  # fmt: skip
-    """`Turns`, compiled, or a helper of it: one function, so that no thread still compiles when its leader has ended."""
-    fit = (points, n, weights, pieces, sums, columns, moved, middle, boxes, sifting, labels, costs, spare, spare_costs)
-    made, end, given = turns, MORE, 0
-    if not leads:
-        _help(board, fit)
-        return made, inertia, end
-    (k, d), blocks = centroids.shape, sums.shape[0]
-    sum_of = sums[0]
-    here, their, there, next_costs = labels, costs, spare, spare_costs  # which change places with every iteration
-    for step in range(turns):
-        given = _share(2 * (step % 2), given, board, fit)
-        if given < 0:
-            made, end = step, LOST
-            break
-        same = True
-        for c in range(k):
-            for block in range(1, blocks):
-                for j in range(d + 1):
-                    sum_of[c, j] += sums[block, c, j]
-            if sum_of[c, d] == np.float64(0.0):
-                end = EMPTY
+    """`Turns`, compiled, or a helper of it: one function, so that no thread still compiles when its leader has ended.
+
+    Parts are numbered 0 to 3, again and again: the sums of `labels`, the search for `spare`, the sums of that, the search
+    for `labels`.
+    """
+    count, blocks, (mids, halves, firsts) = points.shape[0], sums.shape[0], boxes
+    whole = FAN**2 if firsts.shape[0] > 0 else 1  # tiles that are not parted, since they share boxes
+    size = -(-count // (pieces * whole)) * whole
+    made, end, part, given, looks = 0, MORE, 0, 0, 0
+    while made < turns and end == MORE:
+        if leads:
+            given += pieces if part % 2 else blocks
+            store(board, _OPEN, part << 32)
+        taken = 0
+        while True:
+            word = load(board, _OPEN)
+            if (word & _TICKET) < (pieces if (word >> 32) % 2 else blocks):
+                word = fetch_add(board, _OPEN)  # by now another part may be open
+            here, ticket = word >> 32, word & _TICKET
+            if ticket >= (pieces if here % 2 else blocks):
                 break
-            for j in range(d):
-                moved[c, j] = np.float32(sum_of[c, j] / sum_of[c, d])
-                same &= moved[c, j] == centroids[c, j]
-        if end == EMPTY or same:
-            made, end = step, EMPTY if end == EMPTY else DONE
-            break
-        for j in range(d):
-            mean = np.float64(0.0)
-            for c in range(k):
-                columns[j, c] = moved[c, j]
-                mean += np.float64(moved[c, j])
-            middle[j] = np.float32(mean / np.float64(k))
-        given = _share(2 * (step % 2) + 1, given, board, fit)
-        if given < 0:
-            made, end = step, LOST
-            break
-        now = total(n, next_costs, weights)
-        if now > inertia:
-            made, end = step, DONE
-            break
-        unchanged = True
-        for i in range(n):
-            unchanged &= there[i] == here[i]
-        here, there, their, next_costs = there, here, next_costs, their
-        fall, before, inertia = inertia - now, inertia, now
-        for c in range(k):
-            for j in range(d):
-                centroids[c, j] = moved[c, j]
-        if unchanged or fall <= tol * before:
-            made, end = step + 1, DONE
-            break
-    if made % 2 == 1:  # the last good ones stand in the scratch
-        labels[:], costs[:] = here, their
+            if here % 2:
+                start, stop = min(count, ticket * size), min(count, (ticket + 1) * size)
+                found, distances = (labels, costs) if here == 3 else (spare, spare_costs)
+                search_some(
+                    start, stop, points, columns, moved, mids, halves, firsts, middle, FEW, sifting, found, distances,
+                )  # fmt: skip
+            else:
+                sums[ticket] = np.float64(0.0)
+                add_up(
+                    ticket, ticket + 1, -(-count // blocks), points, n, labels if here == 0 else spare, weights, sums
+                )
+            taken += 1
+            if not leads:
+                fetch_add(board, _GIVEN)
+        if not leads:
+            looks = 0 if taken > 0 else looks + 1
+            if looks == _PATIENCE or load(board, _ENDED) != 0:
+                end = DONE
+            give_way()
+            continue
+        given -= taken
+        while end == MORE and load(board, _GIVEN) != given:
+            if load(board, _FAILED) != 0:
+                end = LOST
+            give_way()
+        if end == MORE and part % 2 == 0:
+            end = _move(sums, centroids, moved, columns, middle)
+        elif end == MORE:
+            now = total(n, costs if part == 3 else spare_costs, weights)
+            if now > inertia:
+                end = DONE
+                break
+            unchanged = True
+            for i in range(n):
+                unchanged &= labels[i] == spare[i]
+            centroids[:] = moved
+            made += 1
+            if unchanged or inertia - now <= tol * inertia:
+                end = DONE
+            inertia = now
+        part = (part + 1) % 4
+    if leads and made % 2 == 1:  # the last good ones stand in the scratch
+        labels[:], costs[:] = spare, spare_costs
     return made, inertia, end
 
 
