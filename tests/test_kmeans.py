@@ -89,7 +89,7 @@ def fitted(km):
 
 @given(problems(n_points=60), st.integers(0, 8), st.sampled_from([0.0, 0.05, 1.0]), st.booleans(), st.data())
 def test_iterations_in_one_call_are_iterations(problem, n_iter, tol, rounded, data):
-    """A fit that looks at every centroid is made in few compiled calls: the same bits as an iteration a call, or a part."""
+    """A fit without lists is made in few compiled calls: the same bits as an iteration a call, or a part."""
     x, start = problem
     if rounded:
         x, start = x * np.float32(0.1), start * np.float32(0.3)

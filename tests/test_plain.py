@@ -1,4 +1,4 @@
-"""Iterations that look at every centroid: a leader and its helpers share them, and no bit depends on who helps."""
+"""Iterations without lists: a leader and its helpers share them, and no bit depends on who helps."""
 
 from __future__ import annotations
 

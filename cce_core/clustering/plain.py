@@ -132,9 +132,11 @@ def _lead_or_help(
             if load(board, _FAILED) != 0:
                 end = LOST
             give_way()
-        if end == MORE and part % 2 == 0:
+        if end == LOST:
+            break
+        if part % 2 == 0:
             end = _move(sums, centroids, moved, columns, middle)
-        elif end == MORE:
+        else:
             now = total(n, costs if part == 3 else spare_costs, weights)
             if now > inertia:
                 end = DONE
@@ -179,12 +181,8 @@ class Turns:
     def __init__(self, tiles: Tiles, weights: Points, k: int) -> None:
         n, d = tiles.n, tiles.points.shape[1]
         boxed = worth_narrowing(n, d, k)
-        self.points, self.n, self.weights, self.effort = (
-            tiles.points,
-            n,
-            weights,
-            _effort(n, min(k, 64) if boxed else k, d),
-        )
+        self.points, self.n, self.weights = tiles.points, n, weights
+        self.effort = _effort(n, min(k, 64) if boxed else k, d)
         self.scratch = (
             np.empty((blocks_of(n, k), k, d + 1)), in_columns(np.empty((k, d), np.float32)), np.empty((k, d), np.float32),
             np.empty(d, np.float32), (tiles.mids, tiles.halves, tiles.firsts if boxed else tiles.firsts[:0]),
