@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
+from cce_core._guard import Still, in_order
 from cce_core._threads import sliced
 from cce_core.sketching import bags, blocks, projecting
 from cce_core.sketching.bags import Batch
@@ -66,7 +67,8 @@ class Seen:
         inner: the vectors before the projection of each group that has one, else None.
         alone: for every table that is looked up by itself: its number, the forward pass of its ids, and (for mode max) which
             id gave each float.
-        versions, generations: how often each table had been trained, and clustered, until then.
+        clocks: what the guard of each table showed.
+        generations: how often each table had been clustered until then.
         owner: whose pass it was.
     """
 
@@ -76,7 +78,7 @@ class Seen:
     inner: list[Any]
     alone: list[tuple[int, Any, Any]]
     places: list[NDArray[np.int64]]
-    versions: list[int]
+    clocks: list[int]
     generations: list[int]
     owner: Collection
 
@@ -94,6 +96,7 @@ class Collection:
         dim: floats of a row: those of all tables.
         groups: the tables that one compiled call serves.
         is_plain: whether it serves all, each is there once, and their memories are float32.
+        guards: of the tables, in the order in which doors are shut.
 
     Raises:
         TypeError: something else than tables was given.
@@ -126,6 +129,7 @@ class Collection:
         self.groups = [self._group(numbers) for numbers in kinds.values()]
         once = len({id(table) for table in self.tables}) == len(self.tables)
         self.is_plain = once and not self._alone and all(codec == "float32" for codec, _ in kinds)
+        self.guards = in_order(table.guard for table in self.tables)
 
     def __repr__(self) -> str:
         return (
@@ -235,8 +239,16 @@ class Collection:
         return self._pass(batch, True)
 
     def _pass(self, batch: Batch, keep: bool) -> Seen:
+        clocks = self._clocks()
+        seen = self._read(batch, keep, clocks)
+        if self._clocks() != clocks or any(clock & 1 for clock in clocks):  # a table changed meanwhile
+            with Still(self.guards):
+                seen = self._read(batch, keep, self._clocks())
+        return seen
+
+    def _read(self, batch: Batch, keep: bool, clocks: list[int]) -> Seen:
         out = np.empty((batch.rows, self.dim), np.float32)
-        seen = Seen(out, batch, [], [], [], [], self._versions(), self._generations(), self)
+        seen = Seen(out, batch, [], [], [], [], clocks, self._generations(), self)
         alone: Sequence[int] = self._alone
         if batch.mode == "max":
             alone = range(len(self.tables))
@@ -303,8 +315,8 @@ class Collection:
             np.arange(n, dtype=np.uint64),
         )
 
-    def _versions(self) -> list[int]:
-        return [table.version for table in self.tables]
+    def _clocks(self) -> list[int]:
+        return [table.guard.clock for table in self.tables]
 
     def _generations(self) -> list[int]:
         return [table.generation for table in self.tables]
@@ -323,7 +335,7 @@ class Collection:
             raise ValueError(f"gradients must have shape {seen.vectors.shape}, got {grads.shape}")
         if seen.generations != self._generations():
             raise ValueError("a table was clustered since this forward pass: look the ids up again")
-        if seen.versions != self._versions():
+        if seen.clocks != self._clocks():
             seen = self._pass(seen.batch, True)  # trained since: what was kept may be out of date
         return seen, grads
 
@@ -348,13 +360,14 @@ class Collection:
             >>> one.backward(seen, np.ones((2, 2)))[0]["memory"].dense()
             array([1., 1., 0., 0., 2., 2.], dtype=float32)
         """
-        seen, grads = self.checked(seen, grads)
-        grads = _check.as_float32("gradients", grads, seen.vectors.shape)
-        passes = {t: passed for t, passed, _ in seen.alone}
-        return [
-            table.backward(passes.get(t) or seen.batch.of(t), self._of_ids(seen, t, grads), dense=dense)
-            for t, table in enumerate(self.tables)
-        ]
+        with Still(self.guards):
+            seen, grads = self.checked(seen, grads)
+            grads = _check.as_float32("gradients", grads, seen.vectors.shape)
+            passes = {t: passed for t, passed, _ in seen.alone}
+            return [
+                table.backward(passes.get(t) or seen.batch.of(t), self._of_ids(seen, t, grads), dense=dense)
+                for t, table in enumerate(self.tables)
+            ]
 
     def weight_gradients(self, seen: Seen, grads: Any) -> list[NDArray[np.float32]]:
         """The gradients of the `weights` that were given to `forward`: for every id ⟨its vector, the gradient of its row⟩.
@@ -371,17 +384,18 @@ class Collection:
             >>> bool(np.allclose(slope, table.lookup([0, 2]).sum(1)))
             True
         """
-        seen, grads = self.checked(seen, grads)
-        grads = _check.as_float32("gradients", grads, seen.vectors.shape)
-        if seen.batch.mode != "sum":
-            raise ValueError(f"weights go with mode 'sum', and this pass has mode {seen.batch.mode!r}")
-        out = []
-        for t, table in enumerate(self.tables):
-            slopes = seen.batch.slopes(t, table.lookup(seen.batch.of(t)), grads, self._slices[t].start)
-            if seen.batch.present is not None:
-                slopes *= seen.batch.present[seen.batch.part(t)]
-            out.append(slopes)
-        return out
+        with Still(self.guards):
+            seen, grads = self.checked(seen, grads)
+            grads = _check.as_float32("gradients", grads, seen.vectors.shape)
+            if seen.batch.mode != "sum":
+                raise ValueError(f"weights go with mode 'sum', and this pass has mode {seen.batch.mode!r}")
+            out = []
+            for t, table in enumerate(self.tables):
+                slopes = seen.batch.slopes(t, table.lookup(seen.batch.of(t)), grads, self._slices[t].start)
+                if seen.batch.present is not None:
+                    slopes *= seen.batch.present[seen.batch.part(t)]
+                out.append(slopes)
+            return out
 
     def _of_ids(self, seen: Seen, t: int, grads: NDArray[np.float32]) -> NDArray[np.float32]:
         """The gradient of each id's vector, from those of the rows."""

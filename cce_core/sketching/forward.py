@@ -20,7 +20,8 @@ class Forward(NamedTuple):
         inner: the vectors before the projection, where there is one.
         saved: the method's own.
         table: whose pass it was.
-        generation, version: how often the table had been clustered, and trained, until then.
+        generation: how often the table had been clustered until then.
+        clock: what the table's guard showed.
     """
 
     vectors: NDArray[np.float32]
@@ -29,4 +30,4 @@ class Forward(NamedTuple):
     saved: Any
     table: Table
     generation: int
-    version: int
+    clock: int

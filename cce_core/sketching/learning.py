@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import threading
 import time
-import weakref
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from cce_core import _check
+from cce_core._guard import Changing
 from cce_core._jit import jit
 from cce_core._progress import progress
 from cce_core.sketching.codes import CodesRun
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
     from cce_core.sketching.table import Table
 
 MAX_BYTES = 1 << 29
-_locks: weakref.WeakKeyDictionary[Table, threading.Lock] = weakref.WeakKeyDictionary()
-_door = threading.Lock()
 _RUNS: dict[str, type[Run]] = {"codebooks": Run, "windows": WindowsRun, "codes": CodesRun}
 
 
@@ -135,7 +131,8 @@ def cluster(
 
     Cost:
         k-means over points_per_centroid · rows points, and one nearest-centroid search for every id, a chunk. Extra
-        memory: a copy of memory and pointers, and `max_bytes`. Two threads that cluster the same table do so in turn.
+        memory: a copy of memory and pointers, and `max_bytes`. Steps and clusterings of the same table in other threads wait;
+        lookups and saving do not, and see it wholly before or after.
 
     References:
         Tsang and Ahle, arXiv:2210.05974, Section 2.
@@ -150,7 +147,7 @@ def cluster(
     n_iter = _check.integer("n_iter", n_iter, 1)
     max_bytes = _check.integer("max_bytes", max_bytes, 1)
     counts = _checked_weights(weights, table.spec.vocab or 0)
-    with _lock_of(table):  # read and written whole: two threads cluster it one after the other
+    with table.guard.learning():
         source = (
             None if vectors is None else Source(table, vectors, min(batch_size, 1 + max_bytes // (24 * table.spec.dim)))
         )
@@ -170,25 +167,11 @@ def cluster(
             scratch_bytes=run.scratch,
             seconds=time.perf_counter() - start,
         )
-        table.training_bytes["cluster"] = run.scratch
-        _commit(*_changes(table, run))
+        changes = _changes(table, run)
+        with Changing((table.guard,)):
+            table.training_bytes["cluster"] = run.scratch
+            _commit(*changes)
     return report
-
-
-def _forget() -> None:
-    """In a forked child the thread that held a lock is gone."""
-    global _door
-    _door = threading.Lock()
-    _locks.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
-
-
-def _lock_of(table: Table) -> threading.Lock:
-    with _door:
-        return _locks.setdefault(table, threading.Lock())
 
 
 def _changes(table: Table, run: Run) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import os
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
+from cce_core._guard import Changing, Guard
 from cce_core.hashing.mix import derive_key
 from cce_core.sketching import blocks
 from cce_core.sketching.block_method import BlockMethod
@@ -72,7 +74,7 @@ class Table:
         self._parameters = {name: self._arrays[name] for name in self._units}
         self._first = next(iter(self._parameters.values()))  # a file is mapped as a whole or not at all
         self._end = None if spec.vocab is None else np.uint64(spec.vocab)
-        self.version = 0  # how often trained values were changed
+        self.guard = Guard()
         self._age = self._arrays.get("generation", _NEVER)
         self._slots: dict[str, NDArray[Any]] = {}
         self.training_bytes: dict[str, int] = {}
@@ -113,8 +115,9 @@ class Table:
         """
         trained = dict(self._parameters)
         if self.spec.codec != "float32":
-            trained["memory"] = self.stored.values()
-            self.training_bytes["values"] = self.stored.training_bytes
+            with self.guard.door:
+                trained["memory"] = self.stored.values()
+                self.training_bytes["values"] = self.stored.training_bytes
         return trained
 
     def buffers(self) -> dict[str, NDArray[Any]]:
@@ -133,10 +136,10 @@ class Table:
         """
         if not self._first.flags.writeable:
             raise ValueError("the table is mapped read-only; load it with mmap=False to change it")
-        self.version += 1
-        if self.spec.codec != "float32":
-            self.stored.settle()
-            self.training_bytes["values"] = self.stored.training_bytes
+        with Changing((self.guard,)):
+            if self.spec.codec != "float32":
+                self.stored.settle()
+                self.training_bytes["values"] = self.stored.training_bytes
 
     def units(self) -> dict[str, int]:
         """Floats of the blocks that each parameter is made of: what "row" means to sparse gradients and optimisers."""
@@ -145,7 +148,7 @@ class Table:
     @functools.cached_property
     def bundle(self) -> Bundle:
         """Sketch and memory as the compiled loops read them."""
-        return Bundle([Part(self.sketch, self.stored.view)])
+        return Bundle([Part(self.sketch, self.stored.view, vocab=self.spec.vocab or 0)])
 
     @functools.cached_property
     def weigher_bundle(self) -> Bundle:
@@ -155,9 +158,23 @@ class Table:
         return Bundle([Part(self.weigher, self.method.weights_memory(self))])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            name: value for name, value in self.__dict__.items() if not name.endswith("bundle")
-        }  # they hold addresses
+        """A copy of one moment, for copies of the table: pickling it may go on while the table is trained."""
+        return self._state({})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.guard, self._slots = Guard(), {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Table:
+        made = memo[id(self)] = type(self).__new__(type(self))
+        made.__setstate__(self._state(memo))
+        return made
+
+    def _state(self, memo: dict[int, Any]) -> dict[str, Any]:
+        with self.guard.door:  # bundles hold addresses; guard and scratch are each table's own
+            kept = {n: v for n, v in dict(self.__dict__).items() if not n.endswith("bundle")}
+            del kept["guard"], kept["_slots"]
+            return copy.deepcopy(kept, memo)
 
     @property
     def writeable(self) -> bool:
@@ -246,10 +263,17 @@ class Table:
             (8,)
         """
         words = self._words(ids)
-        vectors, _ = self.method.forward(self, words.reshape(-1), keep=False)
-        if self._projection is not None:
-            vectors = self._widened(vectors)
+        flat, guard = words.reshape(-1), self.guard
+        clock = guard.clock
+        vectors = self._vectors(flat)
+        if clock & 1 or guard.clock != clock:  # the table changed meanwhile
+            with guard.door:
+                vectors = self._vectors(flat)
         return vectors.reshape(*words.shape, self.spec.dim)
+
+    def _vectors(self, flat: NDArray[np.uint64]) -> NDArray[np.float32]:
+        vectors, _ = self.method.forward(self, flat, keep=False)
+        return vectors if self._projection is None else self._widened(vectors)
 
     def forward(self, ids: Any) -> Forward:
         """`lookup`, with what `backward` of the same ids would otherwise have to work out again.
@@ -274,12 +298,20 @@ class Table:
         """
         words = self._words(ids)
         flat = words.flatten()  # a copy: the caller's array may be another batch's by the time of the backward pass
+        shape, guard = (*words.shape, self.spec.dim), self.guard
+        clock = guard.clock
+        seen = self._pass(flat, shape, clock)
+        if clock & 1 or guard.clock != clock:  # the table changed meanwhile
+            with guard.door:
+                seen = self._pass(flat, shape, guard.clock)
+        return seen
+
+    def _pass(self, flat: NDArray[np.uint64], shape: tuple[int, ...], clock: int) -> Forward:
         vectors, saved = self.method.forward(self, flat, keep=True)
         inner = None
         if self._projection is not None:
             inner, vectors = vectors, self._widened(vectors)
-        vectors = vectors.reshape(*words.shape, self.spec.dim)
-        return Forward(vectors, flat, inner, saved, self, self.generation, self.version)
+        return Forward(vectors.reshape(shape), flat, inner, saved, self, self.generation, clock)
 
     def _widened(self, inner: NDArray[np.float32]) -> NDArray[np.float32]:
         """inner · W + b."""
@@ -315,19 +347,24 @@ class Table:
             >>> gradient.index, gradient.values
             (array([3]), array([[2., 2.]], dtype=float32))
         """
-        dim = self.spec.dim
-        if isinstance(ids, Forward):
-            if ids.table is not self:
+        seen = ids if isinstance(ids, Forward) else None
+        words = self._words(ids) if seen is None else seen.ids
+        shape = (*words.shape, self.spec.dim) if seen is None else seen.vectors.shape
+        vectors = _check.as_float32("gradients", grads, shape).reshape(-1, self.spec.dim)
+        with self.guard.door:  # its loops read pointers more than once
+            return self._backward(seen, words.reshape(-1), vectors, dense)
+
+    def _backward(
+        self, seen: Forward | None, flat: NDArray[np.uint64], vectors: NDArray[np.float32], dense: bool
+    ) -> dict[str, Gradient]:
+        inner = saved = None
+        if seen is not None:
+            if seen.table is not self:
                 raise ValueError("this forward pass is another table's: hand it to the table that made it")
-            if ids.generation != self.generation:
+            if seen.generation != self.generation:
                 raise ValueError("the table was clustered since this forward pass: look the ids up again")
-            flat, inner, saved, shape = ids.ids, ids.inner, ids.saved, ids.vectors.shape
-            if ids.version != self.version:  # trained since: what was kept may be out of date
-                inner = saved = None
-        else:
-            words = self._words(ids)
-            flat, inner, saved, shape = words.reshape(-1), None, None, (*words.shape, dim)
-        vectors = _check.as_float32("gradients", grads, shape).reshape(-1, dim)
+            if seen.clock == self.guard.clock:  # else trained since: what was kept may be out of date
+                inner, saved = seen.inner, seen.saved
         if self._projection is None:
             out = self.method.backward(self, flat, saved, vectors, dense)
         else:
@@ -392,7 +429,8 @@ class Table:
         """
         from cce_core.sketching.matrix import factors
 
-        return factors(self)
+        with self.guard.door:
+            return factors(self)
 
     def sketch_matrix(self) -> scipy.sparse.csr_array:
         """H of `factors()`: which blocks of the memory are summed for each id, with what weight, in which chunk.
@@ -409,6 +447,8 @@ class Table:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the table to one safetensors file: whole, or (where anything fails) not at all.
 
+        Lookups go on meanwhile; steps and clusterings in other threads wait.
+
         Raises:
             OSError: the folder does not exist or cannot be written.
 
@@ -422,4 +462,5 @@ class Table:
             >>> bool(np.array_equal(again.lookup([1, 2]), table.lookup([1, 2])))
             True
         """
-        save_arrays(path, self.arrays(), self.spec.as_json())
+        with self.guard.door:  # the file holds one moment
+            save_arrays(path, self.arrays(), self.spec.as_json())

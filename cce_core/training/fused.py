@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
+from cce_core._guard import Changing, Writer
 from cce_core._jit import jit
 from cce_core._threads import sliced
 from cce_core.sketching import projecting
@@ -138,16 +139,15 @@ def _touched_range(
 
 def update(optimizer: Optimizer, both: Collection, seen: Any, grads: Any) -> None:
     """`Optimizer.update` for a collection; see there. Nothing is changed before all gradients are known to be finite."""
-    seen, grads = both.checked(seen, grads)
-    if not _fits(optimizer, both, seen):
-        return one_by_one(optimizer, both, seen, grads)
-    plans = optimizer.plans(both, seen.generations, _plan)
-    if optimizer.moves_all() or _crowded(optimizer, both, seen):
-        _dense(optimizer, both, seen, grads, plans)
-    elif not _touched(optimizer, both, seen, grads, plans):
-        return one_by_one(optimizer, both, seen, grads)
-    for table in both.tables:
-        table.version += 1  # all that `settle` does for float32 memories that may be written
+    with Writer(both.guards):
+        seen, grads = both.checked(seen, grads)
+        if not _fits(optimizer, both, seen):
+            return one_by_one(optimizer, both, seen, grads)
+        plans = optimizer.plans(both, seen.generations, _plan)
+        if optimizer.moves_all() or _crowded(optimizer, both, seen):
+            _dense(optimizer, both, seen, grads, plans)
+        elif not _touched(optimizer, both, seen, grads, plans):
+            one_by_one(optimizer, both, seen, grads)
 
 
 def _fits(optimizer: Optimizer, both: Collection, seen: Seen) -> bool:
@@ -210,11 +210,13 @@ def _dense(optimizer: Optimizer, both: Collection, seen: Seen, grads: NDArray[np
         g = np.empty(size + group.n_projected, np.float32)
         if small:
             _begin_step(optimizer, plan)
-            if _small_step(
-                rule, batch.rows, bundle.parts, bundle.columns, batch.words, places, offsets, batch.amounts, kept,
-                group.projections, None if inner is None else inner.reshape(-1), group.within, flat, both.dim, size,
-                g, plan.rows, plan.numbers,
-            ):  # fmt: skip
+            with Changing(both.guards):
+                failed = _small_step(
+                    rule, batch.rows, bundle.parts, bundle.columns, batch.words, places, offsets, batch.amounts, kept,
+                    group.projections, None if inner is None else inner.reshape(-1), group.within, flat, both.dim, size,
+                    g, plan.rows, plan.numbers,
+                )  # fmt: skip
+            if failed:
                 for state in plan.states:
                     state.step -= 1
                 _refuse(grads, g)
@@ -231,9 +233,10 @@ def _dense(optimizer: Optimizer, both: Collection, seen: Seen, grads: NDArray[np
         if _check.first_not_finite(g) >= 0:
             _refuse(grads, g)
         found.append(g)
-    for plan, g in zip(plans, found):
-        _begin_step(optimizer, plan)
-        sliced(_rule_range, g.size, _FLOATS_A_THREAD, rule, plan.rows, plan.numbers, g)
+    with Changing(both.guards):
+        for plan, g in zip(plans, found):
+            _begin_step(optimizer, plan)
+            sliced(_rule_range, g.size, _FLOATS_A_THREAD, rule, plan.rows, plan.numbers, g)
 
 
 def _touched(optimizer: Optimizer, both: Collection, seen: Seen, grads: NDArray[np.float32], plans: list[Plan]) -> bool:
@@ -250,6 +253,13 @@ def _touched(optimizer: Optimizer, both: Collection, seen: Seen, grads: NDArray[
         if not most * share * max(1, len(batch.words)) * max(group.bundle.n_columns) <= _SAFE:
             return False
         found.append((source, slopes))
+    with Changing(both.guards):
+        _apply_touched(optimizer, both, seen, plans, found)
+    return True
+
+
+def _apply_touched(optimizer: Optimizer, both: Collection, seen: Seen, plans: list[Plan], found: list[Any]) -> None:
+    batch = seen.batch
     for group, plan, kept, places, (source, slopes) in zip(both.groups, plans, seen.kept, seen.places, found):
         _begin_step(optimizer, plan)
         bundle = group.bundle
@@ -267,7 +277,6 @@ def _touched(optimizer: Optimizer, both: Collection, seen: Seen, grads: NDArray[
             values = both.tables[t].parameters()["projection"].reshape(-1)
             optimizer.apply(values, None, slopes[start : start + values.size], both.tables[t].spec.dim, state)
             start += values.size
-    return True
 
 
 def _refuse(grads: NDArray[np.float32], g: NDArray[np.float32]) -> None:

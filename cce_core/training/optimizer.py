@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
+from cce_core._guard import Changing, Writer, in_order
 from cce_core._threads import sliced
 from cce_core.sketching.collection import Collection
 from cce_core.sketching.gradient import Gradient, SparseGradient
@@ -110,10 +111,11 @@ class Optimizer(abc.ABC):
                 if self.max_norm is not None:
                     square += float(np.square(values, dtype=np.float64).sum())
         scale = 1.0 if self.max_norm is None or square <= self.max_norm**2 else self.max_norm / math.sqrt(square)
-        for table, grads in gradients:
-            if scale != 1.0:
-                grads = {name: _scaled(gradient, np.float32(scale)) for name, gradient in grads.items()}
-            self._step(table, table.parameters(), table.units(), grads)
+        with Changing(in_order(table.guard for table, _ in gradients)):
+            for table, grads in gradients:
+                if scale != 1.0:
+                    grads = {name: _scaled(gradient, np.float32(scale)) for name, gradient in grads.items()}
+                self._step(table, table.parameters(), table.units(), grads)
 
     def _step(self, table: Table, parameters: Any, units: Any, grads: dict[str, Gradient]) -> None:
         """`step` with gradients that are known to fit a table that may be written."""
@@ -152,7 +154,8 @@ class Optimizer(abc.ABC):
         """
         if isinstance(table, Collection):
             return _fused().update(self, table, ids, grads)
-        self.take([(table, table.backward(ids, grads, dense=self.moves_all()))])
+        with Writer((table.guard,)):
+            self.take([(table, table.backward(ids, grads, dense=self.moves_all()))])
 
     def moves_all(self) -> bool:
         """Whether a step moves what a batch did not touch, so that a dense gradient suits it better."""
