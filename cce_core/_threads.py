@@ -21,7 +21,9 @@ _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
 _pool_size = 0
 _chosen: int | None = None
-_team: Callable[..., list[Any] | None] | None = None
+# Who runs the slices of large calls, as `team(kernel, slices, args)`: where that gives None, and without one, the pool does.
+# Each thread of Python has its own: an operator sets it and puts back what it found, while others do so beside it.
+team: contextvars.ContextVar[Callable[..., list[Any] | None] | None] = contextvars.ContextVar("cce_team", default=None)
 _here: contextvars.ContextVar[int | None] = contextvars.ContextVar("cce_threads", default=None)
 
 
@@ -105,17 +107,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
-def hand_to(team: Callable[..., list[Any] | None] | None) -> Callable[..., list[Any] | None] | None:
-    """Let `team(kernel, slices, args)` run the slices of large calls; where it gives None, and without one, the pool does.
-
-    Returns:
-        Who did so before.
-    """
-    global _team
-    before, _team = _team, team
-    return before
-
-
 def _executor(size: int) -> ThreadPoolExecutor:
     global _pool, _pool_size
     with _lock:
@@ -157,7 +148,8 @@ def sliced(kernel: Callable[..., Any], n: int, grain: int, *args: Any, align: in
         return kernel(0, n, *args) if n > 0 else None
     step = -(-n // (parts * align)) * align
     slices = [(start, min(start + step, n)) for start in range(0, n, step)]
-    given = None if _team is None else _team(kernel, slices, args)
+    whose = team.get()
+    given = None if whose is None else whose(kernel, slices, args)
     if given is None:
         given = _pooled(kernel, slices, args)
     return next((one for one in given if one), given[-1])

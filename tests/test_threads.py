@@ -17,12 +17,6 @@ from cce_core._progress import progress
 from cce_core._threads import get_num_threads, set_num_threads, sliced
 
 
-@pytest.fixture(autouse=True)
-def _own(monkeypatch):
-    """The pool, whatever the torch adapter, imported by another test, has put in its place."""
-    monkeypatch.setattr(_threads, "_team", None)
-
-
 def slices_of(n, grain, align=1):
     """The slices that a kernel was called with, in order."""
     seen = []

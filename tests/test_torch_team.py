@@ -27,13 +27,13 @@ pytestmark = [
 @pytest.fixture
 def ours():
     """A team of two threads, and what was there before afterwards."""
-    before, threads = _threads._team, torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(2)
     mine = team.Team(LIBRARY)
-    _threads.hand_to(mine)
+    token = _threads.team.set(mine)
     cce.set_num_threads(2)
     yield mine
-    _threads.hand_to(before)
+    _threads.team.reset(token)
     torch.set_num_threads(threads)
     cce.set_num_threads(None)
 
@@ -158,7 +158,7 @@ def test_lookups_and_gradients_have_the_same_bits(ours):
         return table.lookup(ids), table.backward(table.forward(ids), grads, dense=True)["memory"]
 
     on_team = both()
-    _threads.hand_to(None)
+    _threads.team.set(None)
     in_pool = both()
     cce.set_num_threads(1)
     for alone in (both(), in_pool):
@@ -170,7 +170,7 @@ def test_a_forked_child_does_without(ours):
     _threads.sliced(lambda start, stop: None, 2, 1)
     child = os.fork()
     if child == 0:
-        _threads.hand_to(team.TEAM)  # as an operator there would
+        _threads.team.set(team.TEAM)  # as an operator there would
         right = _threads.sliced(lambda start, stop: stop, 2, 1) == 1
         os._exit(0 if right else 1)
     assert os.waitpid(child, 0)[1] == 0
@@ -193,11 +193,70 @@ alone = len(calls)
 out = emb(ids)
 forward = len(calls)
 out.sum().backward()
-print(team._runtime() is not None, team.TEAM is not None, alone, forward > 0, len(calls) > forward, _threads._team)
+print(team._runtime() is not None, team.TEAM is not None, alone, forward > 0, len(calls) > forward, _threads.team.get())
 """
     env = {**os.environ, "CCE_TEAM": setting}
     out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
     assert out.split() == ["True", str(there), "0", str(there), str(there), "None"]
+
+
+def test_operators_that_overlap_leave_the_core_to_itself(monkeypatch):
+    """One of another thread begins while ours runs, and ends after it: nobody is left with torch's threads."""
+    calls, begun, ours_ended = [], threading.Event(), threading.Event()
+    monkeypatch.setattr(team, "TEAM", lambda kernel, slices, args: calls.append(threading.get_ident()))
+    cce.set_num_threads(2)
+
+    def share():
+        _threads.sliced(lambda start, stop: 1, 2, 1)
+
+    @team.used
+    def theirs():
+        begun.set()
+        assert ours_ended.wait(30)
+        share()
+
+    def other():
+        theirs()
+        share()
+
+    thread = threading.Thread(target=other)
+
+    @team.used
+    def ours():
+        thread.start()
+        assert begun.wait(30)
+        share()
+
+    share()
+    assert calls == []
+    ours()
+    assert calls == [threading.get_ident()]
+    share()  # while theirs runs
+    assert len(calls) == 1
+    ours_ended.set()
+    thread.join()
+    assert calls[1:] == [thread.ident]
+    share()
+    assert len(calls) == 2
+
+
+def test_an_operator_that_raises_gives_the_team_back(monkeypatch):
+    monkeypatch.setattr(team, "TEAM", object())
+    found = []
+
+    @team.used
+    def inner():
+        raise ValueError
+
+    @team.used
+    def outer():
+        with pytest.raises(ValueError):
+            inner()
+        found.append(_threads.team.get())
+
+    outer()
+    assert found == [team.TEAM]
+    assert _threads.team.get() is None
 
 
 def test_a_lookup_at_the_very_end_of_python_is_no_hang():

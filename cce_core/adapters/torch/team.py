@@ -119,10 +119,10 @@ def used(operator: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(operator)
     def call(*args: P.args, **named: P.kwargs) -> R:
-        before = _threads.hand_to(TEAM)
+        token = _threads.team.set(TEAM)
         try:
             return operator(*args, **named)
         finally:
-            _threads.hand_to(before)
+            _threads.team.reset(token)
 
     return call
