@@ -1,12 +1,13 @@
 """The only place that touches Numba's decorators: flags, cache policy, and what holds when compilation is off.
 
-Numba's on-disk cache watches the file of the cached function alone: a helper that is edited in *another* file leaves its
-callers stale. So the cache folder here is named after a digest of every source file that is compiled: an edit anywhere
-opens a new, empty folder.
+A cache on disk that watches the file of the cached function alone is stale where a helper is edited in *another* file. So
+the cache folder here is named after a digest of every source file that is compiled: an edit anywhere opens a new, empty
+folder.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -18,6 +19,8 @@ from typing import Any, TypeVar
 
 import numba
 import numpy as np
+
+from cce_core import _code_cache, _places
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -36,30 +39,29 @@ def source_digest(package: Path = PACKAGE) -> str:
     return digest.hexdigest()[:16]
 
 
-def _cache_folder() -> str | None:
-    """The folder for compiled code, made; None where none can be written (a read-only home: compile in memory)."""
-    base = os.environ.get("NUMBA_CACHE_DIR") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "cce_core", "numba"
-    )
-    folder = Path(base) / source_digest()
+def _cache_folder() -> Path | None:
+    """The folder for compiled code, made; None where there is none, with a warning: code is then compiled in memory."""
+    named, where = os.environ.get("NUMBA_CACHE_DIR"), "~/.cache/cce_core/numba"
     try:
+        base = _places.absolute("NUMBA_CACHE_DIR", named) if named else _places.user_cache() / "numba"
+        where = str(base)
+        folder = base / source_digest()
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-        if not os.environ.get("NUMBA_CACHE_DIR"):
-            _drop_old(folder)
-    except OSError:
+    except OSError as error:
+        _code_cache.warn_once(*_code_cache.no_cache(named or where, str(error)))
         return None
-    return str(folder)
+    if not named:
+        _drop_old(folder)
+    return folder
 
 
 def _drop_old(current: Path) -> None:
     """Remove the folders of sources that were last compiled a month ago or earlier; mark the present one as used."""
-    os.utime(current)
-    for other in current.parent.iterdir():
-        if other != current and time.time() - other.stat().st_mtime > _KEPT_DAYS * 86_400:
-            shutil.rmtree(other, ignore_errors=True)
+    with contextlib.suppress(OSError):  # of a cache that is read-only, or which another process tidies up, too
+        os.utime(current)
+        for other in current.parent.iterdir():
+            if other != current and time.time() - other.stat().st_mtime > _KEPT_DAYS * 86_400:
+                shutil.rmtree(other, ignore_errors=True)
 
 
 _CACHE = _cache_folder() if COMPILED else None
@@ -79,9 +81,8 @@ def jit(function: F) -> F:
                 return function(*args)
 
         return plain  # type: ignore[return-value]
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = _CACHE or before
-    try:
-        return numba.njit(nogil=True, cache=_CACHE is not None, error_model="numpy")(function)
-    finally:
-        numba.config.CACHE_DIR = before
+    compiled = numba.njit(nogil=True, error_model="numpy")(function)
+    if _CACHE is not None:
+        with contextlib.suppress(OSError):  # a function without a source file is compiled in memory
+            compiled._cache = _code_cache.CodeCache(function, _CACHE)
+    return compiled

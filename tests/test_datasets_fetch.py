@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 
-from cce_core.datasets import catalog, download, fetch, load, names
+from cce_core.datasets import catalog, download, fetch, find, load, names
 
 RATINGS = b"5\t1\t4\t30\n5\t2\t1\t10\n5\t3\t5\t20\n"
 
@@ -273,3 +273,27 @@ def test_bad_arguments(tmp_path):
         with pytest.raises(ValueError, match="url must begin with https:// or http://"):
             download("ml-100k", tmp_path, url=url)
     assert files(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="home is something else here")
+@pytest.mark.parametrize("home", [None, "", "home", "~"])
+@pytest.mark.parametrize("named", [None, "~/data"])
+def test_who_has_no_home_may_say_where_data_are(server, tmp_path, monkeypatch, home, named):
+    import pwd
+
+    def unknown(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("HOME", home), ("CCE_DATA", named), ("XDG_CACHE_HOME", None)):
+        monkeypatch.delenv(name, raising=False)
+        if text is not None:
+            monkeypatch.setenv(name, text)
+    path = tmp_path / "ml-100k" / "u.data"
+    for call in (find, lambda name: download(name, url=server.url)):
+        with pytest.raises(FileNotFoundError, match="data_dir or in CCE_DATA"):
+            call("ml-100k")
+    assert os.listdir(tmp_path) == []
+    assert download("ml-100k", tmp_path, url=server.url) == path
+    assert find("ml-100k", tmp_path) == path

@@ -1,4 +1,4 @@
-"""The house's own rules: light imports, one-way imports, the wheel, stale compiled code, the public names."""
+"""The house's own rules: light imports, one-way imports, the wheel, the public names."""
 
 from __future__ import annotations
 
@@ -300,91 +300,6 @@ def test_what_is_tested_is_what_is_in_the_checkout():
     there = {p.relative_to(installed): p.read_bytes() for p in installed.rglob("*.py")}
     different = sorted(str(name) for name in here.keys() | there.keys() if here.get(name) != there.get(name))
     assert different == [], "remove build/ and install again"
-
-
-# Compiled code is never stale
-
-CALLER = """
-from cce_core._jit import jit
-from cce_core.hashing.mix import premix
-
-@jit
-def caller(x):
-    return premix(x)
-"""
-CALL = "import numpy as np; from cce_core import _jit, caller; print(int(caller.caller(np.uint64(12345))), _jit._CACHE)"
-
-
-@pytest.fixture
-def copy(tmp_path):
-    """A copy of the package with a compiled function that inlines another file's helper; and how to call it."""
-    source = Path(cce_core.__file__).parent
-    shutil.copytree(source, tmp_path / "cce_core", ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "cce_core" / "__init__.py").write_text("")
-    (tmp_path / "cce_core" / "caller.py").write_text(CALLER)
-
-    def call(cache: Path) -> tuple[int, str]:
-        value, folder = run_python(
-            CALL, tmp_path, NUMBA_CACHE_DIR=str(cache), NUMBA_DISABLE_JIT=None, NUMBA_BOUNDSCHECK=None
-        ).split()
-        return int(value), folder
-
-    return call
-
-
-def premix(x: int, factor: int) -> int:
-    x = (x ^ x >> 32) * factor % 2**64
-    return x ^ x >> 29
-
-
-OLD, NEW = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-
-
-def edit_helper(tmp_path: Path) -> None:
-    mix = tmp_path / "cce_core" / "hashing" / "mix.py"
-    text = mix.read_text()
-    assert text.count("0xBF58476D1CE4E5B9") == 1
-    mix.write_text(text.replace("0xBF58476D1CE4E5B9", hex(NEW)))
-
-
-def test_an_edit_of_a_helper_in_another_file_is_seen(copy, tmp_path):
-    cache = tmp_path / "cache"
-    first, folder = copy(cache)
-    assert first == premix(12345, OLD)
-    assert copy(cache) == (first, folder)
-    assert list(Path(folder).rglob("*.nbc")), "nothing was cached, so nothing is shown"
-    edit_helper(tmp_path)
-    second, other_folder = copy(cache)
-    assert second == premix(12345, NEW)
-    assert other_folder != folder
-
-
-def test_without_the_digest_the_edit_would_be_missed(copy, tmp_path):
-    """The trap is real: with one folder for all sources, the caller keeps its old helper."""
-    jit = tmp_path / "cce_core" / "_jit.py"
-    jit.write_text(jit.read_text().replace("Path(base) / source_digest()", 'Path(base) / "all"'))
-    first, folder = copy(tmp_path / "cache")
-    assert folder.endswith("all")
-    edit_helper(tmp_path)
-    assert copy(tmp_path / "cache") == (first, folder)
-
-
-def test_where_no_cache_can_be_written_code_is_compiled_in_memory(copy, tmp_path):
-    blocked = tmp_path / "a file"
-    blocked.write_text("")  # a folder below a file can't be made, whoever asks
-    assert copy(blocked / "cache") == (premix(12345, OLD), "None")
-
-
-def test_old_cache_folders_are_dropped(tmp_path):
-    from cce_core import _jit
-
-    present, young, old = (tmp_path / name for name in ("present", "young", "old"))
-    for folder, days in ((present, 40), (young, 5), (old, 40)):
-        folder.mkdir()
-        when = folder.stat().st_mtime - days * 86_400
-        os.utime(folder, (when, when))
-    _jit._drop_old(present)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["present", "young"]
 
 
 # The public names

@@ -13,12 +13,13 @@ import os
 import secrets
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from cce_core import _check
+from cce_core._places import expanded, user_cache
 from cce_core._progress import progress
 
 _PIECE = 1 << 20
@@ -52,10 +53,11 @@ SOURCES = {
 
 
 def _folders(data_dir: str | os.PathLike[str] | None) -> list[Path]:
-    """Where to look, first place first."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    places = [data_dir, os.environ.get("CCE_DATA"), os.path.join(cache, "cce_core", "data")]
-    return [Path(place).expanduser() for place in places if place]
+    """Where to look, first place first; not in the user's cache, where there is none."""
+    places = [expanded(place) for place in (data_dir, os.environ.get("CCE_DATA")) if place]
+    with suppress(OSError):
+        places.append(user_cache() / "data")
+    return places
 
 
 def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -89,8 +91,8 @@ def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
         if place.is_file():
             return place
     raise FileNotFoundError(
-        f"{name} is not on this machine; looked for {', '.join(map(str, places))}. Get it with download=True, or "
-        f"unpack {source.url} and give the folder as data_dir or in CCE_DATA"
+        f"{name} is not on this machine; looked for {', '.join(map(str, places)) or 'no file'}. Get it with download=True, "
+        f"or unpack {source.url} and give the folder as data_dir or in CCE_DATA"
     )
 
 
@@ -201,7 +203,7 @@ def download(
     Raises:
         ValueError: there is no such data set, the address is of another kind, or the archive is not the published one.
         ConnectionError: no connection, an error of the server's, or a transfer that broke off.
-        OSError: the folder can't be written.
+        OSError: the folder can't be written, or there is none.
 
     Cost:
         5 MB of transfer for 100K, 6 MB for 1M, 199 MB for 20M, 262 MB for 25M; disk for archive and file together.
@@ -210,7 +212,12 @@ def download(
     url = source.url if url is None else url
     if not url.startswith(("https://", "http://")):
         raise ValueError(f"url must begin with https:// or http://, got {url!r}")
-    target = _folders(data_dir)[0] / name / source.file
+    folder = next(iter(_folders(data_dir)), Path("~"))
+    if str(folder).startswith("~"):  # it would become a folder of this name
+        raise FileNotFoundError(
+            f"there is no folder to download {name} to, as this user has no home: give one as data_dir or in CCE_DATA"
+        )
+    target = folder / name / source.file
     with _placed(target) as file, tempfile.TemporaryFile(dir=target.parent) as archive:
         digest = _transfer(url, archive, timeout, show)
         if digest != source.md5:
