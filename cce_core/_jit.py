@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numba
 import numpy as np
 
-from cce_core import _code_cache, _places
+from cce_core import _code_cache, _fork, _places
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -65,6 +65,7 @@ def _drop_old(current: Path) -> None:
 
 
 _CACHE = _cache_folder() if COMPILED else None
+_fork.wait_for_compilers()
 
 
 def jit(function: F) -> F:
