@@ -1,7 +1,8 @@
-"""What holds for every test: the Hypothesis profiles, Ctrl-C as usual, and one thread policy."""
+"""What holds for every test: the Hypothesis profiles, Ctrl-C as usual, one thread policy, and the figures of campaigns."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 
@@ -35,3 +36,23 @@ def _threads_as_found():
 
     yield
     _threads.set_num_threads(None)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The figures of `tests/campaigns`; as JSON too, if CCE_CAMPAIGN_REPORT names a file."""
+    reports = [r for kind in ("passed", "failed") for r in terminalreporter.stats.get(kind, []) if r.when == "call"]
+    rows = {
+        r.nodeid.partition("campaigns/")[2]: {"outcome": r.outcome, "seconds": round(r.duration, 1), **dict(found)}
+        for r in reports
+        for name, found in r.user_properties
+        if name == "campaign"
+    }
+    if not rows:
+        return
+    terminalreporter.section("campaigns")
+    for name, row in sorted(rows.items()):
+        told = (f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}" for key, value in row.items())
+        terminalreporter.line(f"{name}: {', '.join(told)}")
+    if path := os.environ.get("CCE_CAMPAIGN_REPORT"):
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(rows, file, indent=1, sort_keys=True)

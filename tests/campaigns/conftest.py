@@ -1,0 +1,23 @@
+"""What every campaign has: a child process to run in, and a place for its figures, which are shown at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from campaigns.trial import in_child
+
+
+@pytest.fixture
+def campaign(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Runs a function in a child (`in_child`), keeps its figures, and fails if anything was lost."""
+    figures: dict[str, int] = {}
+    request.node.user_properties.append(("campaign", figures))
+
+    def run(function: Callable[..., None], *args: Any, **more: Any) -> None:
+        counts, notes = in_child(function, *args, **more)
+        figures.update(counts)
+        assert not notes, "\n".join(notes)
+
+    return run
