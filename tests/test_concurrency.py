@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -19,44 +18,6 @@ VOCAB, DIM = 5000, 8
 
 def make():
     return cce.make_table("cce", VOCAB, DIM, num_params=2000, n_chunks=2, rank=0, seed=1)
-
-
-def test_twenty_million_lookups_from_eight_threads_while_the_table_is_saved(tmp_path):
-    """No wrong vector and no crash; every save is whole."""
-    table, calls, size = make(), *((2500, 1000) if COMPILED else (4, 50))
-    table.cluster()
-    truth, wrong, done = table.lookup(np.arange(VOCAB)), [], threading.Event()
-
-    def look(worker):
-        try:
-            rng, one = np.random.default_rng(worker), cce.Collection([table])
-            for call in range(calls):
-                ids = rng.integers(0, VOCAB, size)
-                got = one.lookup(ids[:, None]) if call % 2 else table.lookup(ids)
-                if not np.array_equal(got, truth[ids]):
-                    wrong.append((worker, call))
-        except BaseException as error:
-            wrong.append(error)
-
-    def keep():
-        try:
-            for k in range(1_000_000):
-                if done.is_set():
-                    return
-                table.save(tmp_path / f"{k % 2}.safetensors")
-        except BaseException as error:
-            wrong.append(error)
-
-    workers = [threading.Thread(target=look, args=(w,)) for w in range(8)]
-    saver = threading.Thread(target=keep)
-    for thread in (*workers, saver):
-        thread.start()
-    for thread in workers:
-        thread.join()
-    done.set()
-    saver.join()
-    assert wrong == []
-    np.testing.assert_array_equal(cce.load(tmp_path / "0.safetensors").lookup(np.arange(VOCAB)), truth)
 
 
 JOB = """

@@ -129,34 +129,6 @@ def test_a_mapped_table_cannot_be_trained_in_silence(table, tmp_path):
         mapped.cluster()
 
 
-def test_every_truncation_is_refused(table, tmp_path):
-    table.save(tmp_path / "t")
-    raw = (tmp_path / "t").read_bytes()
-    for length in {*range(0, len(raw), 97), 7, 8, 9, len(raw) - 1}:
-        (tmp_path / "torn").write_bytes(raw[:length])
-        with pytest.raises(FileFormatError, match="torn"):
-            cce.load(tmp_path / "torn")
-    (tmp_path / "torn").write_bytes(raw + b"\0")
-    with pytest.raises(FileFormatError, match="torn"):
-        cce.load(tmp_path / "torn")
-
-
-def test_a_changed_byte_is_refused(table, tmp_path):
-    table.save(tmp_path / "t")
-    raw = (tmp_path / "t").read_bytes()
-    for at in range(0, len(raw), 61):
-        changed = bytearray(raw)
-        changed[at] ^= 0x10
-        (tmp_path / "bad").write_bytes(changed)
-        try:
-            again = cce.load(tmp_path / "bad")
-        except FileFormatError:
-            pass
-        else:  # only where the header's own spaces were hit can nothing have changed
-            assert again.spec == table.spec
-            np.testing.assert_array_equal(again.lookup(np.arange(300)), table.lookup(np.arange(300)))
-
-
 def test_foreign_and_future_files_are_refused(table, tmp_path):
     from safetensors.numpy import save_file
 

@@ -17,7 +17,8 @@ def campaign(request: pytest.FixtureRequest) -> Callable[..., None]:
 
     def run(function: Callable[..., None], *args: Any, **more: Any) -> None:
         counts, notes = in_child(function, *args, **more)
-        figures.update(counts)
+        for name, count in counts.items():
+            figures[name] = figures.get(name, 0) + count
         assert not notes, "\n".join(notes)
 
     return run

@@ -22,10 +22,13 @@ import cce_core as cce
 from cce_core.storage import save_arrays
 
 MOST_SECONDS, MOST_BYTES = 1.0, 10_000_000
+_NUMBERS = [
+    0, 1, 2, 3, 5, 7, 8, 16, 63, 64, -1, -2, -8, 2**16, 2**31 - 1, 2**31, 2**32, 2**40, 2**48, 2**62, 2**63 - 1, 2**63,
+    2**64 - 1, 2**64, 10**30, -(2**63), 0.0, 1.5, 1e308, float("nan"), float("inf"), True, False,
+]  # fmt: skip
 _ODD: list[Any] = [
-    0, 1, 2, 3, 5, 7, 8, 16, 63, 64, -1, -2, -8, 2**16, 2**31 - 1, 2**31, 2**32, 2**40, 2**48, 2**62, 2**63 - 1, 2**63, 2**64 - 1,
-    2**64, 10**30, -(2**63), 0.0, 1.5, 1e308, float("nan"), float("inf"), True, False, None, "", "x", "1", "cce", "full", "int8", "float32",
-    "stochastic", "concat", "mul", "\ud800", "a" * 10_000, [], [1], [3, -2], [2**40, 2], [[1]], [0] * 1000, ["1"], {}, {"": 1}, {"rank": 1},
+    *_NUMBERS, None, "", "x", "1", "cce", "full", "int8", "float32", "stochastic", "concat", "mul", "\ud800", "a" * 10_000,
+    [], [1], [3, -2], [2**40, 2], [[1]], [0] * 1000, ["1"], {}, {"": 1}, {"rank": 1},
 ]  # fmt: skip
 _DTYPES = ("F32", "F64", "F16", "BF16", "I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL", "X", "", 3, None)
 
@@ -100,7 +103,7 @@ def damaged_text(path: Path, table: cce.Table, raw: bytes, rng: random.Random) -
     elif what == 2:
         text = text[:at] + rng.choice((b"[", b'{"a":')) * rng.choice((100, 100_000)) + text[at:]
     elif what == 3:
-        text = text[:at] + str(rng.choice(_ODD[:25])).encode() + text[at:]
+        text = text[:at] + str(rng.choice(_NUMBERS)).encode() + text[at:]
     elif what == 4:
         text = b'{"a":' + text + b"}"
     length = len(text) if what < 5 else rng.choice((0, 1, 2**63, 2**64 - 1, 2**31, len(text) - 1, len(text) + 1, at))
@@ -123,14 +126,11 @@ def crafted_spec(path: Path, table: cce.Table, raw: bytes, rng: random.Random) -
             spec[field] = small
         fitting = _arrays_of(table, spec)
         arrays = arrays if fitting is None else fitting
-    for name in list(arrays):
+    for name, array in list(arrays.items()):
         if rng.random() < 0.1:
-            arrays[name] = rng.choice(
-                (
-                    arrays[name].reshape(-1), arrays[name][:0], arrays[name].astype(rng.choice((np.float32, np.int8, np.uint64))),
-                    np.repeat(arrays[name], 2), np.full_like(arrays[name], -1),
-                )
-            )  # fmt: skip
+            other = rng.choice((np.float32, np.int8, np.uint64))
+            full = np.frombuffer(b"\xff" * array.nbytes, array.dtype).reshape(array.shape)
+            arrays[name] = rng.choice((array.reshape(-1), array[:0], array.astype(other), np.repeat(array, 2), full))
     save_arrays(path, arrays, spec)
 
 
@@ -182,7 +182,8 @@ def edited(tally: Tally, kind: str, n: int) -> None:
         for name, table in tables.items():
             table.save(path)
             raws[name] = path.read_bytes()
-            use(cce.load(path))  # compiles; what follows is timed
+            for mmap in (False, True):  # compiles: what follows is timed
+                use(cce.load(path, mmap=mmap))
         for k in range(n):
             name = list(tables)[k % len(tables)]
             edit(path, tables[name], raws[name], random.Random(f"{kind} {k}"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from cce_core._jit import COMPILED
 
 CAMPAIGN = os.environ.get("CCE_CAMPAIGN") == "1"
 _SLOWER = 25  # plain Python in place of compiled code
-_MOST_NOTES = 10
+_MOST_NOTES = 25
 
 
 def many(ci: int, campaign: int) -> int:
@@ -42,18 +43,22 @@ class Tally(Counter[str]):
         super().__init__(lost=0)
         self._lock = threading.Lock()
         self.notes: list[str] = []
+        self._kinds: set[str] = set()
 
     def add(self, name: str, n: int = 1) -> None:
         """Count n more."""
         with self._lock:
             self[name] += n
 
-    def lose(self, *note: Any) -> None:
-        """Count something that must not happen, and keep a note of the first few."""
+    def lose(self, *note: Any, kind: str | None = None) -> None:
+        """Count something that must not happen, and note the first of each kind: by default, what differs in numbers alone."""
+        text = " ".join(map(str, note))[:500]
+        kind = re.sub(r"\d+", "", text) if kind is None else kind
         with self._lock:
             self["lost"] += 1
-            if len(self.notes) < _MOST_NOTES:
-                self.notes.append(" ".join(map(str, note))[:500])
+            if kind not in self._kinds and len(self.notes) < _MOST_NOTES:
+                self._kinds.add(kind)
+                self.notes.append(text)
 
 
 def in_child(
