@@ -11,6 +11,7 @@ import cce_core as cce
 
 ROOT = Path(__file__).resolve().parents[1]
 CARDS = ROOT / "docs" / "methods.md"
+RELIABILITY, CAMPAIGNS = ROOT / "docs" / "reliability.md", ROOT / "tests" / "campaigns"
 MOST_BYTES = 15_000
 
 
@@ -51,3 +52,12 @@ def test_code_compiles(page):
     assert len(blocks) == text.count("```python") > 0
     for block in blocks:
         compile(block, page.name, "exec")
+
+
+def test_every_campaign_stands_on_the_page_of_reliability():
+    """A row of promises for each, and no row without one."""
+    promised = re.findall(
+        r"^\|.*\| `(test_\w+)` \|.*\|$", RELIABILITY.read_text("utf-8").partition("## Figures")[0], re.MULTILINE
+    )
+    tried = [re.findall(r"^def (test_\w+)", f.read_text("utf-8"), re.MULTILINE) for f in CAMPAIGNS.glob("test_*.py")]
+    assert sorted(promised) == sorted(name for names in tried for name in names)
