@@ -18,22 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import cce_core as cce
-from cce_core._jit import COMPILED
 
 CAMPAIGN = os.environ.get("CCE_CAMPAIGN") == "1"
-_SLOWER = 25  # plain Python in place of compiled code
 _MOST_NOTES = 25
 
 
 def many(ci: int, campaign: int) -> int:
-    """How often something is tried: in CI, or in a campaign; a twenty-fifth where nothing is compiled."""
-    wanted = campaign if CAMPAIGN else ci
-    return wanted if COMPILED else max(2, wanted // _SLOWER)
+    """How often something is tried: in CI, or in a campaign."""
+    return campaign if CAMPAIGN else ci
 
 
 def stride(ci: int) -> int:
     """Every so many-th place is tried in CI, and every one in a campaign."""
-    return (1 if CAMPAIGN else ci) * (1 if COMPILED else _SLOWER)
+    return 1 if CAMPAIGN else ci
 
 
 class Tally(Counter[str]):
