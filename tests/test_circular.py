@@ -68,7 +68,7 @@ def test_k_means_equals_its_definition(problem, n_iter, data):
 def test_exhaustively_on_small_sizes():
     rng = np.random.default_rng(0)
     for m, w in itertools.product(range(1, 6), range(1, 8)):  # w > m: a window goes round more than once
-        X, memory = rng.integers(-2, 3, (4, w)), rng.integers(-2, 3, m)
+        X, memory = rng.integers(-2, 3, (4, w)).astype(np.float32), rng.integers(-2, 3, m)
         for stride in range(1, m + 1):
             labels, distances = circular_assign(X, memory, stride=stride)
             expected, costs = twin.assign(X, memory, stride)
@@ -92,7 +92,7 @@ def test_blocks_of_sums_are_exact():
     # Enough coordinates for several blocks; whole numbers, so that any order of sums gives the same.
     n, w, m = 20_000, 8, 50
     rng = np.random.default_rng(2)
-    X, labels = rng.integers(-1000, 1000, (n, w)), rng.integers(0, m, n)
+    X, labels = rng.integers(-1000, 1000, (n, w)).astype(np.float32), rng.integers(0, m, n)
     cells = (labels[:, None] + np.arange(w)) % m
     exact = np.bincount(cells.ravel(), X.ravel(), m) / np.bincount(cells.ravel(), minlength=m)
     assert same_bits(circular_update(X, labels, np.zeros(m)), exact.astype(np.float32))

@@ -215,10 +215,11 @@ def test_transform_gives_distances(problem):
 
 
 def test_transform_of_large_numbers_is_finite():
-    km = KMeans(1, init=[[-1e30, 0.0]], n_iter=0).fit([[0.0, 0.0]])
-    assert km.transform([[1e30, 0.0]])[0, 0] == pytest.approx(2e30)
-    km = KMeans(1, init=[[-LARGEST]], n_iter=0).fit([[0.0]])
-    assert km.transform([[LARGEST]])[0, 0] == LARGEST
+    km = KMeans(1, init=[[-1e30, 0.0]], n_iter=0).fit(np.zeros((1, 2), np.float32))
+    assert km.transform(np.array([[1e30, 0.0]], np.float32))[0, 0] == pytest.approx(2e30)
+    km = KMeans(1, init=[[-LARGEST]], n_iter=0).fit(np.zeros((1, 1), np.float32))
+    assert km.transform(np.array([[LARGEST]]))[0, 0] == LARGEST
+    assert km.transform([[float(LARGEST)]])[0, 0] == 2 * float(LARGEST)  # float64 holds it
 
 
 def test_scikit_learns_protocol():

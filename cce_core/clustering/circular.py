@@ -7,6 +7,9 @@ what learns the pointers of a ROBE-like memory.
 Distances are float32 sums in the order of the coordinates, as `assign` has them: the windows are laid out, a few at a
 time, and searched as if they were centroids of their own. Correlation by FFT was slower at every width up to 64, and exact
 neither in its distances nor in its ties.
+
+Numbers wider than float32 (float64, integers of 32 bits and more) are taken about an origin first, as by `assign` and `KMeans`
+and within the same bounds, but one origin for all coordinates, since they share cells.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ from numpy.typing import NDArray
 from cce_core import _check
 from cce_core._jit import jit
 from cce_core._threads import sliced
-from cce_core.clustering.lloyd import as_points, as_weights, nearest, scale_of
+from cce_core.clustering.lloyd import nearest
+from cce_core.clustering.narrow import Frame, as_array, as_points, as_weights, kind_of, narrowed, some_of
 from cce_core.clustering.tiles import Points
 
 _LAID_OUT = 1 << 16  # floats of windows searched at a time: they stay in the second cache
@@ -44,12 +48,17 @@ def _cover(start: int, stop: int, size: int, x: Any, labels: Any, weights: Any, 
                 cell = cell + 1 if cell + 1 < m else 0
 
 
-def _as_memory(value: Any) -> Points:
+def _as_memory(value: Any, kind: Any = None) -> NDArray[Any]:
     array = np.asarray(value)
     if array.ndim != 1 or not 1 <= array.size < _MOST_CELLS:
         fix = "; use memory.reshape(-1)" if array.ndim > 1 else ""
         raise ValueError(f"memory must have shape (cells,), at least 1 and fewer than 2^31, got {array.shape}{fix}")
-    return as_points("memory", array.reshape(-1, 1))[:, 0]
+    return (as_points if kind is np.float32 else as_array)("memory", array.reshape(-1, 1))[:, 0]
+
+
+def _numbers(array: NDArray[Any]) -> NDArray[Any]:
+    """The same as points on a line: all coordinates share the memory's cells, so one origin serves all."""
+    return array.reshape(-1, 1)
 
 
 def _search(x: Points, memory: Points, stride: int, labels: NDArray[np.int32], distances: Points) -> None:
@@ -94,8 +103,8 @@ def circular_assign(X: Any, memory: Any, *, stride: int = 1) -> tuple[NDArray[np
     `assign(X, windows)` with all windows laid out, and does not depend on the number of threads.
 
     Args:
-        X: real numbers (n, w), taken as float32; n may be 0. A window wider than the memory goes round it.
-        memory: real numbers (m,), taken as float32.
+        X: real numbers (n, w); n may be 0. A window wider than the memory goes round it.
+        memory: real numbers (m,).
         stride: only offsets 0, stride, 2·stride, … below m are searched.
 
     Returns:
@@ -120,16 +129,15 @@ def circular_assign(X: Any, memory: Any, *, stride: int = 1) -> tuple[NDArray[np
     """
     memory = _as_memory(memory)
     stride = _check.integer("stride", stride, 1, memory.size)
-    x = as_points("X", X)
+    x = as_array("X", X)
     labels, distances = np.empty(x.shape[0], np.int32), np.empty(x.shape[0], np.float32)
-    exponent = scale_of(x, memory)
-    if not exponent:
-        _search(x, memory, stride, labels, distances)
-        return labels, distances
-    _search(np.ldexp(x, -exponent), np.ldexp(memory, -exponent), stride, labels, distances)
-    with np.errstate(over="ignore"):
-        np.ldexp(distances, 2 * exponent, out=distances)
-    return labels, np.minimum(distances, np.finfo(np.float32).max)
+    (points, cells), frame = narrowed(_numbers(memory), X=x, memory=memory)
+    _search(points, cells, stride, labels, distances)
+    if frame.exponent:
+        with np.errstate(over="ignore"):
+            np.ldexp(distances, 2 * frame.exponent, out=distances)
+        np.minimum(distances, np.finfo(np.float32).max, out=distances)
+    return labels, distances
 
 
 def circular_update(X: Any, labels: Any, memory: Any, sample_weight: Any = None) -> Points:
@@ -141,13 +149,13 @@ def circular_update(X: Any, labels: Any, memory: Any, sample_weight: Any = None)
     depends on the sizes alone, and added in their order: the same bits for any number of threads.
 
     Args:
-        X: real numbers (n, w), taken as float32; n may be 0.
+        X: real numbers (n, w); n may be 0.
         labels: offsets, integers (n,) in [0, m).
         memory: real numbers (m,); it is not changed.
         sample_weight: (n,), not negative, one of them positive; None lets each point count one.
 
     Returns:
-        The new memory, float32 (m,).
+        The new memory (m,), float64 where X is wider than float32, else float32.
 
     Raises:
         TypeError: labels are not integers, X, memory or weights not real numbers.
@@ -162,14 +170,19 @@ def circular_update(X: Any, labels: Any, memory: Any, sample_weight: Any = None)
         >>> circular_update([[2.0, 3.0], [5.0, 1.0]], [1, 2], [0.0, 0.0, 0.0, 7.0, 8.0]).tolist()
         [0.0, 2.0, 4.0, 1.0, 8.0]
     """
-    memory, x = _as_memory(memory), as_points("X", X)
+    x = as_array("X", X)
+    memory = _as_memory(memory, kind_of(x))
     words = _check.as_ids(labels, "labels")
     if words.shape != (x.shape[0],):
         raise ValueError(f"labels must have shape ({x.shape[0]},), one label a point, got {words.shape}")
     if words.size and words.max() >= memory.size:
         place = int(np.argmax(words >= memory.size))
         raise IndexError(f"labels must be between 0 and {memory.size - 1}, got {np.asarray(labels)[place]} at {place}")
-    return _settle(x, words.astype(np.int32), memory, as_weights(sample_weight, x.shape[0]))
+    weights, places = as_weights(sample_weight, x.shape[0]), words.astype(np.int32)
+    if x.dtype == np.float32:  # float64 sums of float32 need no scale
+        return _settle(x, places, memory, weights)
+    (points, cells), frame = narrowed(_numbers(some_of(x, weights)), X=x, memory=memory)
+    return _back(frame, _settle(points, places, cells, weights), cells, memory)
 
 
 def circular_k_means(
@@ -190,7 +203,7 @@ def circular_k_means(
     memory, or points laid end to end) is what makes use of all of them.
 
     Args:
-        X: real numbers (n, w), taken as float32, n at least 1. Chunks that share a memory are stacked.
+        X: real numbers (n, w), n at least 1. Chunks that share a memory are stacked.
         memory: the start, real numbers (m,); it is not changed.
         n_iter: most iterations, at least 0.
         sample_weight: (n,), not negative, one of them positive; None lets each point count one.
@@ -200,8 +213,8 @@ def circular_k_means(
         on_iteration: called with (iterations so far, inertia) after each iteration; a true result ends it there.
 
     Returns:
-        The memory, float32 (m,); offsets of the nearest of its windows, int32 (n,); the inertia of these, a float; and
-        how many iterations were made.
+        The memory (m,), float64 where X is wider than float32, else float32; offsets of the nearest of its windows,
+        int32 (n,); the inertia of these, a float; and how many iterations were made.
 
     Raises:
         TypeError: an argument is of the wrong type.
@@ -219,35 +232,39 @@ def circular_k_means(
         >>> memory.tolist(), offsets.tolist(), inertia, n_iter
         ([1.0, 2.0, 9.0, 0.0], [0, 1], 0.0, 1)
     """
-    memory = _as_memory(memory)
+    x = as_array("X", X)
+    memory = _as_memory(memory, kind_of(x))
     stride, limit = _check.integer("stride", stride, 1, memory.size), _check.integer("n_iter", n_iter, 0)
     tol = _check.number("tol", tol, 0.0)
-    x = as_points("X", X)
     n = x.shape[0]
     if n == 0:
         raise ValueError("X must hold at least one point, got none")
-    weights, exponent = as_weights(sample_weight, n), scale_of(x, memory)
-    unit = 4.0**exponent
-    if exponent:
-        x, memory = np.ldexp(x, -exponent), np.ldexp(memory, -exponent)
-    labels, costs = np.empty(n, np.int32), np.empty(n, np.float32)
+    weights = as_weights(sample_weight, n)
+    (points, cells), frame = narrowed(_numbers(some_of(x, weights)), X=x, memory=memory)
+    unit = 4.0**frame.exponent
+    labels, costs, now = np.empty(n, np.int32), np.empty(n, np.float32), cells
     spare = np.empty_like(labels)
-    _search(x, memory, stride, labels, costs)
+    _search(points, now, stride, labels, costs)
     inertia, step = _total(costs, weights), 0
     while step < limit:
-        moved = _settle(x, labels, memory, weights)
-        if np.array_equal(moved, memory):
+        moved = _settle(points, labels, now, weights)
+        if np.array_equal(moved, now):
             break
-        _search(x, moved, stride, spare, costs)
+        _search(points, moved, stride, spare, costs)
         total, before = _total(costs, weights), inertia
         if total > inertia:
             break
         unchanged = np.array_equal(spare, labels)
-        labels, spare, memory, inertia, step = spare, labels, moved, total, step + 1
+        labels, spare, now, inertia, step = spare, labels, moved, total, step + 1
         ended = on_iteration is not None and on_iteration(step, inertia * unit)
         if ended or unchanged or before - inertia <= tol * before:
             break
-    return np.ldexp(memory, exponent) if exponent else memory.copy(), labels, inertia * unit, step
+    return _back(frame, now, cells, memory), labels, inertia * unit, step
+
+
+def _back(frame: Frame, moved: Points, cells: Points, memory: NDArray[Any]) -> NDArray[Any]:
+    """A memory in the caller's numbers; cells that have not moved keep theirs."""
+    return np.where(moved == cells, memory, frame.back(moved))
 
 
 def _total(costs: Points, weights: Points) -> float:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cce_core import _check
 from cce_core._jit import jit
 from cce_core.clustering.lanes import LANES, lower
-from cce_core.clustering.lloyd import as_points, as_weights, scale_of
+from cce_core.clustering.narrow import as_array, as_weights, narrowed, some_of
 from cce_core.clustering.search import search
 from cce_core.clustering.tiles import FAN, Points, Tiles, tile
 from cce_core.hashing.mix import derive_key, mix_hash
@@ -274,7 +274,7 @@ def k_means_plus_plus(
     """Draw k points far from each other, each with `P(n) ∝ w_n · min_c |X_n − X_c|²` over those drawn before.
 
     Args:
-        X: real numbers (n, d), taken as float32, n at least 1.
+        X: real numbers (n, d), n at least 1; taken about an origin where wider than float32, as by `KMeans`.
         k: how many to draw. Where fewer points differ, those are repeated in turn.
         sample_weight: (n,), not negative, one of them positive; None lets each point count one.
         seed: 0 to 2^64 − 1.
@@ -302,8 +302,8 @@ def k_means_plus_plus(
     """
     x, k, weights = _checked(X, k, sample_weight)
     trials = _check.integer("trials", trials, 1, 1000)
-    exponent = scale_of(x)
-    tiles = tile(np.ldexp(x, -exponent) if exponent else x, True)
+    (points,), _ = narrowed(some_of(x, weights), X=x)
+    tiles = tile(points, True)
     places = spread_places(tiles, k, tiles.back(weights), _check.seed(seed), trials)
     return places if tiles.order is None else tiles.order[places]
 
@@ -344,8 +344,8 @@ def run_seed(seed: int, run: int) -> int:
     return derive_key(seed, run)
 
 
-def _checked(X: Any, k: int, sample_weight: Any) -> tuple[Points, int, Points]:
-    x = as_points("X", X)
+def _checked(X: Any, k: int, sample_weight: Any) -> tuple[NDArray[Any], int, Points]:
+    x = as_array("X", X)
     if x.shape[0] == 0:
         raise ValueError("X must hold at least one point, got none")
     return x, _check.integer("k", k, 1), as_weights(sample_weight, x.shape[0])

@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
-from cce_core.clustering.estimator import MOST, Estimator, first_centroids
+from cce_core.clustering.estimator import MOST, Estimator, first_centroids, measured
 from cce_core.clustering.init import any_points, lowest, run_seed, start_places
-from cce_core.clustering.lloyd import as_weights, means, scale_of
+from cce_core.clustering.lloyd import means
+from cce_core.clustering.narrow import as_weights, kind_of, narrowed, some_of, warn_if_merged
 from cce_core.clustering.plain import DONE, MORE, Turns, total
+from cce_core.clustering.protocol import column_names
 from cce_core.clustering.search import worth_narrowing
 from cce_core.clustering.shortlists import Nearest, worth_listing
 from cce_core.clustering.tiles import Points, Tiles, tile
@@ -31,8 +33,16 @@ class KMeans(Estimator):
     clusters, or fewer distinct ones, are allowed: spare centroids then repeat others and get no point. Points of weight 0
     are labelled but move nothing.
 
-    Follows scikit-learn's conventions (`get_params`, `fit`, attributes with a trailing underscore); `fit` checks the
-    arguments.
+    X wider than float32 (float64, integers of 32 bits and more, lists) is taken about an origin in float64 before it is
+    narrowed, so that an offset such as seconds since 1970 costs nothing: a coordinate whose median m is more than 8 times
+    as far from 0 as half of the points are from m stands for x_j − m_j. A number is then off by at most 2^−24·|x_j − m_j|
+    (2^−24·|x_j| without such an offset), a distance by (d + 3)·2^−24 of itself beside that, and centroids come back in
+    float64. `predict`, `transform` and `score` keep the origin. Where groups lie so far
+    apart that float32 can't tell points within them from each other, a RuntimeWarning names two; numbers beyond
+    float32's reach (3.4e38) are refused.
+
+    Follows scikit-learn's conventions (parameters, names of columns, `set_output`, routing of metadata, attributes with
+    a trailing underscore); `fit` checks the arguments.
 
     Args:
         n_clusters: k, at least 1.
@@ -47,13 +57,17 @@ class KMeans(Estimator):
             no label changes or the inertia falls no more.
         seed: 0 to 2^64 − 1.
         n_threads: at least 1; None uses `cce_core.get_num_threads()`. The result is the same.
+        random_state: scikit-learn's name for the seed: a whole number, a NumPy `Generator` or `RandomState`, from which
+            each fit draws its seed, or None, which leaves it to `seed`.
 
     Attributes:
-        cluster_centers_: float32 (k, d).
+        cluster_centers_: (k, d), float64 where X is wider than float32, else float32.
         labels_: int32 (n,), the nearest of `cluster_centers_` (before these are rounded, where they are subnormal).
         inertia_: of these, a float.
         n_iter_: iterations made.
         n_features_in_: d.
+        feature_names_in_: the names of X's columns, where it is a data frame with names. `predict`, `transform` and
+            `score` then refuse others, or another order.
 
     Cost:
         At most n·k·d multiply-adds an iteration; the more iterations go before and the fewer coordinates, the fewer.
@@ -72,11 +86,9 @@ class KMeans(Estimator):
         ([[0.5], [8.5]], [0, 0, 1, 1], 1.0, 2)
     """
 
-    cluster_centers_: Points
     labels_: NDArray[np.int32]
     inertia_: float
     n_iter_: int
-    n_features_in_: int
 
     def __init__(
         self,
@@ -88,6 +100,7 @@ class KMeans(Estimator):
         tol: float = 0.0,
         seed: int = 0,
         n_threads: int | None = None,
+        random_state: Any = None,
     ) -> None:
         self.n_clusters = n_clusters
         self.init = init
@@ -96,6 +109,7 @@ class KMeans(Estimator):
         self.tol = tol
         self.seed = seed
         self.n_threads = n_threads
+        self.random_state = random_state
 
     def fit(
         self,
@@ -108,7 +122,7 @@ class KMeans(Estimator):
         """Find the centroids.
 
         Args:
-            X: real numbers (n, d), taken as float32, n at least 1.
+            X: real numbers (n, d), n at least 1; a data frame's columns are remembered by name.
             y: ignored.
             sample_weight: (n,), taken as float32, not negative, one of them positive; None lets each point count one.
             on_iteration: called with (iterations so far, inertia) after each iteration of each start; a true result
@@ -119,51 +133,53 @@ class KMeans(Estimator):
 
         Raises:
             TypeError: an argument is of the wrong type.
-            ValueError: NaN or infinity, no point, wrong shapes, an argument out of range.
+            ValueError: NaN or infinity, beyond float32's reach, no point, wrong shapes, an argument out of range.
         """
         k = _check.integer("n_clusters", self.n_clusters, 1, MOST)
         starts, limit = _check.integer("n_init", self.n_init, 1), _check.integer("n_iter", self.n_iter, 0)
-        tol, seed = _check.number("tol", self.tol, 0.0), _check.seed(self.seed)
-        x = self._points(X)
+        tol = _check.number("tol", self.tol, 0.0)
+        names, x = column_names(X), self._points(X)
         n, d = x.shape
-        weights, given = as_weights(sample_weight, n), first_centroids(self.init, k, d)
-        starts = starts if given is None else 1
+        weights, given = as_weights(sample_weight, n), first_centroids(self.init, k, d, kind_of(x))
+        starts, seed = starts if given is None else 1, self._drawn_seed()
         with self._threads():
-            return self._fit(x, weights, given, k, starts, limit, tol, seed, on_iteration)
+            self._fit(x, weights, given, k, starts, limit, tol, seed, on_iteration)
+        self._remember(names, d)
+        return self
 
     def _fit(
-        self, x: Points, weights: Points, given: Points | None, k: int, starts: int, limit: int, tol: float, seed: int,
-        on_iteration: Callable[[int, float], Any] | None,
-    ) -> KMeans:  # fmt: skip
+        self, x: NDArray[Any], weights: Points, given: NDArray[Any] | None, k: int, starts: int, limit: int, tol: float,
+        seed: int, on_iteration: Callable[[int, float], Any] | None,
+    ) -> None:  # fmt: skip
         n, d = x.shape
-        exponent = scale_of(x) if given is None else scale_of(x, given)
-        if exponent:
-            x = np.ldexp(x, -exponent)
-            given = None if given is None else np.ldexp(given, -exponent)
-        unit = 4.0**exponent
+        arrays = {"X": x} if given is None else {"X": x, "init": given}
+        (points, *first), frame = narrowed(some_of(x, weights), **arrays)
+        unit = 4.0**frame.exponent
         watch = None if on_iteration is None else lambda step, inertia: on_iteration(step, inertia * unit)
         drawn = isinstance(self.init, str) and self.init != "random"
-        tiles = tile(x, drawn or worth_narrowing(n, d, k) or worth_listing(n, d, k))
+        tiles = tile(points, drawn or worth_narrowing(n, d, k) or worth_listing(n, d, k))
         mass = tiles.back(weights)
         best: tuple[Points, NDArray[np.int32], float, int] | None = None
         for run in range(starts):
-            if given is not None:
-                start = given
+            if first:
+                start = first[0]
             elif self.init == "random":
-                start = x[any_points(n, k, weights, run_seed(seed, run))]
+                start = points[any_points(n, k, weights, run_seed(seed, run))]
             else:
                 start = tiles.rows(start_places(tiles, k, mass, run_seed(seed, run), self.init == "k-means||"))
             found = _iterate(tiles, mass, start, limit, tol, watch)
             if best is None or found[2] < best[2]:
                 best = found
         assert best is not None
-        centroids, labels, inertia, self.n_iter_ = best
-        self.labels_ = np.empty(n, np.int32)
-        tiles.into(labels, self.labels_)
-        self.cluster_centers_ = np.ldexp(centroids, exponent) if exponent else centroids.copy()
-        self.inertia_ = float(inertia * unit)
-        self.n_features_in_ = d
-        return self
+        rows, near, inertia, steps = best
+        labels, inertia, centroids = np.empty(n, np.int32), float(inertia * unit), frame.back(rows)
+        tiles.into(near, labels)
+        if frame.origin is not None:
+            warn_if_merged(x, points, weights, best[2])
+            if not frame.gives(rows, centroids):  # what is rounded anew when it is used is measured as it is used
+                labels, inertia = measured(x, centroids, frame.origin[None], weights)
+        self._origin = frame.origin
+        self.cluster_centers_, self.labels_, self.inertia_, self.n_iter_ = centroids, labels, inertia, steps
 
 
 def _iterate(

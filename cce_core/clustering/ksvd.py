@@ -12,7 +12,7 @@ from cce_core import _check
 from cce_core._jit import jit
 from cce_core._threads import sliced
 from cce_core.clustering.init import k_means_plus_plus
-from cce_core.clustering.lloyd import as_points
+from cce_core.clustering.narrow import as_points
 from cce_core.clustering.omp import omp
 from cce_core.clustering.tiles import Points
 

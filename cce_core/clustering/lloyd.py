@@ -17,6 +17,7 @@ from cce_core._jit import jit
 from cce_core._threads import sliced
 from cce_core.clustering.labelled import add_tile
 from cce_core.clustering.lanes import LANES, TURN
+from cce_core.clustering.narrow import as_array, as_weights, kind_of, narrowed, some_of
 from cce_core.clustering.search import search, worth_narrowing
 from cce_core.clustering.tiles import Points, Tiles, tile
 
@@ -112,51 +113,6 @@ def add_up(start: int, stop: int, size: int, points: Any, n: int, labels: Any, w
                 sums[block, labels[first + i], points.shape[1]] += weight
 
 
-def as_points(name: str, value: Any, d: int | None = None) -> Points:
-    """`value` as contiguous finite float32 (n, d); ValueError or TypeError says what is wrong with it."""
-    if hasattr(value, "tocsr"):
-        raise TypeError(f"{name} must be a dense array, got a sparse one, which is not supported; use {name}.toarray()")
-    array = np.asarray(value)
-    if array.dtype.kind not in "fiu":
-        raise TypeError(f"{name} must be real numbers, got {array.dtype}")
-    if array.ndim != 2 or array.shape[1] == 0:
-        fix = f". Reshape your data: {name}.reshape(-1, 1) for points on a line" if array.ndim == 1 else ""
-        raise ValueError(
-            f"{name} must have shape (points, coordinates), at least one coordinate, got {array.shape}{fix}"
-        )
-    if d is not None and array.shape[1] != d:
-        raise ValueError(f"{name} must have {d} coordinates a point, got {array.shape[1]}")
-    with np.errstate(over="ignore"):
-        points = np.ascontiguousarray(array, dtype=np.float32)
-    if points.size and not (np.isfinite(points.max()) and np.isfinite(points.min())):
-        place = tuple(int(i) for i in np.argwhere(~np.isfinite(points))[0])
-        raise ValueError(
-            f"{name} must be finite in float32, got {array[place]} at {place}; drop or mend rows with NaN or inf"
-        )
-    return points
-
-
-def as_weights(value: Any, n: int) -> Points:
-    """Sample weights as float32 (n,), none negative, one positive; None gives an empty array: all points count one."""
-    if value is None:
-        return np.empty(0, np.float32)
-    given = np.asarray(value)
-    weights = as_points("sample_weight", given.reshape(-1, 1))[:, 0]
-    if given.shape != (n,):
-        raise ValueError(f"sample_weight must have shape ({n},), one weight a point, got {given.shape}")
-    if weights.min() < 0:
-        raise ValueError(f"sample_weight must not be negative, got {weights.min():g} at {int(weights.argmin())}")
-    if weights.max() == 0:
-        raise ValueError("sample_weight must be positive for one point at least, got zeros only")
-    return weights
-
-
-def scale_of(*arrays: Points) -> int:
-    """The exponent e for which 2^−e times these values may be squared safely; 0 where they may be as they are."""
-    largest = max((max(float(a.max()), -float(a.min())) for a in arrays if a.size), default=0.0)
-    return 0 if largest == 0 or 2.0**-30 <= largest <= 2.0**50 else int(np.frexp(largest)[1])
-
-
 def nearest(x: Points, centroids: Points, labels: NDArray[np.int32], distances: Points) -> None:
     """`assign` without checks, into arrays that the caller owns; safely scaled values are taken for granted."""
     n, d = x.shape
@@ -193,6 +149,18 @@ def means(tiles: Tiles, labels: NDArray[np.int32], k: int, weights: Points) -> t
     return (total[:, :d] / np.where(counts > 0, counts, 1.0)[:, None]).astype(np.float32), counts
 
 
+def find(
+    x: NDArray[Any], centroids: NDArray[Any], about: NDArray[Any], labels: NDArray[np.int32], distances: Points
+) -> int:
+    """`assign` without checks, into arrays that the caller owns; distances lack the factor 4^e of the e returned.
+
+    Numbers are narrowed `about` points.
+    """
+    (points, rows), frame = narrowed(about, X=x, centroids=centroids)
+    nearest(points, rows, labels, distances)
+    return frame.exponent
+
+
 def _out(out: Any, n: int) -> tuple[NDArray[np.int32], Points]:
     if out is None:
         return np.empty(n, np.int32), np.empty(n, np.float32)
@@ -211,12 +179,17 @@ def assign(
 ) -> tuple[NDArray[np.int32], Points]:
     """The nearest centroid of each point, `argmin_c Σ_j (X[n, j] − centroids[c, j])²`; ties go to the lowest c.
 
-    Distances are float32 sums in the order of j. Centroids that provably are not the nearest are left out; the result
-    has the bits of the exhaustive search. It does not depend on the number of threads, nor on the batch a point comes
-    in, unless that holds values so large or small that it must be scaled.
+    Distances are float32 sums in the order of j. Where X or centroids are wider than float32 (float64, integers of 32
+    bits and more), a coordinate of the centroids that stands behind an offset (its median m is more than 8 times as far
+    from 0 as half of them are from m) is first taken about m in float64. So a number is off by at most 2^−24·|x_j − m_j|,
+    or 2^−24·|x_j| where there is no such offset, and a distance by (d + 3)·2^−24 of itself beside that.
+
+    Centroids that provably are not the nearest are left out; the result has the bits of the exhaustive search. It
+    does not depend on the number of threads, nor on the batch a point comes in, unless that holds values so large or
+    small that it must be scaled.
 
     Args:
-        X: real numbers (n, d), taken as float32; n may be 0.
+        X: real numbers (n, d); n may be 0.
         centroids: real numbers (k, d), k at least 1.
         out: a pair of contiguous arrays to write into, int32 (n,) and float32 (n,).
 
@@ -226,7 +199,7 @@ def assign(
 
     Raises:
         TypeError: not real numbers.
-        ValueError: NaN or infinity, wrong shapes, no centroid.
+        ValueError: NaN or infinity, beyond float32's reach, wrong shapes, no centroid.
 
     Cost:
         At most n·k·d multiply-adds; far fewer for many points of few coordinates. On a line 10 to 20 ns a point.
@@ -238,19 +211,16 @@ def assign(
         >>> labels.tolist(), distances.tolist()
         ([0, 2], [0.0, 1.0])
     """
-    centroids = as_points("centroids", centroids)
+    centroids = as_array("centroids", centroids)
     if not 1 <= centroids.shape[0] < 2**31 - TURN:
         raise ValueError(f"there must be at least one centroid and fewer than 2^31, got {centroids.shape[0]}")
-    x = as_points("X", X, centroids.shape[1])
+    x = as_array("X", X, centroids.shape[1])
     labels, distances = _out(out, x.shape[0])
-    exponent = scale_of(x, centroids)
-    if not exponent:
-        nearest(x, centroids, labels, distances)
-        return labels, distances
-    nearest(np.ldexp(x, -exponent), np.ldexp(centroids, -exponent), labels, distances)
-    with np.errstate(over="ignore"):
-        np.ldexp(distances, 2 * exponent, out=distances)
-    np.minimum(distances, np.finfo(np.float32).max, out=distances)
+    exponent = find(x, centroids, centroids, labels, distances)
+    if exponent:
+        with np.errstate(over="ignore"):
+            np.ldexp(distances, 2 * exponent, out=distances)
+        np.minimum(distances, np.finfo(np.float32).max, out=distances)
     return labels, distances
 
 
@@ -258,16 +228,17 @@ def update(X: Any, labels: Any, k: int, sample_weight: Any = None) -> tuple[Poin
     """The mean of each label's points, `centroid[c] = Σ_{n: label n = c} w_n X[n] / Σ_{n: label n = c} w_n`.
 
     Sums are float64, over blocks of points whose number depends on the sizes alone, and added in their order: the same
-    bits for any number of threads.
+    bits for any number of threads. X wider than float32 is taken about an origin, as by `KMeans`.
 
     Args:
-        X: real numbers (n, d), taken as float32.
+        X: real numbers (n, d).
         labels: integers (n,) in [0, k).
         k: how many centroids, at least 1.
         sample_weight: (n,), not negative, one of them positive; None lets each point count one.
 
     Returns:
-        Centroids, float32 (k, d), and the weight of each, float64 (k,). A label without weight has centroid 0.
+        Centroids (k, d), float64 where X is wider than float32, else float32; and the weight of each, float64
+        (k,). A label without weight has centroid 0.
 
     Raises:
         TypeError: labels or k are not integers, X or weights not real numbers.
@@ -283,7 +254,7 @@ def update(X: Any, labels: Any, k: int, sample_weight: Any = None) -> tuple[Poin
         >>> centroids.tolist(), counts.tolist()
         ([[1.0], [0.0], [5.0]], [2.0, 0.0, 1.0])
     """
-    x = as_points("X", X)
+    x = as_array("X", X)
     k = _check.integer("k", k, 1, 2**31 - 1 - TURN)
     words = _check.as_ids(labels, "labels")
     if words.shape != (x.shape[0],):
@@ -293,5 +264,12 @@ def update(X: Any, labels: Any, k: int, sample_weight: Any = None) -> tuple[Poin
         raise IndexError(f"labels must be between 0 and {k - 1}, got {np.asarray(labels)[place]} at {place}")
     weights = as_weights(sample_weight, x.shape[0])
     if x.shape[0] == 0:
-        return np.zeros((k, x.shape[1]), np.float32), np.zeros(k)
-    return means(tile(x, False), words.astype(np.int32), k, weights)
+        return np.zeros((k, x.shape[1]), kind_of(x)), np.zeros(k)
+    frame, points = None, x
+    if x.dtype != np.float32:  # float64 sums of float32 need no scale
+        (points,), frame = narrowed(some_of(x, weights), X=x)
+    centroids, counts = means(tile(points, False), words.astype(np.int32), k, weights)
+    if frame is not None:
+        centroids = frame.back(centroids)
+        centroids[counts == 0] = 0
+    return centroids, counts

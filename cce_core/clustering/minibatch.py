@@ -8,10 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
-from cce_core.clustering.estimator import MOST, Estimator, first_centroids
+from cce_core.clustering.estimator import MOST, Estimator, first_centroids, measured
 from cce_core.clustering.init import any_points, run_seed, start_places
 from cce_core.clustering.kmeans import refill
-from cce_core.clustering.lloyd import as_weights, assign, means, scale_of
+from cce_core.clustering.lloyd import means
+from cce_core.clustering.narrow import as_array, as_weights, kind_of, narrowed, origin_of, some_of
+from cce_core.clustering.protocol import column_names
 from cce_core.clustering.search import search
 from cce_core.clustering.tiles import Points, tile
 
@@ -25,7 +27,8 @@ class MiniBatchKMeans(Estimator):
 
     The first batch draws the first centroids. A cluster that never got weight is given one of the batch's costliest
     points, as `KMeans` does. Follows scikit-learn's conventions; the result is a pure function of arguments and
-    batches, whatever the number of threads.
+    batches, whatever the number of threads. Batches wider than float32 are taken about their own medians, within
+    the same bounds as by `KMeans`; centroids are float64 from the first such batch on.
 
     Args:
         n_clusters: k, at least 1.
@@ -34,9 +37,10 @@ class MiniBatchKMeans(Estimator):
         n_iter: passes of `fit` over the points, at least 1, each in another order.
         seed: 0 to 2^64 − 1.
         n_threads: at least 1; None uses `cce_core.get_num_threads()`. The result is the same.
+        random_state: as for `KMeans`.
 
     Attributes:
-        cluster_centers_: float32 (k, d).
+        cluster_centers_: (k, d), float64 where a batch is wider than float32, else float32.
         counts_: float64 (k,), the weight that each centroid has seen.
         labels_: int32 (n,): after `fit` the nearest of `cluster_centers_`; after `partial_fit` those of the batch, before
             the centroids moved.
@@ -44,6 +48,7 @@ class MiniBatchKMeans(Estimator):
         n_iter_: passes made by `fit`.
         n_steps_: batches seen.
         n_features_in_: d.
+        feature_names_in_: the names of the columns, where the first batch is a data frame with names.
 
     Cost:
         One search for nearest centroids a batch; see `assign`.
@@ -76,6 +81,7 @@ class MiniBatchKMeans(Estimator):
         n_iter: int = 3,
         seed: int = 0,
         n_threads: int | None = None,
+        random_state: Any = None,
     ) -> None:
         self.n_clusters = n_clusters
         self.init = init
@@ -83,12 +89,13 @@ class MiniBatchKMeans(Estimator):
         self.n_iter = n_iter
         self.seed = seed
         self.n_threads = n_threads
+        self.random_state = random_state
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> MiniBatchKMeans:
         """Forget what was learned, then learn from X, batch by batch.
 
         Args:
-            X: real numbers (n, d), taken as float32, n at least 1.
+            X: real numbers (n, d), n at least 1.
             y: ignored.
             sample_weight: (n,), not negative, one of them positive; None lets each point count one.
 
@@ -97,18 +104,19 @@ class MiniBatchKMeans(Estimator):
 
         Raises:
             TypeError: an argument is of the wrong type.
-            ValueError: NaN or infinity, no point, wrong shapes, an argument out of range.
+            ValueError: NaN or infinity, beyond float32's reach, no point, wrong shapes or names of columns, an
+                argument out of range.
         """
         size, passes = _check.integer("batch_size", self.batch_size, 1), _check.integer("n_iter", self.n_iter, 1)
-        x, seed = self._points(X), _check.seed(self.seed)
-        weights = as_weights(sample_weight, len(x))
+        names, x = column_names(X), self._points(X)
+        weights, seed = as_weights(sample_weight, len(x)), self._drawn_seed()
         none, given = np.empty(0, np.float32), weights.size > 0
         with self._threads():
             some = _STARTED_FROM * max(size, self._k())
             if len(x) > some:  # a sample in which each weighs the same
-                centroids = self._start(x[any_points(len(x), some, weights, run_seed(seed, 0))], none)
+                centroids = self._start(x[any_points(len(x), some, weights, run_seed(seed, 0))], none, seed)
             else:
-                centroids = self._start(x, weights)
+                centroids = self._start(x, weights, seed)
             counts, steps = np.zeros(len(centroids)), 0
             for turn in range(passes):
                 order = any_points(len(x), len(x), none, run_seed(seed, turn + 1))
@@ -117,21 +125,20 @@ class MiniBatchKMeans(Estimator):
                     mass = weights[part] if given else none
                     if given and not mass.any():
                         continue
-                    centroids, counts, _, _ = _step(x[part], mass, centroids, counts)
+                    centroids, counts, _, _, _ = _step(x[part], mass, centroids, counts)
                     steps += 1
-            exponent = scale_of(x, centroids)  # scaled here, so that the costs are in range as well
-            labels, costs = assign(np.ldexp(x, -exponent), np.ldexp(centroids, -exponent))
-        self.cluster_centers_, self.counts_, self.labels_ = centroids, counts, labels
-        total = float(np.sum(costs * (weights.astype(np.float64) if given else 1.0), dtype=np.float64))
-        self.inertia_ = total * 4.0**exponent
-        self.n_iter_, self.n_steps_, self.n_features_in_ = passes, steps, x.shape[1]
+            origin = None if kind_of(x) is np.float32 else origin_of(some_of(x, weights))
+            labels, inertia = measured(x, centroids, centroids if origin is None else origin[None], weights)
+        self.cluster_centers_, self.counts_, self.labels_, self.inertia_ = centroids, counts, labels, inertia
+        self.n_iter_, self.n_steps_, self._origin = passes, steps, origin
+        self._remember(names, x.shape[1])
         return self
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> MiniBatchKMeans:
         """Learn from one more batch.
 
         Args:
-            X: real numbers (n, d), taken as float32, n at least 1; d as in the batches before.
+            X: real numbers (n, d), n at least 1; d as in the batches before.
             y: ignored.
             sample_weight: (n,), not negative, one of them positive; None lets each point count one.
 
@@ -140,49 +147,57 @@ class MiniBatchKMeans(Estimator):
 
         Raises:
             TypeError: an argument is of the wrong type.
-            ValueError: NaN or infinity, no point, wrong shapes, an argument out of range.
+            ValueError: NaN or infinity, beyond float32's reach, no point, wrong shapes or names of columns, an
+                argument out of range.
         """
         known = hasattr(self, "cluster_centers_")
-        x = self._points(X, self.n_features_in_ if known else None)
+        names, x = column_names(X), self._points(X, known)
         if len(x) == 0:
             raise ValueError("X must hold at least one point, got none")
         weights = as_weights(sample_weight, len(x))
         with self._threads():
-            centroids = self.cluster_centers_ if known else self._start(x, weights)
-            counts = self.counts_ if known else np.zeros(len(centroids))
-            centroids, counts, labels, inertia = _step(x, weights, centroids, counts)
+            if known:
+                centroids, counts = as_array("cluster_centers_", self.cluster_centers_), self.counts_
+            else:
+                centroids = self._start(x, weights, self._drawn_seed())
+                counts = np.zeros(len(centroids))
+            centroids, counts, labels, inertia, self._origin = _step(x, weights, centroids, counts)
         self.cluster_centers_, self.counts_, self.labels_, self.inertia_ = centroids, counts, labels, inertia
         self.n_steps_ = self.n_steps_ + 1 if known else 1
-        self.n_features_in_ = x.shape[1]
+        if not known:
+            self._remember(names, x.shape[1])
         return self
+
+    def set_partial_fit_request(self, **asked: Any) -> MiniBatchKMeans:
+        """Whether meta-estimators pass metadata to `partial_fit`, as `set_fit_request` says it for `fit`."""
+        return self._ask("partial_fit", asked)
 
     def _k(self) -> int:
         return _check.integer("n_clusters", self.n_clusters, 1, MOST)
 
-    def _start(self, x: Points, weights: Points) -> Points:
-        k, seed = self._k(), _check.seed(self.seed)
-        given = first_centroids(self.init, k, x.shape[1])
+    def _start(self, x: NDArray[Any], weights: Points, seed: int) -> NDArray[Any]:
+        k = self._k()
+        given = first_centroids(self.init, k, x.shape[1], kind_of(x))
         if given is not None:
-            return given.copy()
+            return given.astype(kind_of(x))
         if self.init == "random":
-            return x[any_points(len(x), k, weights, seed)]
-        exponent = scale_of(x)
-        tiles = tile(np.ldexp(x, -exponent) if exponent else x, True)
+            return x[any_points(len(x), k, weights, seed)].astype(kind_of(x), copy=False)
+        (points,), _ = narrowed(some_of(x, weights), X=x)
+        tiles = tile(points, True)
         places = start_places(tiles, k, tiles.back(weights), seed, self.init == "k-means||")
         assert tiles.order is not None
-        return x[tiles.order[places]]
+        return x[tiles.order[places]].astype(kind_of(x), copy=False)
 
 
 def _step(
-    x: Points, weights: Points, centroids: Points, counts: NDArray[np.float64]
-) -> tuple[Points, NDArray[np.float64], NDArray[np.int32], float]:
-    """Centroids and their weights after one more batch; its labels and inertia before."""
-    k, exponent = len(centroids), scale_of(x, centroids)
-    if exponent:
-        x, centroids = np.ldexp(x, -exponent), np.ldexp(centroids, -exponent)
-    tiles = tile(x, False)
+    x: NDArray[Any], weights: Points, centroids: NDArray[Any], counts: NDArray[np.float64]
+) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.int32], float, NDArray[np.float64] | None]:
+    """Centroids and their weights after one more batch; its labels and inertia before, and the origin of its numbers."""
+    k = len(centroids)
+    (points, rows), frame = narrowed(some_of(x, weights), X=x, cluster_centers_=centroids)
+    tiles = tile(points, False)
     near, costs = tiles.empty(np.int32), tiles.empty(np.float32)
-    search(tiles, centroids, near, costs)
+    search(tiles, rows, near, costs)
     labels, costs = near[: tiles.n], costs[: tiles.n]
     inertia = float(np.sum(costs * (weights.astype(np.float64) if weights.size else 1.0), dtype=np.float64))
     settled, now = labels, np.bincount(labels, weights if weights.size else None, minlength=k)
@@ -193,6 +208,8 @@ def _step(
     batch, mass = means(tiles, settled, k, weights)
     total = counts + mass
     share = (mass / np.where(total > 0, total, 1.0))[:, None]
-    moved = centroids + share * (batch.astype(np.float64) - centroids)
-    out = moved.astype(np.float32)
-    return (np.ldexp(out, exponent) if exponent else out), total, labels, inertia * 4.0**exponent
+    if frame.origin is None:
+        moved = frame.back((rows + share * (batch.astype(np.float64) - rows)).astype(np.float32))
+    else:  # centroids that stay, stay exactly
+        moved = centroids + share * (frame.back(batch) - centroids)
+    return moved, total, labels, inertia * 4.0**frame.exponent, frame.origin

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from cce_core import _check
 from cce_core._jit import jit
 from cce_core._threads import sliced
-from cce_core.clustering.lloyd import as_points
+from cce_core.clustering.narrow import as_points
 from cce_core.clustering.tiles import Points
 
 _BATCH = 1 << 21  # numbers of scratch a batch of rows

@@ -146,3 +146,11 @@ def spread(X, k, uniforms, weights=None, trials=1):
         picked.append(drawn[best])
         shares = left[best]
     return [picked[i % len(picked)] for i in range(k)]
+
+
+def wide(X, C, weights=None):
+    """In float64: distances (n, k), the nearest centroids, and the inertia."""
+    X, C = np.asarray(X, np.float64), np.asarray(C, np.float64)
+    table = ((X[:, None, :] - C[None, :, :]) ** 2).sum(axis=2)
+    weights = np.ones(len(X)) if weights is None else np.asarray(weights, np.float64)
+    return np.sqrt(table), table.argmin(axis=1), float((table.min(axis=1) * weights).sum())
