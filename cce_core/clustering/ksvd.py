@@ -141,7 +141,7 @@ def k_svd(
     The result is a pure function of arguments and data, whatever the number of threads.
 
     Args:
-        X: real numbers (n, dim), taken as float32, n at least n_atoms. Equal rows and rows of zeros are safe.
+        X: real numbers (n, dim), taken as float32 as by `omp`, n at least n_atoms. Equal rows and rows of zeros are safe.
         n_atoms: K, at least 1.
         n_nonzero: s, atoms a row, 1 to K.
         n_iter: most iterations, at least 0.

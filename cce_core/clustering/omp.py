@@ -147,7 +147,8 @@ def omp(X: Any, D: Any, n_nonzero: int) -> tuple[NDArray[np.int32], Points]:
     lowest unused atoms at weight 0. Choices are made in float64, and depend on neither the number of threads nor the batch.
 
     Args:
-        X: real numbers (n, dim), taken as float32; n may be 0.
+        X: real numbers (n, dim), taken as float32: each off by up to 2^−24 of itself, 0 below 1e-45; n may be 0. An
+            offset belongs to what is coded, so none is taken away.
         D: the dictionary, real numbers (K, dim), K at least 1. Atoms may have any length; those of length 0 are never taken.
         n_nonzero: s, atoms a row, 1 to K.
 

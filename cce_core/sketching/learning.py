@@ -111,7 +111,9 @@ def cluster(
     Args:
         table: of a method that learns its sketch. It is changed in place; its arrays keep their places and shapes.
         vectors: what to learn instead of the table's own vectors: real numbers (vocab, dim), or a trained table of the same
-            vocabulary and dim. With a rank, the projection is set too, to their mean and main directions.
+            vocabulary and dim. A table holds float32, so each number is off by up to 2^−24 of itself: behind an offset
+            that leaves nothing of the rest, take the offset away first. With a rank, the projection is set too, to
+            their mean and main directions.
         weights: how much each id counts, such as how often it was seen: real numbers (vocab,), at least 0, not all 0.
         n_iter: most iterations of k-means.
         points_per_centroid: k-means sees a sample of so many ids a centroid, or all ids where there are fewer.
