@@ -15,20 +15,20 @@ import cce_core as cce
 from cce_core.storage import FileFormatError, Ledger, Packing, bits_for, load_arrays, save_arrays
 
 
-@given(st.integers(1, 200), st.lists(st.integers(0, 40), min_size=1, max_size=5), st.randoms(use_true_random=False))
+@given(st.integers(1, 200), st.lists(st.integers(0, 63), min_size=1, max_size=5), st.randoms(use_true_random=False))
 def test_packed_pointers_come_back(n, bits, random):
     packing = Packing(n, tuple(bits))
     words = packing.empty()
     assert words.nbytes == 8 * -(-n * sum(bits) // 64)
     columns = [np.array([random.getrandbits(b) if b else 0 for _ in range(n)]) for b in bits]
-    bits31 = [min(b, 31) for b in bits]
-    columns = [c & ((1 << b) - 1) for c, b in zip(columns, bits31, strict=True)]
     for field, column in enumerate(columns):
         cut = random.randrange(n + 1)  # in two parts, the later one first
         packing.write(words, field, cut, column[cut:])
         packing.write(words, field, 0, column[:cut])
     for field, column in enumerate(columns):
-        np.testing.assert_array_equal(packing.read(words, field, 0, n), column)
+        found = packing.read(words, field, 0, n)
+        np.testing.assert_array_equal(found, column)
+        assert found.dtype == (np.int32 if bits[field] < 32 else np.int64)
         i = random.randrange(n)
         assert naive.pointer(words, i, sum(bits), packing.offsets[field], bits[field]) == column[i]
 
@@ -55,6 +55,61 @@ def test_a_pointer_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="len"):
         packing.write(words, 0, 9, np.array([1, 1]))
     assert not words.any()
+
+
+@given(
+    st.integers(0, 63),
+    st.sampled_from(("u1", "i1", "u2", ">i4", "u4", "i8", ">u8", "u8", "?", "f4", "f8", "O", "U3")),
+    st.lists(
+        st.integers(-(2**63), 2**64 - 1) | st.sampled_from([-1, 0, 1, 2**31, 2**32, 2**63 - 1, 2**63]), max_size=6
+    ),
+)
+def test_values_of_any_type_come_back_or_are_refused(bits, dtype, numbers):
+    dtype = np.dtype(dtype)
+    if dtype.kind in "iu":
+        numbers = [n for n in numbers if np.iinfo(dtype).min <= n <= np.iinfo(dtype).max]
+    values, packing = np.array(numbers).astype(dtype), Packing(9, (3, bits))
+    if dtype.kind in "iu":
+        values = np.array(numbers, dtype)
+    words = packing.empty()
+    packing.write(words, 0, 0, np.full(9, 5))
+    before = words.copy()
+    if dtype.kind not in "iu":
+        with pytest.raises(TypeError, match="values must be integers"):
+            packing.write(words, 1, 2, values)
+    elif any(not 0 <= n < 2**bits for n in numbers):
+        with pytest.raises(ValueError, match=f"pointers of {bits} bits go from 0 to {2**bits - 1}, got"):
+            packing.write(words, 1, 2, values)
+    else:
+        packing.write(words, 1, 2, values)
+        assert packing.read(words, 1, 2, 2 + len(numbers)).tolist() == numbers
+        assert packing.read(words, 0, 0, 9).tolist() == [5] * 9
+        return
+    np.testing.assert_array_equal(words, before)
+
+
+def test_what_is_no_packing_is_refused():
+    for n, bits in ((10, (64,)), (10, (-1,)), (-1, (3,)), (2**49, (3,))):
+        with pytest.raises(ValueError, match="must be between"):
+            Packing(n, bits)
+    for n, bits in ((10, (3.0,)), (10, (True,)), (1.5, (3,)), (None, (3,))):
+        with pytest.raises(TypeError, match="must be a whole number"):
+            Packing(n, bits)
+    packing = Packing(100, (3, 40))
+    for words in (packing.empty()[:-1], np.zeros(0, np.uint64), np.zeros((packing.n_words, 1), np.uint64)):
+        for act in (lambda w: packing.read(w, 0, 0, 9), lambda w: packing.write(w, 0, 0, [1])):
+            with pytest.raises(ValueError, match="words must have shape"):
+                act(words)
+    with pytest.raises(TypeError, match="words must be a uint64 array, got int64"):
+        packing.read(packing.empty().view(np.int64), 0, 0, 9)
+    for field in (2, -1):
+        with pytest.raises(ValueError, match="field must be between"):
+            packing.read(packing.empty(), field, 0, 9)
+    fixed = packing.empty()
+    fixed.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        packing.write(fixed, 0, 0, [1])
+    packing.write(packing.empty(), 0, 3, [])
 
 
 def test_bits_for():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from cce_core._threads import sliced
 
 _one, _six, _63, _64 = np.uint64(1), np.uint64(6), np.uint64(63), np.uint64(64)
 _GRAIN = 1 << 15
+_MOST_IDS = 2**48
 
 
 def bits_for(rows: int) -> int:
@@ -68,7 +70,7 @@ def _write_many(
     start: int, stop: int, words: Any, first: np.uint64, per_id: np.uint64, offset: np.uint64, bits: np.uint64, v: Any
 ) -> None:
     for n in range(start, stop):
-        write_bits(words, (first + np.uint64(n)) * per_id + offset, bits, np.uint64(v[n]))
+        write_bits(words, (first + np.uint64(n)) * per_id + offset, bits, v[n])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +80,9 @@ class Packing:
     Args:
         n: how many ids there are.
         bits: bits of each field, 0 to 63.
+
+    Raises:
+        TypeError, ValueError: a number is not whole, or out of range.
 
     Example:
         >>> import numpy as np
@@ -93,6 +98,11 @@ class Packing:
     n: int
     bits: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "n", _check.integer("n", self.n, 0, _MOST_IDS))
+        bits = tuple(_check.integer(f"bits[{j}]", b, 0, 63) for j, b in enumerate(self.bits))
+        object.__setattr__(self, "bits", bits)
+
     @functools.cached_property
     def bits_per_id(self) -> int:
         """Bits that one id takes."""
@@ -101,7 +111,7 @@ class Packing:
     @functools.cached_property
     def offsets(self) -> tuple[int, ...]:
         """The bit within an id at which each field starts."""
-        return tuple(sum(self.bits[:j]) for j in range(len(self.bits)))
+        return tuple(itertools.accumulate(self.bits[:-1], initial=0))[: len(self.bits)]
 
     @functools.cached_property
     def n_words(self) -> int:
@@ -112,10 +122,17 @@ class Packing:
         """Words with every pointer 0."""
         return np.zeros(self.n_words, np.uint64)
 
-    def read(self, words: NDArray[np.uint64], field: int, start: int, stop: int) -> NDArray[np.int32]:
-        """Field `field` of the ids [start, stop), as int32."""
+    def read(
+        self, words: NDArray[np.uint64], field: int, start: int, stop: int
+    ) -> NDArray[np.int32] | NDArray[np.int64]:
+        """Field `field` of the ids [start, stop): int32, or int64 where the field has more than 31 bits.
+
+        Raises:
+            TypeError, ValueError: `words` are not this packing's, or a number is not whole or out of range.
+        """
+        field = self._checked(words, field)
         start, stop = _check.integer("start", start, 0, self.n), _check.integer("stop", stop, start, self.n)
-        out = np.empty(stop - start, np.int32)
+        out: Any = np.empty(stop - start, np.int32 if self.bits[field] < 32 else np.int64)
         sliced(_read_many, stop - start, _GRAIN, words, *self._place(field, start), out)
         return out
 
@@ -123,14 +140,22 @@ class Packing:
         """Put `values` into field `field` of the ids from `start` on, in place.
 
         Raises:
-            ValueError: a value does not fit its bits, or the ids end before the values do.
+            TypeError: the values are no integers, or `words` no uint64.
+            ValueError: a value does not fit its bits, the ids end before the values do, or `words` are not this packing's.
         """
+        field = self._checked(words, field)
+        if not words.flags.writeable:
+            raise ValueError("words must be writeable, got a read-only array: copy it first")
+        given = np.asarray(values)
+        if given.ndim != 1:
+            raise ValueError(f"values must be one row of integers, got shape {given.shape}")
+        values = _check.as_ids(values, "values")
         start = _check.integer("start", start, 0, self.n)
         _check.integer("start + len(values)", start + len(values), 0, self.n)
-        if len(values) and (int(values.min()) < 0 or int(values.max()) >> self.bits[field]):
+        if len(values) and int(values.max()) >> self.bits[field]:  # a negative one is a word of 64 bits
             raise ValueError(
                 f"pointers of {self.bits[field]} bits go from 0 to {(1 << self.bits[field]) - 1}, "
-                f"got {int(values.min())} to {int(values.max())}"
+                f"got {int(given.min())} to {int(given.max())}"
             )
         # 64 ids fill whole words, so slices that start at multiples of 64 ids never share one.
         align = -start % 64
@@ -138,6 +163,14 @@ class Packing:
         _write_many(0, head, words, *self._place(field, start), values)
         rest = values[head:]
         sliced(_write_many, len(rest), _GRAIN, words, *self._place(field, start + head), rest, align=64)
+
+    def _checked(self, words: NDArray[np.uint64], field: int) -> int:
+        """The number of a field of words that are this packing's: nothing outside them is ever read."""
+        if not isinstance(words, np.ndarray) or words.dtype != np.uint64:
+            raise TypeError(f"words must be a uint64 array, got {getattr(words, 'dtype', type(words).__name__)}")
+        if words.shape != (self.n_words,):
+            raise ValueError(f"words must have shape ({self.n_words},), got {words.shape}")
+        return _check.integer("field", field, 0, len(self.bits) - 1)
 
     def _place(self, field: int, start: int) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
         first, per_id = np.uint64(start), np.uint64(self.bits_per_id)
