@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import numpy as np
-
 from cce_core import _check
+from cce_core.sketching.checked import MOST_DIM, MOST_IDS, check_codec, checked, checked_options, checked_rank
 from cce_core.sketching.method import Method, Request, checked_chunks
 from cce_core.sketching.methods import get_method, resolved
 from cce_core.sketching.spec import ROUNDINGS, TableSpec
@@ -70,27 +69,16 @@ and 4 chunks: the least that fits is 296 bytes
     options = {**implied, **options}
     rule = get_method(method)
     kept = get_codec(rule.default_codec if codec is None else codec)
-    if kept.name != "float32" and not rule.codecs:
-        raise ValueError(f"method {method!r} keeps its numbers in float32: leave codec out, or choose another method")
-    dim = _check.integer("dim", dim, 1)
+    check_codec(rule, kept)
+    dim = _check.integer("dim", dim, 1, MOST_DIM)
     seed = _check.seed(seed)
     if vocab is not None:
-        vocab = _check.integer("vocab", vocab, 1, 2**48)
+        vocab = _check.integer("vocab", vocab, 1, MOST_IDS)
     if num_params is not None and num_bytes is not None:
         raise ValueError("give num_params or num_bytes, not both")
     if rule.budgeted and num_params is None and num_bytes is None:
         raise ValueError(f"method {method!r} needs a budget: num_params= or num_bytes=")
-    unknown = sorted(set(options) - set(rule.options))
-    if unknown:
-        known = ", ".join(rule.options) or "none"
-        raise ValueError(f"unknown option {unknown[0]!r} for method {method!r}; its own options are: {known}")
-    chosen = {**rule.options, **options}
-    chosen = {
-        name: v.item() if isinstance(v, np.generic) else v for name, v in chosen.items()
-    }  # files hold plain types
-    for name, default in rule.options.items():
-        if isinstance(default, bool) and not isinstance(chosen[name], bool):
-            raise TypeError(f"{name} must be True or False, got {chosen[name]!r}")
+    chosen = checked_options(rule, {**rule.options, **options})
     request = Request(
         vocab=vocab,
         dim=dim,
@@ -114,7 +102,7 @@ and 4 chunks: the least that fits is 296 bytes
         codec=kept.name,
         rounding=_check.choice("rounding", rounding, ROUNDINGS),
     )
-    return Table(spec)
+    return Table(checked(spec))
 
 
 def _with_rank(rule: Method, request: Request, rank: int | str | None) -> Request:
@@ -124,9 +112,7 @@ def _with_rank(rule: Method, request: Request, rank: int | str | None) -> Reques
         rank = rule.rank(request)
     elif isinstance(rank, str):
         raise ValueError(f'rank must be a whole number or "auto", got {rank!r}')
-    rank = _check.integer("rank", rank, 0, request.dim)
-    if rank and not rule.projects:
-        raise ValueError(f"method {rule.name!r} takes no rank: its vectors are not read from a memory; leave rank out")
+    rank = checked_rank(rule, rank, request.dim)
     checked_chunks(rule, request.options, request.n_chunks, rank or request.dim, "rank" if rank else "dim")
     request = dataclasses.replace(request, rank=rank)
     rule.check(request)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -51,6 +52,12 @@ class Request:
     num_bytes: int | None
     options: Mapping[str, Option]
     codec: Codec = dataclasses.field(default_factory=lambda: codec("float32"))
+
+    @classmethod
+    def of(cls, spec: TableSpec) -> Request:
+        """What a spec must have been made from, its budget aside: none is too small for it."""
+        options = dict(spec.options)
+        return cls(spec.vocab, spec.dim, spec.rank, spec.n_chunks, 0, None, options, codec(spec.codec))
 
     @property
     def inner(self) -> int:
@@ -138,6 +145,15 @@ class Method(abc.ABC):
         """The sizes that make the most of the budget and stay within it; BudgetError where none do."""
 
     @abc.abstractmethod
+    def check_sizes(self, request: Request, sizes: tuple[int, ...]) -> None:
+        """Refuse sizes that `sizes` gives for no budget: nothing is made of those of a file before."""
+
+    def nbytes(self, spec: TableSpec) -> int:
+        """Bytes of all arrays, the projection included, in closed form."""
+        arrays = sum(math.prod(a.shape) * np.dtype(a.dtype).itemsize for a in self.arrays(spec).values())
+        return arrays + 4 * Request.of(spec).projection
+
+    @abc.abstractmethod
     def arrays(self, spec: TableSpec) -> dict[str, ArraySpec]:
         """The arrays of a table, the projection aside."""
 
@@ -169,8 +185,12 @@ def checked_chunks(method: Method, options: Mapping[str, Option], n_chunks: int 
         return 1
     chunks = _check.integer("n_chunks", 4 if n_chunks is None else n_chunks, 1)
     if inner % chunks and method.splits(options):
-        near = [c for c in range(1, inner + 1) if inner % c == 0]
-        raise ValueError(
-            f"{what} {inner} is not divisible by n_chunks {chunks}; choose n_chunks among {', '.join(map(str, near))}"
-        )
+        near = ", ".join(map(str, divisors(inner)))
+        raise ValueError(f"{what} {inner} is not divisible by n_chunks {chunks}; choose n_chunks among {near}")
     return chunks
+
+
+def divisors(n: int) -> list[int]:
+    """All divisors of n, ascending."""
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return small + [n // d for d in reversed(small) if d * d != n]

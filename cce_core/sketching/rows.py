@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import abc
 
+from cce_core import _check
 from cce_core.sketching.block_method import BlockMethod
 from cce_core.sketching.method import Request
-from cce_core.sketching.spec import BudgetError
-from cce_core.storage.packed import Packing, bits_for
+from cce_core.sketching.spec import BudgetError, TableSpec
+from cce_core.storage.packed import bits_for
 
 _MOST_BITS = 48
+MOST_COLUMNS = 2**16  # hashes, or pointers, of an id
 
 
 class RowMethod(BlockMethod):
@@ -63,13 +65,30 @@ class RowMethod(BlockMethod):
             )
         return (min(rows, self.most_rows(request)),)
 
+    def check_sizes(self, request: Request, sizes: tuple[int, ...]) -> None:
+        """One number of rows, and no more addresses an id than can be looked at in a moment."""
+        if len(sizes) != 1:
+            raise ValueError(f"a {self.name!r} table has one size, its rows, got {len(sizes)}")
+        self._check_rows(request, sizes[0])
+
+    def _check_rows(self, request: Request, rows: int) -> None:
+        _check.integer(
+            "n_chunks (or what an id has as many hashes or pointers of)", self.hashes(request), 0, MOST_COLUMNS
+        )
+        _check.integer("n_chunks (or what an id has as many pointers of)", self.pointers(request), 0, MOST_COLUMNS)
+        _check.integer("sizes[0], the rows,", rows, self.least_rows(request), self.most_rows(request))
+
+    def nbytes(self, spec: TableSpec) -> int:
+        """As `sizes` reckons."""
+        return self._bytes(Request.of(spec), bits_for(spec.sizes[0]), spec.sizes[0])
+
     def _params(self, request: Request, rows: int) -> int:
         per_row = self.floats_per_row(request) + self.weights_per_row(request)
         return rows * per_row + self.fixed_weights(request) + request.projection
 
     def _pointer_bytes(self, request: Request, bits: int) -> int:
-        fields = (bits,) * self.pointers(request) + self.fixed_bits(request)
-        return 8 * Packing(request.vocab or 0, fields).n_words
+        per_id = bits * self.pointers(request) + sum(self.fixed_bits(request))
+        return 8 * -(-(request.vocab or 0) * per_id // 64)
 
     def _bytes(self, request: Request, bits: int, rows: int) -> int:
         floats = request.projection + self.fixed_weights(request) + rows * self.weights_per_row(request)

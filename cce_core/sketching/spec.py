@@ -75,10 +75,28 @@ class TableSpec:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TableSpec:
-        """The spec of a file's header.
+        """The spec of a file's header or of a state, which may be anyone's.
+
+        Every field is checked, by type, by range and by what its method accepts, before anything is made of it: what is given
+        back is a spec that `make_table` makes for some budget. Costs a few comparisons, whatever the numbers are. Whether the
+        arrays fit is seen by `Table`, and beforehand, without making its layout, by `get_method(spec.method).nbytes(spec)`.
 
         Raises:
             KeyError: a field is missing.
+            TypeError: a field is of another type.
+            ValueError: a field is unknown or out of range, or fields contradict each other.
         """
-        fields = {field.name: values[field.name] for field in dataclasses.fields(cls)}
-        return cls(**{**fields, "sizes": tuple(fields["sizes"]), "options": tuple(sorted(fields["options"].items()))})
+        from cce_core.sketching.checked import checked
+
+        if not isinstance(values, Mapping):
+            raise TypeError(f"a spec must be a mapping, got {type(values).__name__}")
+        names = [field.name for field in dataclasses.fields(cls)]
+        if unknown := sorted(map(repr, values.keys() - set(names))):
+            raise ValueError(f"a spec has no field {unknown[0]}")
+        fields = {name: values[name] for name in names}
+        sizes, options = fields["sizes"], fields["options"]
+        if not isinstance(sizes, (list, tuple)) or not isinstance(options, Mapping):
+            raise TypeError("sizes must be a list, and options a mapping")
+        if not all(isinstance(name, str) for name in options):
+            raise TypeError("options must be named by text")
+        return checked(cls(**{**fields, "sizes": tuple(sizes), "options": tuple(sorted(options.items()))}))

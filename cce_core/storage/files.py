@@ -1,144 +1,142 @@
 """Tables on disk: safetensors files, written whole or not at all, checked when they are read.
 
-The header's metadata holds the format, its version, the table's spec as JSON and a checksum of spec and data. The tensors
-are the table's arrays, bit for bit, so that the file less its header is what the ledger says is stored.
+The header's metadata holds the format, its version, the table's spec as JSON, a checksum of spec and data, and one of the
+header. The tensors are the table's arrays, bit for bit, so that the file less its header is what the ledger says is stored.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
+import mmap as maps
 import os
-import secrets
-import shutil
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from io import FileIO
 from typing import Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
-FORMAT = "cce-core"
-VERSION = 1
-_DTYPES = {
-    "F32": np.float32, "U64": np.uint64, "I64": np.int64, "U8": np.uint8, "I8": np.int8, "U16": np.uint16, "U32": np.uint32,
-}  # fmt: skip
+from cce_core import _check
+from cce_core.storage import header as headers
+from cce_core.storage.header import Entry, FileFormatError
+from cce_core.storage.replacing import opened, replacing
 
-
-class FileFormatError(ValueError):
-    """A file that is torn, truncated, foreign, or of a version that this library does not read.
-
-    Example:
-        >>> import os, tempfile, cce_core as cce
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = os.path.join(folder, "not-a-table")
-        ...     with open(path, "w") as file:
-        ...         _ = file.write("hello")
-        ...     cce.load(path)
-        Traceback (most recent call last):
-        ...
-        cce_core.storage.files.FileFormatError: ... is torn, truncated or not a safetensors file: ...
-    """
+_PIECE = 1 << 20  # bytes that are copied, summed up and written at a time
 
 
-def _checksum(arrays: Mapping[str, NDArray[Any]], spec: str) -> str:
-    digest = xxhash.xxh3_64(spec.encode())
-    for name in sorted(arrays):
-        digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}".encode())
-        digest.update(arrays[name].reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+def _digest(text: str) -> Any:
+    return xxhash.xxh3_64(text.encode())
+
+
+def _label(name: str, array: NDArray[Any]) -> bytes:
+    return f"{name} {array.dtype.str} {array.shape}".encode()
+
+
+def _bytes_of(array: NDArray[Any]) -> NDArray[np.uint8]:
+    return array.reshape(-1).view(np.uint8)
 
 
 def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]], spec: Mapping[str, Any]) -> None:
     """Write arrays and a spec to one file; where anything fails, a file that was there before stays as it was.
 
-    The data goes to a temporary file in the same folder, is flushed to the disk, and then takes the file's name.
+    The data go to a temporary file in the same folder, are flushed to the disk, and then take the file's name. A new file has
+    the mode that the umask leaves; one that was there gives its mode and (where that is allowed) its owner to the new one. Of
+    a symbolic link what it points to is written; other hard links keep the old table. What a killed process left of an earlier
+    save to the same name is removed. Several threads or processes may save to one name: the last one wins, whole.
+
+    Beside the arrays, a megabyte is held.
 
     Raises:
-        OSError: the folder does not exist or cannot be written, or the disk is full.
+        OSError: with the name of the file: the folder does not exist or cannot be written, the disk is full, or the path is a
+            directory, FIFO, socket or device.
+        TypeError: an array of a type that no table has.
     """
-    path = Path(path)
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    kept = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    kept = {name: array.astype(array.dtype.newbyteorder("<"), copy=False) for name, array in kept.items()}
     text = json.dumps(spec, sort_keys=True)
-    metadata = {"format": FORMAT, "version": str(VERSION), "spec": text, "xxh3": _checksum(arrays, text)}
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
-    try:
-        temporary.touch(exist_ok=False)
-        if path.exists():
-            shutil.copymode(path, temporary)
-        save_file(arrays, temporary, metadata=metadata)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    with contextlib.suppress(OSError):  # not every file system lets a folder be opened
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    entries, digest, piece = headers.place(kept), _digest(text), np.empty(_PIECE, np.uint8)
+    start = len(headers.written(entries, text))
+    with replacing(path) as file:
+        for name in sorted(kept):
+            digest.update(_label(name, kept[name]))
+            file.seek(start + entries[name].begin)
+            data = _bytes_of(kept[name])
+            for low in range(0, data.size, _PIECE):
+                # A copy is what is summed up and written: a file holds its checksum also where another thread trains.
+                part = piece[: min(_PIECE, data.size - low)]
+                np.copyto(part, data[low : low + _PIECE])
+                digest.update(part.data)
+                _write(file, part.data)
+        file.seek(0)
+        _write(file, memoryview(headers.written(entries, text, digest.hexdigest())))
 
 
-def load_arrays(path: str | os.PathLike[str], *, mmap: bool = False) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+def _write(file: FileIO, data: memoryview) -> None:
+    while data:
+        data = data[file.write(data) :]
+
+
+def load_arrays(
+    path: str | os.PathLike[str],
+    *,
+    mmap: bool = False,
+    verify: str | None = None,
+    accept: Callable[[Any, int], Any] | None = None,
+) -> tuple[dict[str, NDArray[Any]], Any]:
     """Read what `save_arrays` wrote: the arrays and the spec.
+
+    The file is opened once: one that is replaced meanwhile is read as it was.
 
     Args:
         path: the file.
         mmap: map the file instead of reading it: the arrays are then read-only, come into memory page by page as they
-            are used, are shared among processes, and are not checked against the checksum.
+            are used, and are shared among processes.
+        verify: "header" checks header and spec against their checksum and reads no data for it; "all" the data as well.
+            None is "all", and "header" with `mmap`. Files of earlier versions have a checksum of spec and data alone.
+        accept: called with the spec and the bytes of all arrays before any data are read. It raises where they make no sense;
+            what it returns is returned in place of the spec.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        FileFormatError: the file is torn, truncated or foreign, its checksum does not hold, or its version is unknown.
+        OSError: the file does not exist or cannot be opened, or is a directory, FIFO, socket or device.
+        FileFormatError: the file is torn, truncated or foreign, a checksum does not hold, or its version is unknown.
     """
-    path = Path(path)
-    size = path.stat().st_size
-    header, start = _read_header(path, size)
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        raise FileFormatError(f"{path} is not a table of cce-core; save one with table.save(path)")
-    if metadata.get("version") != str(VERSION):
-        raise FileFormatError(
-            f"{path} has format version {metadata.get('version')}, this library reads version {VERSION}; update cce-core"
-        )
-    data = np.memmap(path, np.uint8, "r") if mmap else np.fromfile(path, np.uint8)
-    try:
-        arrays = {name: _tensor(data[start:], entry) for name, entry in header.items()}
-        spec = json.loads(metadata["spec"])
-        expected = metadata["xxh3"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise FileFormatError(f"{path} is damaged: its header does not make sense ({error})") from error
-    if not mmap and _checksum(arrays, metadata["spec"]) != expected:
-        raise FileFormatError(f"{path} is damaged: its checksum does not hold; restore it from a copy")
+    verify = _check.choice("verify", ("header" if mmap else "all") if verify is None else verify, ("header", "all"))
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        header = headers.read(file, size, path)
+        spec = header.spec if accept is None else accept(header.spec, header.nbytes)
+        data = _mapped(file, size)[header.start :] if mmap else _read(file, header.nbytes)
+    if data.size < header.nbytes:
+        raise FileFormatError(f"{path} is torn: it was shortened while it was read")
+    arrays = {name: _tensor(data, entry) for name, entry in header.entries.items()}
+    if verify == "all":
+        digest = _digest(header.text)
+        for name in sorted(arrays):
+            digest.update(_label(name, arrays[name]))
+            digest.update(_bytes_of(arrays[name]).data)
+        if digest.hexdigest() != header.checksum:
+            raise FileFormatError(f"{path} is damaged: its checksum does not hold; restore it from a copy")
     return arrays, spec
 
 
-def _read_header(path: Path, size: int) -> tuple[dict[str, Any], int]:
-    """The safetensors header, after the library itself has found the file whole (lengths, offsets, shapes)."""
-    from safetensors import safe_open
-
+def _mapped(file: FileIO, size: int) -> NDArray[np.uint8]:
     try:
-        with safe_open(path, framework="numpy"):
-            pass
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            return json.loads(file.read(length)), 8 + length
-    except (SafetensorError, ValueError, OSError) as error:
-        raise FileFormatError(
-            f"{path} ({size:,} bytes) is torn, truncated or not a safetensors file: {error}"
-        ) from error
+        return np.frombuffer(maps.mmap(file.fileno(), size, access=maps.ACCESS_READ), np.uint8)
+    except ValueError:  # it is shorter by now
+        return np.empty(0, np.uint8)
 
 
-def _tensor(data: NDArray[np.uint8], entry: Mapping[str, Any]) -> NDArray[Any]:
-    begin, end = entry["data_offsets"]
-    raw = data[begin:end]
-    dtype = np.dtype(_DTYPES[entry["dtype"]]).newbyteorder("<")
+def _read(file: FileIO, nbytes: int) -> NDArray[np.uint8]:
+    out, end = np.empty(nbytes, np.uint8), 0
+    while end < nbytes and (count := file.readinto(out[end:].data)):
+        end += count
+    return out[:end]
+
+
+def _tensor(data: NDArray[np.uint8], entry: Entry) -> NDArray[Any]:
+    raw = data[entry.begin : entry.end]
     # A tensor may start at any byte: the file's header decides. Only what is misaligned is copied.
-    if raw.ctypes.data % dtype.itemsize:
+    if raw.ctypes.data % entry.dtype.itemsize:
         raw = raw.copy()
-    return raw.view(dtype).reshape(entry["shape"])
+    return raw.view(entry.dtype).reshape(entry.shape)

@@ -63,6 +63,18 @@ class Clustered(RowMethod):
             return super().sizes(request)  # says what would fit
         return (rows, hashed) if 16 * (hashed - rows) >= rows else (rows,)
 
+    def check_sizes(self, request: Request, sizes: tuple[int, ...]) -> None:
+        """One number of rows, or two."""
+        if not 1 <= len(sizes) <= 2:
+            raise ValueError(f"a {self.name!r} table has one size or two, rows learned and hashed, got {len(sizes)}")
+        for rows in sizes:
+            self._check_rows(request, rows)
+
+    def nbytes(self, spec: TableSpec) -> int:
+        """With the rows of both codebooks."""
+        request, floats = Request.of(spec), (spec.sizes[0] + spec.sizes[-1]) * spec.inner
+        return self._bytes(request, bits_for(spec.sizes[0]), 0) + request.codec.nbytes(floats)
+
     def _codebooks(self, request: Request) -> tuple[int, int]:
         """Rows of the learned codebooks and of the hashed ones that fit a budget in bytes; of the former 0 where none do."""
         assert request.num_bytes is not None

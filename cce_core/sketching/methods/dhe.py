@@ -173,6 +173,18 @@ class DeepHash(Method):
             width = _width(room, 0, hashes, depth, request.dim)
         return hashes, width, depth
 
+    def check_sizes(self, request: Request, sizes: tuple[int, ...]) -> None:
+        """The depth and the hashes that the options say; at least one float of width."""
+        if len(sizes) != 3:
+            raise ValueError(f"a 'dhe' table has three sizes, hashes, width and depth, got {len(sizes)}")
+        chosen, pair, depth = request.options["n_hashes"], _pair(request.options), request.options["depth"]
+        least, most = (pair, _MOST_HASHES) if chosen is None else (chosen, chosen)
+        if _check.integer("sizes[0], the hashes,", sizes[0], int(least), int(most)) % pair:
+            raise ValueError(f"transform 'gaussian' takes hashes in pairs: sizes[0] must be even, got {sizes[0]}")
+        _check.integer("sizes[1], the width,", sizes[1], 1)
+        if sizes[2] != depth:
+            raise ValueError(f"sizes[2] must be the depth, {depth}, got {sizes[2]}")
+
     def arrays(self, spec: TableSpec) -> dict[str, ArraySpec]:
         """Weights `w0`, …, (into the layer, out of it) and biases `b0`, … of every layer; the last is the linear one."""
         hashes, width, depth = spec.sizes

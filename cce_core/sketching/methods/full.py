@@ -36,6 +36,11 @@ class Full(BlockMethod):
             raise BudgetError(f"{request.budget} are too few for {self.name!r}: it takes {nbytes:,} bytes")
         return ()
 
+    def check_sizes(self, request: Request, sizes: tuple[int, ...]) -> None:
+        """None."""
+        if sizes:
+            raise ValueError(f"a {self.name!r} table has no sizes but its vocabulary, got {len(sizes)}")
+
     def layout(self, spec: TableSpec) -> Layout:
         """One column: the id itself."""
         assert spec.vocab is not None

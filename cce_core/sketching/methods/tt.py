@@ -13,7 +13,7 @@ from cce_core import _check
 from cce_core.hashing.digits import balanced_bases
 from cce_core.sketching import trains
 from cce_core.sketching.gradient import Gradient
-from cce_core.sketching.method import INITIAL_NORM, ArraySpec, Method, Request
+from cce_core.sketching.method import INITIAL_NORM, ArraySpec, Method, Request, divisors
 from cce_core.sketching.spec import BudgetError, TableSpec
 from cce_core.sketching.trains import Core
 
@@ -69,6 +69,15 @@ class TensorTrain(Method):
                 ranks = more
         return tuple(ranks)
 
+    def check_sizes(self, request: Request, sizes: tuple[int, ...]) -> None:
+        """A rank between each two cores, none above the full table's."""
+        assert request.vocab is not None
+        cores = int(request.options["cores"] or 0)
+        if len(sizes) != cores - 1:
+            raise ValueError(f"a 'tt' table of {cores} cores has {cores - 1} sizes, its inner ranks, got {len(sizes)}")
+        for k, most in enumerate(_full_ranks(_grid(request.vocab, request.dim, cores))):
+            _check.integer(f"sizes[{k}], a rank,", sizes[k], 1, most)
+
     def arrays(self, spec: TableSpec) -> dict[str, ArraySpec]:
         """A float32 array a core, a flat row a digit."""
         out = {}
@@ -121,7 +130,7 @@ class TensorTrain(Method):
         return {f"core{k}": g.reshape(shapes[k]) if dense else g for k, g in enumerate(total)}
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1024)
 def _grid(vocab: int, dim: int, cores: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Bases of the digits, and factors of dim, a core each."""
     return balanced_bases(vocab, cores), _factors(dim, cores)
@@ -133,12 +142,37 @@ def _factors(dim: int, n: int) -> tuple[int, ...]:
     return (first, *rest[1:], rest[0])
 
 
-@functools.cache
 def _balanced(dim: int, n: int) -> tuple[int, ...]:
-    if n == 1:
-        return (dim,)
-    splits = ((d, *_balanced(dim // d, n - 1)) for d in range(1, dim + 1) if dim % d == 0)
-    return min((sum(s), tuple(sorted(s))) for s in splits)[1]
+    """The n factors of dim with the least sum, ascending; of equal sums the first in order."""
+    primes = _primes(dim)
+    if n >= len(primes):  # the sum of two factors is below one more than their product
+        return (*(1,) * (n - len(primes)), *primes)
+    best, parts = (dim + n, (1,) * n), divisors(dim)
+
+    def search(rest: int, n: int, chosen: tuple[int, ...]) -> None:
+        nonlocal best
+        total = sum(chosen)
+        if n == 1:
+            best = min(best, (total + rest, (*chosen, rest)))
+        elif total + n * rest ** (1 / n) <= best[0] + 1e-6:  # equal factors have the least sum
+            for d in reversed(parts):
+                if (chosen[-1] if chosen else 2) <= d and rest % d == 0 and d**n <= rest:
+                    search(rest // d, n - 1, (*chosen, d))
+
+    search(dim, n, ())
+    return best[1]
+
+
+def _primes(n: int) -> list[int]:
+    """The prime factors of n, ascending."""
+    out, d = [], 2
+    while d * d <= n:
+        if n % d == 0:
+            out.append(d)
+            n //= d
+        else:
+            d += 1
+    return out + [n] * (n > 1)
 
 
 def _full_ranks(grid: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[int, ...]:
