@@ -245,6 +245,17 @@ def test_damaged_code_is_compiled_anew_and_written_again(tmp_path_factory, damag
 
 
 @compiled
+def test_code_of_another_signature_is_not_taken(folder):
+    called(1, 2)
+    (whole,) = files(folder)
+    called(1.5, 2)
+    (other,) = set(files(folder)) - {whole}
+    shutil.copy(whole, other)
+    assert called(1.5, 2) == (3.5, 0)
+    assert called(1.5, 2) == (3.5, 1)
+
+
+@compiled
 @pytest.mark.parametrize("instead", ["a folder", "no right to read", "a loop of links"])
 def test_what_is_no_file_is_done_without(folder, instead, monkeypatch):
     called(1, 2)
