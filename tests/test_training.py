@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 
 import numpy as np
 import pytest
@@ -99,6 +101,62 @@ def test_state_goes_with_its_table():
     del table
     gc.collect()
     assert len(optimizer._states) == 0
+
+
+WAYS = {
+    **{f"protocol {p}": lambda x, p=p: pickle.loads(pickle.dumps(x, p)) for p in (0, pickle.HIGHEST_PROTOCOL)},
+    "deepcopy": copy.deepcopy,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", ["sgd", "momentum", "rowwise", "adam", "lazy"])
+@pytest.mark.parametrize("order", ["table first", "optimizer first", "in a dict", "collection"])
+def test_table_and_optimizer_go_on_bit_for_bit_after_a_copy(case, way, order):
+    """Mid-training, with state behind; the originals go on beside them, and neither moves the other."""
+    table, optimizer = make("cce", rank=4), CASES[case][0]()
+    both = cce.Collection([table])
+    rng = np.random.default_rng(0)
+    batches = [(rng.integers(0, 40, 6), rng.standard_normal((6, 8)).astype(np.float32)) for _ in range(4)]
+    for ids, g in batches[:2]:
+        optimizer.update(table, ids, g)
+    if order == "table first":
+        again, other = WAYS[way]((table, optimizer))
+    elif order == "optimizer first":
+        other, again = WAYS[way]((optimizer, table))
+    elif order == "in a dict":
+        held = WAYS[way]({"optimizer": optimizer, "more": [{"table": table}]})
+        other, again = held["optimizer"], held["more"][0]["table"]
+    else:
+        optimizer.update(both, batches[0][0][:, None], batches[0][1])  # something prepared for compiled loops
+        other, again = WAYS[way]((optimizer, both))
+        again = again.tables[0]
+    gc.collect()
+    assert other.state_bytes(again) == optimizer.state_bytes(table)
+    for t, o in ((again, other), (table, optimizer)):
+        for ids, g in batches[2:]:
+            o.update(t, ids, g)
+            o.update(cce.Collection([t]), ids[:, None], g)
+    for name, array in table.parameters().items():
+        np.testing.assert_array_equal(again.parameters()[name], array)
+    assert other.state_of(again, "memory").step == optimizer.state_of(table, "memory").step
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", CASES)
+def test_an_optimizer_alone_is_copied_with_its_settings(case, way):
+    """A pickle's tables go when nobody holds them; those of a copy in the same process are still there."""
+    table, optimizer = make(), CASES[case][0]()
+    optimizer.update(table, [1, 2], np.ones((2, 8)))
+    other = WAYS[way](optimizer)
+    gc.collect()
+    assert other.constants(3) == optimizer.constants(3)
+    assert (other.lr, other.max_norm, other.moves_all()) == (optimizer.lr, optimizer.max_norm, optimizer.moves_all())
+    assert len(other._states) == (way == "deepcopy")
+    assert other.state_bytes(table) == (optimizer.state_bytes(table) if way == "deepcopy" else 0)
+    fresh = make()
+    other.update(fresh, [1, 2], np.ones((2, 8)))
+    assert other.state_of(fresh, "memory").step == 1
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import copy
 import dataclasses
 import functools
 import math
@@ -59,9 +60,10 @@ class Optimizer(abc.ABC):
     With `max_norm` the gradients of a step (of all its tables, in a collection) are scaled so that their common Euclidean norm,
     after the gradients of equal units have been summed, is at most that.
 
-    One optimiser serves any number of tables; its state goes when the table goes. `cluster()` changes what the rows of a
-    memory (and its weights) mean, so their state is dropped then (moments and step count, as for a new parameter); the state of
-    a projection, whose meaning stays, is kept.
+    One optimiser serves any number of tables; its state goes when the table goes. A pickle holds the tables too: `(table,
+    optimizer)` in one pickle goes on bit for bit, and of an optimiser that is pickled alone the settings are left. `cluster()`
+    changes what the rows of a memory (and its weights) mean, so their state is dropped then (moments and step count, as for a
+    new parameter); the state of a projection, whose meaning stays, is kept.
     """
 
     rule: int | None = None  # how `fused` knows the formula; None where it does not
@@ -74,8 +76,25 @@ class Optimizer(abc.ABC):
         self._states: weakref.WeakKeyDictionary[Table, tuple[int, dict[str, State]]] = weakref.WeakKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies: without what was prepared for compiled loops, which holds addresses of this one's state."""
-        return {**self.__dict__, "_plans": weakref.WeakKeyDictionary(), "_last": ((lambda: None), [], [])}
+        """For copies and pickles: the state with its tables, so that a table pickled along finds its own again.
+
+        What was prepared for compiled loops holds addresses of this one's state and is left out.
+        """
+        return {**self.__dict__, "_plans": None, "_last": None, "_states": list(self._states.items())}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._plans, self._last = weakref.WeakKeyDictionary(), ((lambda: None), [], [])
+        self._states = weakref.WeakKeyDictionary(dict(state["_states"]))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Optimizer:
+        """A copy with a state of its own: of the same tables, and of copies of them where those are made along with it."""
+        held = self.__getstate__()
+        stay = [(table, copy.deepcopy(kept)) for table, kept in held["_states"] if id(table) not in memo]
+        along = copy.deepcopy(held["_states"], memo)  # what nobody else copies goes again with the memo
+        new = memo[id(self)] = object.__new__(type(self))
+        new.__setstate__({**copy.deepcopy({**held, "_states": []}, memo), "_states": [*along, *stay]})
+        return new
 
     def step(self, table: Table, grads: dict[str, Gradient]) -> None:
         """Update every parameter of the table that has a gradient, in place.
