@@ -90,7 +90,10 @@ def serve(server, content, monkeypatch, **more):
     """Serve `content` as the published archive of every data set."""
     server.content = content
     digest = hashlib.md5(content).hexdigest()
-    tiny = {name: replace(source, md5=digest, n_lines=3) for name, source in fetch.SOURCES.items()}
+    tiny = {
+        name: replace(source, md5=source.md5 and digest, n_lines=source.n_lines and 3)
+        for name, source in fetch.SOURCES.items()
+    }
     monkeypatch.setattr(fetch, "SOURCES", tiny)
     monkeypatch.setattr(catalog, "SOURCES", tiny)
 
@@ -120,22 +123,33 @@ def test_a_bar_is_shown_where_it_is_asked_for(server, tmp_path, capsys):
     assert "downloading ml-100k.zip" in err
 
 
-@pytest.mark.parametrize(
-    ("name", "file"), [("ml-1m", "ratings.dat"), ("ml-20m", "ratings.csv"), ("ml-25m", "ratings.csv")]
-)
-def test_every_set_has_its_member(server, tmp_path, monkeypatch, name, file):
-    serve(server, zipped({f"{name}/{file}": b"content", "ml-100k/u.data": b"other"}), monkeypatch)
+@pytest.mark.parametrize("name", list(fetch.SOURCES))
+def test_every_set_has_its_member(server, tmp_path, monkeypatch, name):
+    file = fetch.SOURCES[name].file
+    inside = "ml-10M100K" if name == "ml-10m" else name
+    serve(server, zipped({f"{inside}/{file}": b"content", "other/u.data": b"other"}), monkeypatch)
     assert download(name, tmp_path, url=server.url).read_bytes() == b"content"
     assert files(tmp_path) == [f"{name}/{file}"]
 
 
 def test_sources_are_those_of_the_publisher():
-    assert set(fetch.SOURCES) == {"ml-100k", "ml-1m", "ml-20m", "ml-25m"}
+    assert set(fetch.SOURCES) == {
+        "ml-100k",
+        "ml-1m",
+        "ml-10m",
+        "ml-20m",
+        "ml-25m",
+        "ml-32m",
+        "ml-latest",
+        "ml-latest-small",
+    }
     for name, source in fetch.SOURCES.items():
         assert source.name == name
         assert source.url == f"https://files.grouplens.org/datasets/movielens/{name}.zip"
-        assert len(bytes.fromhex(source.md5)) == 16
-    assert len({source.md5 for source in fetch.SOURCES.values()}) == 4
+        known = not name.startswith("ml-latest")  # those are replaced now and then
+        assert (source.n_lines is not None, source.md5 is not None) == (known, known)
+        assert not known or len(bytes.fromhex(source.md5)) == 16
+    assert len({source.md5 for source in fetch.SOURCES.values()}) == 7
 
 
 def test_a_download_replaces_what_is_there(server, tmp_path):
@@ -268,7 +282,7 @@ def test_a_folder_that_cannot_be_written(server, tmp_path):
 
 def test_bad_arguments(tmp_path):
     with pytest.raises(ValueError, match="name must be one of ml-100k"):
-        download("ml-10m", tmp_path)
+        download("ml-2k", tmp_path)
     for url in ("file:///etc/passwd", "ftp://127.0.0.1/x", "x"):
         with pytest.raises(ValueError, match="url must begin with https:// or http://"):
             download("ml-100k", tmp_path, url=url)

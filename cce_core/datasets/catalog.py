@@ -17,7 +17,7 @@ def names() -> tuple[str, ...]:
     Example:
         >>> from cce_core.datasets import names
         >>> names()[:4]
-        ('ml-100k', 'ml-1m', 'ml-20m', 'ml-25m')
+        ('ml-100k', 'ml-1m', 'ml-10m', 'ml-20m')
     """
     return (*SOURCES, *(f"synthetic-{name}" for name in SOURCES))
 
@@ -48,7 +48,7 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None, download: bo
         >>> cce_core.datasets.load("ml-10k")
         Traceback (most recent call last):
         ...
-        ValueError: data set must be one of ml-100k, ml-1m, ml-20m, ml-25m, synthetic-ml-100k, ...; got 'ml-10k'
+        ValueError: data set must be one of ml-100k, ml-1m, ml-10m, ml-20m, ml-25m, ...; got 'ml-10k'
     """
     name = _check.choice("data set", name, names())
     if name not in SOURCES:

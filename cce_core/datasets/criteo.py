@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core._jit import COMPILED, jit
-from cce_core._progress import progress
-from cce_core.datasets.movielens import _shown, _whole
+from cce_core.datasets.lines import pieces, refused, shown
+from cce_core.datasets.movielens import _whole
 from cce_core.hashing.mix import derive_key, keyed, multiply_high, premix
 
 COUNTS, CATEGORIES = 13, 26
 _FIELDS = 1 + COUNTS + CATEGORIES
+NAMES = ("train.txt", "train.tsv")  # of the file in an archive
 _BLOCK = 1 << 22
 _LONGEST = 1000  # bytes of a line: 13 numbers of 20 signs and 26 of 8 need 535 with their tabs
 _HEX = 8
@@ -182,7 +183,7 @@ class CriteoFile:
         id = 0 where a category is missing, else 1 + floor(hash(category; seed, column) · (vocab − 1) / 2^64)
 
     Args:
-        path: the file.
+        path: the file, plain or packed (gzip, bzip2, xz, or a zip archive with one file in it or one called `train.txt`).
         vocab: ids of a column are below it; one number for all columns, or 26. `criteo_sizes` suggests some.
         seed: of the hashes.
 
@@ -214,9 +215,9 @@ class CriteoFile:
         """How many rows there are: one quick pass over the file.
 
         Raises:
-            ValueError: the file is empty, or its last line has no end.
+            ValueError: the file is empty, or torn.
         """
-        n = sum(lines for _, _, lines in self._pieces(show=True))
+        n = sum(lines for _, _, lines in self._pieces(show=None))
         if not n:
             raise ValueError(f"{self.path} holds no row; expected lines of a label, 13 counts and 26 categories")
         return n
@@ -230,7 +231,8 @@ class CriteoFile:
 
         Raises:
             ValueError: a line is not such a line; the error names the file, the line, the column and what stands there. Or the
-                file is torn: every line must have its end, the last one too. Or `start` is outside [0, stop].
+                file is torn: a last line without an end is taken for whole where its last category has 8 digits. Or `start` is
+                outside [0, stop].
         """
         size = _check.integer("size", size, 1)
         stop = _MOST_ROWS if stop is None else _check.integer("stop", stop, 0)
@@ -263,31 +265,17 @@ class CriteoFile:
         if row:
             yield _clicks(columns, row)
 
-    def _pieces(self, *, show: bool = False) -> Iterator[tuple[bytes, int, int]]:
+    def _pieces(self, *, show: bool | None = False) -> Iterator[tuple[bytes, int, int]]:
         """The text in pieces of whole lines, each with the number of lines before it and in it."""
-        rest, line = b"", 0  # rest: the line that the block's end tore
-        with (
-            self.path.open("rb") as file,
-            progress(
-                os.fstat(file.fileno()).st_size, f"counting {self.path.name}", unit="B", show=None if show else False
-            ) as bar,
-        ):
-            while fresh := file.read(_BLOCK):
-                bar.update(len(fresh))
-                text = rest + fresh
-                end = text.rfind(b"\n") + 1
-                rest = text[end:]
-                if end:
-                    lines = text.count(b"\n", 0, end)
-                    yield text[:end], line, lines
-                    line += lines
-                if len(rest) > _LONGEST:
-                    break
-        if rest:
-            torn = "the line is far too long" if len(rest) > _LONGEST else "the file ends within it, so it is torn"
-            raise ValueError(
-                f"{self.path}, line {line + 1}: {torn}; expected 40 columns and a line end, got {_shown(rest)}"
-            )
+        line = 0
+        for piece in pieces(self.path, _BLOCK, _LONGEST, NAMES, show):
+            text, lines = piece.text, piece.text.count(b"\n")
+            # What is torn off the last category leaves it shorter than all are in Criteo's files.
+            last = text.rstrip(b"\r\n").rsplit(b"\t", 1)[-1] if piece.fault == "torn" else b""
+            if piece.fault and (len(last) != _HEX or text.count(b"\t") != _FIELDS - 1):
+                raise refused(self.path, line + 1, f"{_FIELDS} columns", piece)
+            yield text, line, lines
+            line += lines
 
 
 def _columns(n: int) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
@@ -304,5 +292,5 @@ def _field(text: bytes, wrong: int) -> str:
     """The field that is wrong, or what is left of a line that has not as many, or more of them."""
     fields = text.split(b"\n", 1)[0].rstrip(b"\r").split(b"\t")
     if len(fields) != _FIELDS:
-        return f"{_shown(fields[min(wrong, len(fields) - 1)])} in a line of {len(fields)} columns instead of {_FIELDS}"
-    return _shown(fields[wrong])
+        return f"{shown(fields[min(wrong, len(fields) - 1)])} in a line of {len(fields)} columns instead of {_FIELDS}"
+    return shown(fields[wrong])

@@ -30,15 +30,21 @@ class Source:
     """Where a data set is published, and what its rating file looks like."""
 
     name: str
-    file: str  # the rating file, in the folder `name` of the archive
+    file: str  # the rating file, in the folder `folder` of the archive
     separator: str
-    n_lines: int  # ratings in it, as published
-    md5: str  # of the archive, as published beside it
+    n_lines: int | None  # ratings in it, as published; None for the sets that GroupLens replaces now and then
+    md5: str | None  # of the archive, as published beside it; likewise
+    folder: str = ""  # in the archive, where it is not the name
 
     @property
     def url(self) -> str:
         """The archive's address."""
         return f"https://files.grouplens.org/datasets/movielens/{self.name}.zip"
+
+    @property
+    def member(self) -> str:
+        """The rating file's path in the archive."""
+        return f"{self.folder or self.name}/{self.file}"
 
 
 SOURCES = {
@@ -46,8 +52,12 @@ SOURCES = {
     for source in (
         Source("ml-100k", "u.data", "\t", 100_000, "0e33842e24a9c977be4e0107933c0723"),
         Source("ml-1m", "ratings.dat", "::", 1_000_209, "c4d9eecfca2ab87c1945afe126590906"),
+        Source("ml-10m", "ratings.dat", "::", 10_000_054, "ce571fd55effeba0271552578f2648bd", "ml-10M100K"),
         Source("ml-20m", "ratings.csv", ",", 20_000_263, "cd245b17a1ae2cc31bb14903e1204af3"),
         Source("ml-25m", "ratings.csv", ",", 25_000_095, "6b51fb2759a8657d3bfcbfc42b592ada"),
+        Source("ml-32m", "ratings.csv", ",", 32_000_204, "d472be332d4daa821edc399621853b57"),
+        Source("ml-latest", "ratings.csv", ",", None, None),
+        Source("ml-latest-small", "ratings.csv", ",", None, None),
     )
 }
 
@@ -65,10 +75,11 @@ def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
 
     It is looked for in `data_dir`, then in the folder that the environment variable `CCE_DATA` names, then in the
     user's cache (`cce_core/data` in `XDG_CACHE_HOME`, or in `~/.cache`); in each first in a folder of the data set's
-    name (`ml-100k/u.data`), then at the top (`u.data`).
+    name (`ml-100k/u.data`), then at the top (`u.data`, where the published number of ratings tells the sets apart), then as the
+    archive itself (`ml-100k.zip`), which is read as it is.
 
     Args:
-        name: "ml-100k", "ml-1m", "ml-20m" or "ml-25m".
+        name: "ml-100k", "ml-1m", "ml-10m", "ml-20m", "ml-25m", "ml-32m", "ml-latest" or "ml-latest-small".
         data_dir: a folder.
 
     Returns:
@@ -83,10 +94,13 @@ def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
         >>> find("ml-2k")
         Traceback (most recent call last):
         ...
-        ValueError: name must be one of ml-100k, ml-1m, ml-20m, ml-25m; got 'ml-2k'
+        ValueError: name must be one of ml-100k, ml-1m, ml-10m, ml-20m, ml-25m, ml-32m, ml-latest, ml-latest-small; got 'ml-2k'
     """
     source = SOURCES[_check.choice("name", name, tuple(SOURCES))]
-    places = [place for folder in _folders(data_dir) for place in (folder / name / source.file, folder / source.file)]
+    inside = dict.fromkeys((f"{name}/{source.file}", source.member))
+    if source.n_lines is not None:
+        inside[source.file] = None
+    places = [folder / place for folder in _folders(data_dir) for place in (*inside, f"{name}.zip")]
     for place in places:
         if place.is_file():
             return place
@@ -186,12 +200,13 @@ def download(
 ) -> Path:
     """Download a MovieLens data set from GroupLens and unpack its rating file, replacing one that is there.
 
-    The archive goes to a nameless temporary file, its MD5 is compared with the published one, and only the rating file
+    The archive goes to a nameless temporary file, its MD5 is compared with the published one (the two sets of the latest ratings
+    change, and have none here), and only the rating file
     is taken out of it, into `<folder>/<name>/`. That file appears whole or not at all. The data is for research: its
     licence forbids redistribution and commercial use without permission, and asks to cite Harper and Konstan (2015).
 
     Args:
-        name: "ml-100k", "ml-1m", "ml-20m" or "ml-25m".
+        name: one of those that `find` knows.
         data_dir: the folder; None takes the one that `CCE_DATA` names, and without it the user's cache.
         url: another address (http or https) of the same archive; None takes GroupLens's.
         timeout: seconds without a byte after which to give up.
@@ -206,7 +221,8 @@ def download(
         OSError: the folder can't be written, or there is none.
 
     Cost:
-        5 MB of transfer for 100K, 6 MB for 1M, 199 MB for 20M, 262 MB for 25M; disk for archive and file together.
+        1 MB of transfer for the latest small one, 5 MB for 100K, 6 MB for 1M, 66 MB for 10M, 199 MB for 20M, 262 MB for 25M,
+        239 MB for 32M, 335 MB for the latest; disk for archive and file together.
     """
     source = SOURCES[_check.choice("name", name, tuple(SOURCES))]
     url = source.url if url is None else url
@@ -220,13 +236,13 @@ def download(
     target = folder / name / source.file
     with _placed(target) as file, tempfile.TemporaryFile(dir=target.parent) as archive:
         digest = _transfer(url, archive, timeout, show)
-        if digest != source.md5:
+        if source.md5 is not None and digest != source.md5:
             raise ValueError(
                 f"{url} gave an archive with MD5 {digest}, expected {source.md5}: it is damaged or was changed, "
                 "and was thrown away; try again"
             )
         archive.seek(0)
-        _unpack(archive, f"{name}/{source.file}", file, url)
+        _unpack(archive, source.member, file, url)
     return target
 
 

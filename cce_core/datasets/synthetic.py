@@ -369,8 +369,12 @@ def _auc_and_logloss(p: NDArray[np.float64], positive: NDArray[np.bool_]) -> tup
 _SHAPES = {
     "ml-100k": (943, 1_642, 72_855),
     "ml-1m": (6_040, 3_706, 739_000),
+    "ml-10m": (69_878, 10_677, 7_600_000),
     "ml-20m": (138_493, 26_744, 15_700_000),
     "ml-25m": (162_541, 59_047, 20_100_000),
+    "ml-32m": (200_948, 84_432, 25_700_000),
+    "ml-latest": (330_975, 83_239, 27_200_000),
+    "ml-latest-small": (610, 9_724, 80_800),
 }
 
 
@@ -382,7 +386,8 @@ def synthetic_like(name: str, seed: int = 0) -> Split:
 
     Args:
         name: "ml-100k" (943 users, 1,642 items, 70,969 training and 1,886 validation rows, as the real one), or
-            "ml-1m", "ml-20m", "ml-25m" (about the real ones' shape).
+            another of MovieLens' names (about the real ones' shape; of the latest that of 2023, of the small one that
+            of 2018).
         seed: 0 to 2^64 − 1.
 
     Returns:
