@@ -138,13 +138,13 @@ def test_a_budget_is_kept_and_used(kind, transform, data):
     budget, hashes = data.draw(st.integers(1, 200_000)), data.draw(st.sampled_from([None, 2, 64, 1024]))
     settings = {"transform": transform, "depth": depth, "n_hashes": hashes}
     try:
-        table = cce.make_table("dhe", 5, dim, **settings, **{kind: budget})
+        table = cce.make_table("dhe", 2**40, dim, **settings, **{kind: budget})
     except cce.BudgetError as error:
         least = int(str(error).split("the least that fits is ")[1].split()[0].replace(",", ""))
         assert least > budget
-        table, budget = cce.make_table("dhe", 5, dim, **settings, **{kind: least}), least
+        table, budget = cce.make_table("dhe", 2**40, dim, **settings, **{kind: least}), least
         with pytest.raises(cce.BudgetError):
-            cce.make_table("dhe", 5, dim, **settings, **{kind: least - 1})
+            cce.make_table("dhe", 2**40, dim, **settings, **{kind: least - 1})
     k, width, _ = table.spec.sizes
     assert table.num_params == (k + 1) * width + (depth - 1) * (width + 1) * width + (width + 1) * dim
     assert table.ledger().total == 4 * table.num_params

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import strategies
@@ -177,22 +179,27 @@ def test_a_budget_is_kept_and_used(method, kind, data):
     dim = chunks * data.draw(st.integers(1, 8))
     vocab = data.draw(st.integers(1, 3000))
     rank = data.draw(st.sampled_from([0, chunks]))
-    budget = data.draw(st.integers(1, 60_000))
     if method in ("sparse", "sparse2"):
         dim, rank, vocab = 2 * dim, 2 * rank, max(2, vocab)  # two atoms want two floats, and two ids
+    whole = vocab * dim if kind == "num_params" else 4 * vocab * dim  # what is above it has tests of its own
+    budget = data.draw(st.integers(1, min(60_000, whole)))
     make = {"vocab": vocab, "dim": dim, "n_chunks": chunks, "rank": None if method == "ldim" else rank}
     if data.draw(st.booleans()):
         make["codec"] = data.draw(st.sampled_from(CODECS))
-    try:
-        table = cce.make_table(method, **make, **{kind: budget})
-    except cce.BudgetError as error:
-        least = int(str(error).split("the least that fits is ")[1].split()[0].replace(",", ""))
-        assert least > budget
-        table, budget = cce.make_table(method, **make, **{kind: least}), least
-        with pytest.raises(cce.BudgetError):
-            cce.make_table(method, **make, **{kind: least - 1})
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            table = cce.make_table(method, **make, **{kind: budget})
+        except cce.BudgetError as error:
+            least = int(str(error).split("the least that fits is ")[1].split()[0].replace(",", ""))
+            assert least > budget
+            table, budget = cce.make_table(method, **make, **{kind: least}), least
+            with pytest.raises(cce.BudgetError):
+                cce.make_table(method, **make, **{kind: least - 1})
     used = table.num_params if kind == "num_params" else table.ledger().total
     assert used <= budget
+    if said:  # with pointers and keys the full table would be outgrown
+        return
     grain = 2 * dim * 4 + (vocab * max(chunks, 2) // 8 + 8)  # a row more in float32, or a bit more a pointer
     if method == "ldim":
         grain = 4 * (vocab + dim) + 64  # the rank is a whole number
@@ -222,8 +229,7 @@ def test_the_ledger_is_the_arrays(table):
 @pytest.mark.parametrize("rows", [1, 2, 300, 900, 2049])
 def test_pointers_of_any_size_are_followed(n_chunks, rows):
     """Those of an id fit in one word, just do not, or need several; the last id's end the file."""
-    table = cce.make_table("cce", vocab=37, dim=n_chunks, num_params=2 * rows * n_chunks, n_chunks=n_chunks, rank=0)
-    assert table.spec.sizes == (rows,)
+    table = cce.Table(cce.TableSpec("cce", 37, n_chunks, 0, n_chunks, (rows,), 0))  # more rows than `make_table` gives
     packing, rng = table.method.packing(table.spec), np.random.default_rng(rows)
     chosen = rng.integers(0, rows, (37, n_chunks))
     words = packing.empty()

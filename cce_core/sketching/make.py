@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from cce_core import _check
 from cce_core.sketching.checked import MOST_DIM, MOST_IDS, check_codec, checked, checked_options, checked_rank
 from cce_core.sketching.method import Method, Request, checked_chunks
 from cce_core.sketching.methods import get_method, resolved
-from cce_core.sketching.spec import ROUNDINGS, TableSpec
+from cce_core.sketching.spec import ROUNDINGS, BudgetError, TableSpec
 from cce_core.sketching.table import Table
 from cce_core.storage.codec import codec as get_codec
 
@@ -45,6 +46,9 @@ def make_table(
             "stochastic" keeps none and rounds up or down at random.
         seed: of the hashes and the first values.
         options: the method's own.
+
+    A table never stores more than the full table of its vocabulary does (4 · vocab · dim bytes), whatever the budget, unless its
+    method can't do with less; a `UserWarning` says so then, and `full` is the better choice.
 
     Returns:
         The table; its repr says what was chosen.
@@ -89,20 +93,87 @@ and 4 chunks: the least that fits is 296 bytes
         options=chosen,
         codec=kept,
     )
-    request = _with_rank(rule, request, rank)
-    spec = TableSpec(
-        method=rule.name,
-        vocab=vocab,
-        dim=dim,
-        rank=request.rank,
-        n_chunks=request.n_chunks,
-        sizes=rule.sizes(request),
-        seed=seed,
-        options=tuple(sorted(request.options.items())),
-        codec=kept.name,
-        rounding=_check.choice("rounding", rounding, ROUNDINGS),
-    )
+    rounding = _check.choice("rounding", rounding, ROUNDINGS)
+
+    def resolve(request: Request) -> TableSpec:
+        request = _with_rank(rule, request, rank)
+        return TableSpec(
+            method=rule.name,
+            vocab=vocab,
+            dim=dim,
+            rank=request.rank,
+            n_chunks=request.n_chunks,
+            sizes=rule.sizes(request),
+            seed=seed,
+            options=tuple(sorted(request.options.items())),
+            codec=kept.name,
+            rounding=rounding,
+        )
+
+    spec = within_full(rule, request, resolve) if rule.budgeted and vocab is not None else resolve(request)
     return Table(checked(spec))
+
+
+def within_full(rule: Method, request: Request, resolve: Callable[[Request], TableSpec]) -> TableSpec:
+    """The spec of the largest table within the budget that stores no more bytes than the full table; a warning where they differ.
+
+    Where even the least that the method takes is more than that, it is the least.
+    """
+    assert request.vocab is not None
+    params, nbytes = request.vocab * request.dim, 4 * request.vocab * request.dim
+    in_params = request.num_params is not None
+    asked = (request.num_params if in_params else request.num_bytes) or 0
+    most = min(asked, params if in_params else nbytes)
+
+    def of(budget: int) -> TableSpec | None:
+        try:
+            return resolve(
+                dataclasses.replace(request, num_params=budget)
+                if in_params
+                else dataclasses.replace(request, num_bytes=budget)
+            )
+        except BudgetError:
+            return None
+
+    def fits(spec: TableSpec) -> bool:
+        return rule.nbytes(spec) <= nbytes
+
+    spec = of(most)
+    if spec is not None and fits(spec) and most == asked:
+        return spec
+    if spec is None or not fits(spec):
+        if spec is None and of(asked) is None:
+            resolve(request)  # says what would fit
+        least = _first(lambda budget: of(budget) is not None, 1, asked)
+        spec = of(least)
+        assert spec is not None
+        if fits(spec) and least < most:
+
+            def too_large(budget: int) -> bool:
+                tried = of(budget)
+                return tried is not None and not fits(tried)
+
+            spec = of(_first(too_large, least + 1, most) - 1)
+            assert spec is not None
+    stored = rule.nbytes(spec)
+    outcome = (
+        f"this one is kept within that, at {stored:,} bytes"
+        if stored <= nbytes
+        else f"even the smallest of this kind, at {stored:,} bytes, is larger"
+    )
+    _check.warn(
+        f"{request.budget} for {rule.name!r}: the full table of vocab {request.vocab:,} and dim {request.dim} has {params:,} "
+        f"parameters and {nbytes:,} bytes; {outcome}. method='full' gives every id a row of its own for these bytes"
+    )
+    return spec
+
+
+def _first(holds: Callable[[int], bool], low: int, high: int) -> int:
+    """The first of [low, high] where `holds`, which it does at `high` and from some number on."""
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low
 
 
 def _with_rank(rule: Method, request: Request, rank: int | str | None) -> Request:
