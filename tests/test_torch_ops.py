@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 
 from torch.autograd import forward_ad, gradcheck, gradgradcheck  # noqa: E402
 
-from cce_core.adapters.torch import Embedding, ops, plain, trains  # noqa: E402
+from cce_core.adapters.torch import Embedding, EmbeddingBag, ops, plain, trains  # noqa: E402
 from cce_core.adapters.torch.plan import part_of  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -218,7 +218,7 @@ def test_the_plain_hash_has_the_cores_bits():
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_forward_mode_raises(case):
-    """It is not defined, and must not drop the tangent without a word."""
+    """Outside `torch.func` it is not defined, and must not drop the tangent without a word."""
     emb, ids = table(*case), torch.tensor(IDS)
     if emb._plan.kind != "blocks":
         return  # torch's own operations alone: they have one
@@ -229,11 +229,85 @@ def test_forward_mode_raises(case):
         with pytest.raises(NotImplementedError, match="forward"):
             torch.func.functional_call(emb, {"memory": dual}, ids)
 
-    def vectors(memory):
-        return torch.func.functional_call(emb, {"memory": memory}, ids)
 
-    with pytest.raises((NotImplementedError, RuntimeError)):
-        torch.func.jvp(vectors, (emb.memory.detach(),), (torch.ones_like(emb.memory),))
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+@pytest.mark.parametrize("more", [{}, {"padding_idx": 3}, {"scale_grad_by_freq": True}, {"sparse": True}], ids=str)
+def test_the_transforms_of_torch_func(case, more):
+    """Gradients, those of every sample, and both kinds of derivatives; a rounded memory passes all straight through."""
+    emb, ids = table(*case, **more), torch.tensor([IDS, IDS[::-1], (3,) * len(IDS)])
+    values = {name: p.detach() for name, p in emb.named_parameters()}
+
+    def vectors(values, ids):
+        return torch.func.functional_call(emb, values, (ids,))
+
+    def loss(values, ids):
+        return vectors(values, ids).pow(2).sum()
+
+    def expected(ids):
+        emb.zero_grad()
+        emb(ids).pow(2).sum().backward()
+        return {name: p.grad.to_dense() if p.grad.is_sparse else p.grad.clone() for name, p in emb.named_parameters()}
+
+    near = {"rtol": 1e-3, "atol": 1e-4}
+    torch.testing.assert_close(torch.func.grad(loss)(values, ids), expected(ids), **near)
+    each = [expected(one) for one in ids]
+    got = torch.func.vmap(torch.func.grad(loss), (None, 0))(values, ids)
+    torch.testing.assert_close(got, {name: torch.stack([one[name] for one in each]) for name in values}, **near)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.func.vmap(emb, 1, 1)(ids), emb(ids), rtol=1e-4, atol=1e-5)
+    out, back = torch.func.vjp(lambda v: vectors(v, ids), values)
+    torch.testing.assert_close(out, emb(ids), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(back(2 * out)[0], expected(ids), **near)
+    if not more:
+        tangents = {
+            name: torch.randn(v.shape, generator=torch.Generator().manual_seed(0)) for name, v in values.items()
+        }
+        _, moved = torch.func.jvp(lambda v: vectors(v, ids), (values,), (tangents,))
+        both = sum((g * t).sum() for g, t in zip(back(moved)[0].values(), tangents.values(), strict=True))
+        torch.testing.assert_close(both, moved.square().sum(), rtol=1e-3, atol=1e-3)
+    for transform in (torch.func.vmap(emb), lambda ids: torch.func.grad(loss)(values, ids)):
+        with pytest.raises(IndexError, match=rf"id {VOCAB} at position 7"), torch.no_grad():
+            transform(torch.tensor([IDS, (0, 1, VOCAB, 3, 4)]))
+
+
+@pytest.mark.parametrize("method", ["full", "hash", "cce"])
+def test_the_hessian_through_torch_func(method):
+    """Of a square of what is linear: that of autograd's own."""
+    emb, ids = first_case(method), torch.tensor(IDS)
+
+    def loss(memory):
+        return torch.func.functional_call(emb, {"memory": memory}, (ids,)).pow(2).sum()
+
+    memory = emb.memory.detach()
+    torch.testing.assert_close(torch.func.hessian(loss)(memory), torch.autograd.functional.hessian(loss, memory))
+
+
+@pytest.mark.parametrize("name", ["full", "int8", "hemb", "cce-rank=4", "tt"])
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_the_transforms_of_torch_func_of_bags(name, mode):
+    method, options = CASES[NAMES.index(name)]
+    bag = EmbeddingBag(VOCAB, DIM, mode=mode, padding_idx=3, method=method, seed=7, **options)
+    ids, offsets = torch.tensor([IDS, IDS[::-1]]), torch.tensor([[0, 2], [0, 4]])
+    values = {name: p.detach() for name, p in bag.named_parameters()}
+
+    def loss(values, ids, offsets):
+        return torch.func.functional_call(bag, values, (ids, offsets)).pow(2).sum()
+
+    got = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(values, ids, offsets)
+    for k in range(2):
+        bag.zero_grad()
+        bag(ids[k], offsets[k]).pow(2).sum().backward()
+        for name, p in bag.named_parameters():
+            torch.testing.assert_close(got[name][k], p.grad, rtol=1e-3, atol=1e-4)
+    with pytest.raises(RuntimeError, match="must not decrease|can not be greater"):
+        torch.func.vmap(bag)(ids, offsets + torch.tensor([[0], [0]]) * 0 + torch.tensor([0, 3]))
+    if mode == "sum":
+        weights = torch.linspace(-1, 1, 5)
+        torch.testing.assert_close(
+            torch.func.grad(lambda w: bag(ids[0], offsets[0], w).sum())(weights),
+            (bag(ids[0][:, None]) * (ids[0] != 3)[:, None]).sum(1),
+            **{"rtol": 1e-3, "atol": 1e-4},
+        )
 
 
 def test_what_operators_refuse():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cce_core.adapters.torch import ops, pooled, trains
+from cce_core.adapters.torch import ops, plain, pooled, trains
 from cce_core.adapters.torch.plan import HASHED, MEMORY, POINTED, WEIGHTS, Plan
 from cce_core.adapters.torch.pooled import Bags
 
@@ -94,13 +94,13 @@ def _train(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool) 
     cores = [arrays[f"core{k}"] for k in range(len(plan.cores))]
     if not sparse and ids.device.type == "cpu" and cores[0].dtype == torch.float32:
         return trains.train(torch.cat([core.reshape(-1) for core in cores]), ids, plan.text)
-    return trains.product(ops.digits(ids, plan.text), cores, plan.cores, sparse)
+    return trains.product(ops.digits(ids, plan.text), cores, plan.cores, sparse and not plain.transformed())
 
 
 def _network(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool) -> Tensor:
     """The features of the ids through the network, each distinct id once where shapes may depend on data."""
     where = None
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and not plain.transformed():
         ids, where = torch.unique(ids, return_inverse=True)
     x = ops.features(ids, arrays["keys"], plan.text).to(arrays["w0"].dtype)
     for layer in range(plan.layers):

@@ -174,7 +174,7 @@ class Compressed(torch.nn.Module):
             return vectors
         scale = torch.ones(ids.shape, dtype=vectors.dtype, device=ids.device)
         if self.scale_grad_by_freq:
-            counts = scale.new_zeros(self.num_embeddings or 0).index_add_(0, ids, scale)
+            counts = scale.new_zeros(self.num_embeddings or 0).index_add(0, ids, scale)
             scale = 1.0 / counts[ids]
         if hidden:
             scale = scale * (ids != self.padding_idx)

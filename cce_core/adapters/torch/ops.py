@@ -6,9 +6,9 @@ With blocks b(n, j) of the memory M, weights w and vectors G, all three sums are
 
     gather  = ∂F/∂G        scatter = ∂F/∂M        dot = ∂F/∂w
 
-so that each has the other two as its gradients, to any order. `rounded` passes gradients straight
-through; `signs`, `digits`
-and `features` have none. Forward mode is not defined, and raises.
+so that each has the other two as its gradients, to any order. `rounded` passes gradients straight through; `signs`, `digits` and
+`features` have none. Forward mode is not defined, and raises; but under the transforms of `torch.func` each operator is the plain
+torch operations that it stands for, which have gradients of every order, forward mode and batching.
 """
 
 from __future__ import annotations
@@ -276,6 +276,7 @@ _OPERATORS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any], Callabl
 }
 
 
+_PLAIN: dict[str, Callable[..., Any]] = {}
 ON_GPU: dict[str, Callable[..., Any]] = {}
 
 
@@ -293,9 +294,11 @@ def define(name: str, schema: str, core: Any, anywhere: Any, like: Any) -> None:
     On a GPU the kernel of that name among `cuda.OPERATORS` takes it, or leaves it to how it runs anywhere.
     """
     _LIBRARY.define(name + schema)
+    _PLAIN[name] = anywhere
     _LIBRARY.impl(name, used(core), "CPU")
     if anywhere is not None:
         _LIBRARY.impl(name, anywhere, "CompositeExplicitAutograd")
+        _LIBRARY.impl(name, anywhere, "FuncTorchBatched")
     if name in cuda.OPERATORS:
         ON_GPU[name] = _first(cuda.OPERATORS[name], anywhere)
         _LIBRARY.impl(name, ON_GPU[name], "CUDA")
@@ -380,9 +383,12 @@ def _is_ordinary(inputs: Any) -> bool:
 
 
 def differentiable(
-    operator: Any, save: Callable[..., None], back: Callable[..., Any], keeps: bool = False, kernel: Any = None
-) -> Any:
+    operator: Any, save: Callable[..., None], back: Callable[..., Any], keeps: bool = False, kernel: Any = None,
+    transformed: Any = None,
+) -> Any:  # fmt: skip
     """Give an operator its gradient. `register_autograd` would do so too, but drops forward-mode tangents without a word.
+
+    `torch.func` gets what the operator is made of anywhere, or `transformed` where the gradient is not that of these operations.
 
     Returns:
         The operator; or, where its kernel on the CPU is given, a function that does the same and leaves the dispatcher out for
@@ -390,6 +396,7 @@ def differentiable(
     """
 
     kernel = None if kernel is None else used(kernel)
+    transformed = transformed or _PLAIN[operator._opname]
 
     class Gradient(torch.autograd.Function):
         @staticmethod
@@ -416,6 +423,8 @@ def differentiable(
         return torch.is_grad_enabled() or forward_ad._current_level >= 0
 
     def run(keys: Any, *inputs: Any) -> Any:
+        if torch._C._are_functorch_transforms_active():
+            return transformed(*inputs)
         if asked():
             return Gradient.apply(keys, *inputs)
         with torch._C._AutoDispatchBelowAutograd():  # nobody asks for a gradient: half the cost of a call
@@ -434,4 +443,7 @@ def differentiable(
 differentiable(gather, _save_gather, _back_gather, keeps=True)
 differentiable(scatter, _save_scatter, _back_scatter)
 differentiable(dot, _save_dot, _back_dot)
-differentiable(rounded, lambda ctx, inputs: None, lambda ctx, grad: (grad, None, None, None, None))
+differentiable(
+    rounded, lambda ctx, inputs: None, lambda ctx, grad: (grad, None, None, None, None),
+    transformed=lambda memory, *rest: plain.rounded(memory.detach(), *rest) + (memory - memory.detach()),
+)  # fmt: skip

@@ -95,12 +95,29 @@ def _units(layout: Layout, ids: Tensor, keys: Tensor | None, pointers: Tensor | 
     return place // layout.unit
 
 
+def transformed() -> bool:
+    """Whether one of `torch.func`'s transforms is at work."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def bare(tensor: Tensor) -> Tensor:
+    """The numbers themselves, of which `torch.func` gives wrappers that may not be looked into; batches come first."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        axis = functorch.maybe_get_bdim(tensor)
+        tensor = functorch.get_unwrapped(tensor)
+        tensor = tensor if axis < 0 else tensor.movedim(axis, 0)
+    return tensor
+
+
 def check_range(ids: Tensor, text: str) -> None:
     """IndexError for an id outside the vocabulary; on an accelerator its own assertion, later, as for torch's own."""
     vocab = spec_of(text).vocab
+    if transformed():
+        ids = bare(ids).reshape(-1)
     if vocab is None or ids.numel() == 0:
         return
-    if ids.device.type == "cpu":
+    if ids.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = (int(x) for x in ids.aminmax())
         if low < 0 or high >= vocab:
             wrong = high if high >= vocab else low
@@ -175,11 +192,11 @@ def dot(
 def signs(ids: Tensor, keys: Tensor, text: str, dtype: torch.dtype) -> Tensor:
     """`ops.signs`."""
     layout, words = part_of(text, "memory").layout, premix(ids)
-    out = torch.ones((len(ids), len(layout.columns)), dtype=dtype, device=ids.device)
-    for j, column in enumerate(layout.columns):
-        if column.kind == HASH and column.a:
-            out[:, j] = (1 - 2 * (keyed(words, keys[column.b]) & 1)).to(dtype)
-    return out
+    drawn = [
+        1 - 2 * (keyed(words, keys[c.b]) & 1) if c.kind == HASH and c.a else torch.ones_like(ids)
+        for c in layout.columns
+    ]
+    return torch.stack(drawn, 1).to(dtype)
 
 
 def digits(ids: Tensor, text: str) -> Tensor:
@@ -219,6 +236,10 @@ def rounded(memory: Tensor, ids: Tensor | None, keys: Tensor | None, pointers: T
 def bags(offsets: Tensor, ids: Tensor) -> Tensor:
     """`ops.bags`."""
     n = ids.shape[0]
+    if offsets.shape[0] and torch._C._functorch.is_functorch_wrapped_tensor(offsets):
+        for one in bare(offsets).reshape(-1, offsets.shape[0]):
+            bags(one, one.new_empty(n))  # raises
+        return torch.searchsorted(offsets, torch.arange(n, device=ids.device), right=True) - 1
     if offsets.shape[0]:
         rise = torch.cat([offsets, offsets.new_tensor([n])]).diff()
         if offsets.device.type == "cpu":
