@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,24 @@ def write_tensor(tensor: Tensor, source: Tensor) -> None:
         torch.autograd.graph.increment_version(tensor)
     else:
         tensor.copy_(source)
+
+
+@torch.no_grad()
+def put(changes: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Make tensors what others are, in place, in one call that Python does not interrupt; what is sharded, behind it."""
+    plain, sharded = [], []
+    for tensor, source in changes:
+        source = source.detach().reshape(tensor.shape)
+        if hasattr(tensor, "full_tensor"):
+            sharded.append((tensor, source))
+        elif tensor.data_ptr() == source.data_ptr() and tensor.device == source.device:
+            torch.autograd.graph.increment_version(tensor)
+        else:
+            plain.append((tensor.detach(), source))
+    if plain:
+        torch._foreach_copy_([tensor for tensor, _ in plain], [source for _, source in plain])
+    for tensor, source in sharded:
+        write_tensor(tensor, source)
 
 
 def whole(tensor: Tensor) -> Tensor:

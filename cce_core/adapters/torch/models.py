@@ -312,7 +312,12 @@ def _scale(made: Compressed, weight: torch.Tensor) -> None:
 
 
 def cluster_(
-    model: nn.Module, optimizer: Any = None, *, weights: Mapping[str, Any] | None = None, **settings: Any
+    model: nn.Module,
+    optimizer: Any = None,
+    *,
+    weights: Mapping[str, Any] | None = None,
+    averaged: Any = None,
+    **settings: Any,
 ) -> dict[str, ClusterReport]:
     """Cluster every table of a model that learns its sketch while training (`cce`, `cce_robe`), shared ones once.
 
@@ -320,13 +325,15 @@ def cluster_(
         model: any module, an `Embedding` itself too.
         optimizer: a torch optimiser, or several, whose moments go along; see `Embedding.cluster`.
         weights: how much each id counts, by the table's name; tables without an entry count all ids alike.
+        averaged: a model whose parameters average this one's, such as an `AveragedModel`, or several: its tables of the same
+            names come along; see `Embedding.cluster`.
         settings: as for `Embedding.cluster`.
 
     Returns:
         The reports, by name; empty where no table learns while it is trained.
 
     Raises:
-        ValueError: a name in `weights` is not that of such a table.
+        ValueError: a name in `weights` is not that of such a table, or `averaged` lacks a table. Nothing was clustered then.
 
     Cost:
         That of clustering each table.
@@ -344,7 +351,31 @@ def cluster_(
         raise ValueError(
             f"weights names {unknown[0]!r}, which is no table that learns; those are {', '.join(tables) or 'none'}"
         )
-    return {name: m.cluster(optimizer=optimizer, weights=weights.get(name), **settings) for name, m in tables.items()}
+    copies: dict[str, list[Compressed]] = {name: [] for name in tables}
+    for other in averaged if isinstance(averaged, (list, tuple)) else [averaged]:
+        if other is None:
+            continue
+        if not isinstance(other, nn.Module):
+            raise TypeError(f"averaged takes modules, got {type(other).__name__}")
+        theirs = {_plain_name(name): m for name, m in other.named_modules() if isinstance(m, Compressed)}
+        for name, table in tables.items():
+            copy = theirs.get(_plain_name(name))
+            if copy is None:
+                raise ValueError(
+                    f"{type(other).__name__}, given as averaged, has no table {name!r}; it has {', '.join(theirs) or 'none'}"
+                )
+            copies[name] += table._averages(copy)
+    return {
+        name: m.cluster(optimizer=optimizer, weights=weights.get(name), averaged=copies[name], **settings)
+        for name, m in tables.items()
+    }
+
+
+def _plain_name(name: str) -> str:
+    """A name without what wrappers put before it."""
+    while name == "module" or name.startswith("module."):
+        name = name[7:]
+    return name
 
 
 def _learns(module: Compressed) -> bool:

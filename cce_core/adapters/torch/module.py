@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cce_core import _check
-from cce_core.adapters.torch import cuda, distributed
-from cce_core.adapters.torch.arrays import float32, tensor_of, words, write
+from cce_core.adapters.torch import clusterings, guard
+from cce_core.adapters.torch.arrays import float32, put, tensor_of, words, write
 from cce_core.adapters.torch.lookup import lookup
-from cce_core.adapters.torch.moments import HOW, Pointed, carry
+from cce_core.adapters.torch.moments import HOW, Pointed
 from cce_core.adapters.torch.plain import check_range
 from cce_core.adapters.torch.plan import MEMORY, WEIGHTS, Plan, array_specs, part_of, plan_of
 from cce_core.adapters.torch.pooled import Bags
 from cce_core.adapters.torch.pretrained import learn
 from cce_core.adapters.torch.ranks import ranks_of
 from cce_core.adapters.torch.sharding import Shares
+from cce_core.adapters.torch.stamp import checksum, stamped
+from cce_core.adapters.torch.states import SMALL, Stated, reading
 from cce_core.hashing.mix import derive_key
 from cce_core.sketching.learning import ClusterReport
 from cce_core.sketching.make import make_table
@@ -32,17 +35,16 @@ from cce_core.storage.ledger import Ledger
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-class Compressed(torch.nn.Module):
+class Compressed(Stated):
     """A module around one table.
 
     Trained arrays are parameters, blocks as rows: `memory` (units, unit), `weights` likewise, `projection` (rank + 1, dim), and
     whatever else the method trains. Hash `keys` and packed `pointers` are int64 buffers with the bits of the core's uint64,
-    beside the `generation` and the `seed`. With a codec `memory` holds the float32 values that are trained; a lookup sees them
+    beside the `generation` and the `seed`; the `stamp` says of which spec they are, and that they belong together
+    (`stamp.py`). With a codec `memory` holds the float32 values that are trained; a lookup sees them
     rounded, and gradients pass straight through.
     """
 
-    memory: Tensor
-    seed: Tensor
     pointers: Tensor
     shard: Tensor
 
@@ -96,6 +98,7 @@ class Compressed(torch.nn.Module):
             rows = values.reshape(-1, units[name]) if name in ("memory", "weights") else values
             self.register_parameter(name, torch.nn.Parameter(tensor_of(rows, device, dtype)))
         buffers = table.buffers()
+        whole = buffers.get("pointers")
         self.shard_pointers = shard_pointers and "pointers" in buffers
         if self.shard_pointers:
             shares = self._shares()
@@ -107,6 +110,7 @@ class Compressed(torch.nn.Module):
                 self.register_buffer(name, tensor_of(values.view(np.int64), device))
         for name, drawn in self._drawn().items():
             self.register_buffer(name, tensor_of(drawn, device))
+        self._begin(device, whole)
         if plain:
             self.reset_parameters()
 
@@ -126,11 +130,14 @@ class Compressed(torch.nn.Module):
         """
         if self._is_meta():
             return
-        for name, values in self._drawn().items():
-            write(getattr(self, name), values)
-        if not self._plain:
-            self._take(Table(self._spec))
-            return
+        with guard.writing(self), guard.changing():
+            for name, values in self._drawn().items():
+                write(getattr(self, name), values)
+            if not self._plain:
+                self._take(Table(self._spec))
+                return
+            write(self.stamp, self._stamped(0))
+            self._settled()
         with torch.no_grad():
             torch.nn.init.normal_(self.memory)
             if self.padding_idx is not None:
@@ -140,6 +147,7 @@ class Compressed(torch.nn.Module):
         """Whether the module holds shapes alone."""
         return any(p.device.type == "meta" for p in self.parameters())
 
+    @reading
     def _vectors(self, ids: Tensor, bags: Bags | None = None) -> Tensor:
         """The vectors of one row of int64 ids, with what padding and frequencies do to them; or the sums of their bags, where
         that is the caller's."""
@@ -216,10 +224,18 @@ class Compressed(torch.nn.Module):
     @property
     def table(self) -> Table:
         """The core's table over the same memory where it can be (CPU, float32 and no codec), over copies elsewhere."""
-        table = Table(self.spec, self._arrays())
+        return self._table(self._arrays())
+
+    def _table(self, arrays: dict[str, NDArray[Any]]) -> Table:
+        table = Table(self.spec, arrays)
         if self._plan.coded:
             table.parameters()[MEMORY][:] = float32(self.memory).reshape(-1)
         return table
+
+    @guard.reading
+    def _copied(self) -> Table:
+        """The core's table as it is now, for itself."""
+        return self._table({name: values.copy() for name, values in self._arrays().items()})
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         out: dict[str, NDArray[Any]] = {}
@@ -246,9 +262,24 @@ class Compressed(torch.nn.Module):
         return table.ledger()
 
     def cluster(
-        self, *, optimizer: Any = None, weights: Any = None, moments: str = "remap", group: Any = None, **settings: Any
+        self,
+        *,
+        optimizer: Any = None,
+        weights: Any = None,
+        moments: str = "remap",
+        averaged: Any = None,
+        group: Any = None,
+        **settings: Any,
     ) -> ClusterReport:
         """Learn the sketch from the vectors as they are now, in place: parameters and buffers keep their places and shapes.
+
+        Averages of this module (`torch.optim.swa_utils.AveragedModel` and the like) must come along, since rows mean something
+        else afterwards: they get the new pointers, and a memory whose vectors are near those that they had. A copy whose buffers
+        something keeps equal to this module's comes by itself; any other is given as `averaged`.
+
+        Lookups in other threads (not of compiled graphs) see the table as before, then as afterwards; a backward pass of a lookup
+        before raises. Steps of an optimiser meanwhile are lost. While it computes, a copy of the table is held. Two threads that
+        cluster one module do so in turn.
 
         Under a process group every rank must call it, with the same arguments: each takes its share of the ids, and all come to
         the same table.
@@ -263,6 +294,7 @@ class Compressed(torch.nn.Module):
             moments: "remap" gives each new row the mean of the moments that its ids had; "reset" forgets them, as for a new
                 parameter. Both concern the memory and its weights alone. On MovieLens 100K they train alike (GMF with AdamW, four
                 clusterings: AUC 0.838 and 0.837, means of three seeds).
+            averaged: a module that averages this one, or several; its copy of this table, or a model that holds one.
             group: the process group; None is the default one, where there is one.
             settings: as for `cce_core.sketching.learning.cluster`.
 
@@ -270,7 +302,8 @@ class Compressed(torch.nn.Module):
             A `ClusterReport`.
 
         Raises:
-            ValueError: the method learns nothing, or the weights do not fit. The module is as before.
+            ValueError: the method learns nothing, the weights do not fit, or `averaged` holds no table of this sketch. The module
+                is as before.
             RuntimeError: the ranks of a group hold different tables.
         """
         _check.choice("moments", moments, HOW)
@@ -278,34 +311,18 @@ class Compressed(torch.nn.Module):
         optimizers = [one for one in optimizers if one is not None]
         if isinstance(weights, Tensor):
             weights = weights.detach().cpu().numpy()
-        spec, ranks = self.spec, ranks_of(group)
-        before = self._pointed() if optimizers else None
-        if ranks is None and not self.shard_pointers and self._on_gpu() and cuda.clusters(spec, settings):
-            arrays = {name: getattr(self, name) for name in array_specs(spec) if name != "scales"}
-            report = cuda.cluster(spec, arrays, weights=weights, **settings)
-        else:
-            table = self.table
-            if ranks is None:
-                report = table.cluster(weights=weights, **settings)
-            else:
-                report = distributed.cluster(table, ranks, weights=weights, **settings)
-            self._take(table)
-        if before is not None:
-            ours = {name: p for name, p in self.named_parameters() if name in (MEMORY, WEIGHTS)}
-            carry(optimizers, ours, before, self._pointed(), self._plan.text, spec.vocab or 0, moments)
-        return report
-
-    def _on_gpu(self) -> bool:
-        """Whether the parameters are whole and where the kernels run."""
-        first = getattr(self, self._plan.arrays[0])
-        return cuda.here(first) and not hasattr(first, "full_tensor")
+        with guard.writing(self):
+            if self._is_touched():
+                self._look()
+            copies = self._averages(averaged)
+            return clusterings.cluster(self, optimizers, weights, moments == "remap", copies, ranks_of(group), settings)
 
     def _pointed(self) -> Pointed:
-        """A copy of what addresses follow from."""
+        """What addresses follow from."""
         keys, pointers = (self._buffers.get(name) for name in ("keys", "pointers"))
         if pointers is not None and self.shard_pointers:
             pointers = tensor_of(self._shares().whole(words(pointers)).view(np.int64), pointers.device)
-        return Pointed(*(None if t is None else t.clone() for t in (keys, pointers)))
+        return Pointed(keys, pointers)
 
     def _learn(self, weight: Tensor, **settings: Any) -> None:
         """Make the table come near to a trained one: copied for a full table, else learned or solved for."""
@@ -324,21 +341,22 @@ class Compressed(torch.nn.Module):
 
     def _take(self, table: Table) -> None:
         """Make a table's numbers this module's, in place."""
-        ours = {**table.buffers(), **table.parameters()}
-        for name in array_specs(self.spec):
+        with guard.changing():
+            put(self._changes(clusterings.tensors_of(table)))
+            self._settled()
+
+    def _changes(self, new: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Tensors of this module, and what they are to be for it to hold these arrays; its stamp among them."""
+        out = []
+        for name in array_specs(self._spec):
             if name == "pointers" and self.shard_pointers:
-                write(self.pointers, self._shares().own(ours[name]))
+                own = self._shares().own(words(new[name]))
+                out.append((self.pointers, torch.from_numpy(own.view(np.int64))))
             elif name != "scales":
-                write(getattr(self, name), ours[name])
-
-    # --- state --------------------------------------------------------------------------------------------------------
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
-        """As for every module; a full table also takes the state of torch's own embedding."""
-        if self._plain and prefix + "weight" in state_dict and prefix + "memory" not in state_dict:
-            state_dict[prefix + "memory"] = state_dict.pop(prefix + "weight")
-            state_dict.setdefault(prefix + "seed", self.seed.detach().clone())
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+                out.append((getattr(self, name), new[name]))
+        small = [words(new.get(name, getattr(self, name))) for name in SMALL if name in self._buffers]
+        of_pointers = checksum(words(new["pointers"]) if "pointers" in new else None)
+        return [*out, (self.stamp, torch.from_numpy(stamped(self._plan.text, small, of_pointers)))]
 
     def extra_repr(self) -> str:
         """The sizes, the method, and what was chosen."""

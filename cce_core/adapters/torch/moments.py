@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cce_core.adapters.torch import ops
-from cce_core.adapters.torch.arrays import write_tensor
-from cce_core.adapters.torch.plan import part_of
+from cce_core.adapters.torch.plan import MEMORY, part_of
+from cce_core.sketching.layout import POINTER
 
 HOW = ("remap", "reset")
 _BATCH = 1 << 16
@@ -21,6 +21,10 @@ class Pointed(NamedTuple):
 
     keys: Tensor | None
     pointers: Tensor | None
+
+    def to(self, device: Any) -> Pointed:
+        """The same on a device."""
+        return Pointed(*(None if tensor is None else tensor.to(device) for tensor in self))
 
 
 def remapped(values: Tensor, old: Pointed, new: Pointed, text: str, part: str, vocab: int) -> Tensor:
@@ -48,36 +52,75 @@ def remapped(values: Tensor, old: Pointed, new: Pointed, text: str, part: str, v
 
 
 @torch.no_grad()
-def carry(
+def refitted(memory: Tensor, old: Pointed, new: Pointed, text: str, vocab: int) -> Tensor:
+    """A memory whose vectors, by a new sketch, are near those that another memory has by an old one.
+
+    As in a clustering, rows that pointers lead to are the means of their ids' vectors, and hashed ones the means of what those
+    leave over:
+
+        M'[a] = mean { T[i] : pointer of i = a }        M'[b] = mean { T[i] − M'[pointer of i] : hash of i = b }
+
+    Args:
+        memory: float32 (units, unit), on the device of the sketches.
+        old, new, text, vocab: as for `remapped`.
+    """
+    columns = part_of(text, MEMORY).layout.columns
+    out = torch.zeros_like(memory)
+    for pointed in (True, False):
+        kinds = [float((column.kind == POINTER) == pointed) for column in columns]
+        if not any(kinds):
+            continue
+        sums, seen = torch.zeros_like(memory), torch.zeros_like(memory)
+        for low in range(0, vocab, _BATCH):
+            ids = torch.arange(low, min(low + _BATCH, vocab), device=memory.device)
+            left = ops.gather(memory, ids, None, *old, text, MEMORY) - ops.gather(out, ids, None, *new, text, MEMORY)
+            chosen = torch.tensor(kinds, device=memory.device).expand(len(ids), -1).contiguous()
+            sums += ops.scatter(left, ids, chosen, *new, text, MEMORY)
+            seen += ops.scatter(torch.ones_like(left), ids, chosen, *new, text, MEMORY)
+        out = out + sums / seen.clamp(min=1)
+    return out
+
+
+@torch.no_grad()
+def carried(
     optimizers: Iterable[Any],
     parameters: Mapping[str, Tensor],
     before: Pointed,
     after: Pointed,
     text: str,
     vocab: int,
-    how: str,
-) -> None:
-    """Carry the state of the parameters `memory` and `weights` over a clustering, or reset it as for new parameters.
+) -> list[tuple[Tensor, Tensor]]:
+    """The state of the parameters `memory` and `weights` that optimisers hold, and what it is after a clustering.
 
     Remapped is every tensor with a number for each float, or each row, of the parameter; step counts stay. Other tensors are
-    set to 0.
+    0 then. Nothing is written yet.
     """
+    out = []
+    for state, part, parameter in _states(optimizers, parameters):
+        for value in state.values():
+            if isinstance(value, Tensor) and value.dim():
+                moved = _moved(value, parameter, before, after, text, part, vocab)
+                out.append((value, torch.zeros_like(value) if moved is None else moved))
+    return out
+
+
+@torch.no_grad()
+def forget(optimizers: Iterable[Any], parameters: Mapping[str, Tensor]) -> None:
+    """Make the state of parameters that of new ones."""
+    for state, _, _ in _states(optimizers, parameters):
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                value.zero_()
+            elif isinstance(value, (int, float)) and not isinstance(value, bool):
+                state[key] = type(value)(0)
+
+
+def _states(
+    optimizers: Iterable[Any], parameters: Mapping[str, Tensor]
+) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
     for optimizer in optimizers:
         for part, parameter in parameters.items():
-            state = optimizer.state.get(parameter, {})
-            for key, value in state.items():
-                if isinstance(value, Tensor):
-                    if how == "remap" and value.dim() == 0:
-                        continue
-                    moved = None
-                    if how == "remap":
-                        moved = _moved(value, parameter, before, after, text, part, vocab)
-                    if moved is None:
-                        value.zero_()
-                    else:
-                        write_tensor(value, moved)
-                elif how == "reset" and isinstance(value, (int, float)) and not isinstance(value, bool):
-                    state[key] = type(value)(0)
+            yield optimizer.state.get(parameter, {}), part, parameter
 
 
 def _moved(

@@ -25,7 +25,7 @@ from torch.autograd import forward_ad
 
 from cce_core import _check
 from cce_core._threads import sliced
-from cce_core.adapters.torch import cuda, plain, rounding
+from cce_core.adapters.torch import cuda, guard, plain, rounding
 from cce_core.adapters.torch.arrays import array
 from cce_core.adapters.torch.plan import bases_of, end_of, part_of, spec_of
 from cce_core.adapters.torch.team import used
@@ -395,7 +395,7 @@ def differentiable(
         ordinary tensors, which is a third of the cost of a small call.
     """
 
-    kernel = None if kernel is None else used(kernel)
+    kernel, back = None if kernel is None else used(kernel), guard.reading(back)
     transformed = transformed or _PLAIN[operator._opname]
 
     class Gradient(torch.autograd.Function):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cce_core.adapters.torch import cuda, steps
+from cce_core.adapters.torch import cuda, guard, steps
 from cce_core.adapters.torch.arrays import array
 from cce_core.adapters.torch.team import used
 from cce_core.sketching.gradient import SparseGradient
@@ -55,6 +55,7 @@ class Fused(torch.optim.Optimizer):
                     self._update(core, parameter, parameter.grad)
         return loss
 
+    @guard.reading  # not in the midst of a clustering's change of memory and moments
     @used
     def _update(self, core: Optimizer, parameter: Tensor, grad: Tensor) -> None:
         if hasattr(parameter, "full_tensor"):

@@ -33,7 +33,7 @@ class ClusterSchedule:
         epochs: of the whole training, at least 2, or
         steps: of the whole training, at least 4: how often an optimiser steps.
         times: how often to cluster, evenly over the first two thirds; None is as above.
-        settings: as for `cluster_`, such as `weights`.
+        settings: as for `cluster_`, such as `weights` or `averaged`.
 
     Raises:
         ValueError: both are given, or are too few.
