@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import types
 
 import numpy as np
 import pytest
@@ -98,6 +99,29 @@ def test_data_parallel_training_is_that_of_one_process(ranks, name, how):
             np.testing.assert_allclose(got[key], value, rtol=1e-4, atol=1e-5)
     assert_equal(ranks[0][f"wrapped {name}"], ranks[0][f"left out {name}"])
     assert_equal(ranks[0][f"sharded {name}"], ranks[0][f"left out {name}"])
+
+
+@pytest.mark.parametrize("name", ["sparse hash", "sparse hemb", "sparse tt", "sparse narrow", "sparse and unused hemb"])
+def test_sparse_gradients_under_data_parallel_training(ranks, name):
+    """Those of memory, weights and cores are reduced as sparse ones, a projection's as dense; what learns is among `ranks`."""
+    table = name.split()[-1]
+    expected = torch_ranks.trained(lambda model: model, table, sparse=True)["state"]
+    for key, value in expected.items():
+        np.testing.assert_allclose(ranks[0][name]["state"][key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_torchs_own_modules_are_left_to_it():
+    from torch.nn.parallel import DistributedDataParallel
+
+    ours = Embedding(VOCAB, DIM, method="cce", num_params=600, rank=4, sparse=True)
+    model = torch.nn.Sequential(
+        ours, torch.nn.Embedding(9, 2, sparse=True), torch.nn.Embedding(9, 2), torch.nn.Linear(2, 2)
+    )
+    fake = types.SimpleNamespace(module=model, parameters_to_ignore=set(), _assign_modules_buffers=lambda: None)
+    parameters, expected = DistributedDataParallel._build_params_for_reducer(fake)
+    sparse = {id(p) for p, flag in zip(parameters, expected, strict=True) if flag}
+    assert sparse == {id(ours.memory), id(model[1].weight)}
+    assert len(parameters) == len(list(model.parameters()))
 
 
 def test_ranks_that_differ_are_told(ranks):

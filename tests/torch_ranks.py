@@ -26,7 +26,13 @@ def tables() -> dict[str, dict[str, Any]]:
         "sparse": {"method": "sparse", "num_params": 400},
         "sparse2": {"method": "sparse2", "num_params": 400},
         "hash": {"method": "hash", "num_params": 200},
+        "hemb": {"method": "hemb", "num_params": 400},
+        "tt": {"method": "tt", "num_params": 400},
+        "narrow": {"method": "hash", "num_params": 400, "rank": 4, "codec": "int8"},
     }
+
+
+UNLEARNED = ("hash", "hemb", "tt", "narrow")
 
 
 def clustered(name: str, **settings: Any) -> dict[str, Any]:
@@ -211,7 +217,7 @@ def everything() -> dict[str, Any]:
         fully_shard(model[0], mesh=mesh)
         return fully_shard(model, mesh=mesh)
 
-    out: dict[str, Any] = {f"clustered {name}": clustered(name) for name in tables() if name != "hash"}
+    out: dict[str, Any] = {f"clustered {name}": clustered(name) for name in tables() if name not in UNLEARNED}
     for name in WEIGHTED:
         out[f"weighted {name}"] = clustered(name, weights=np.arange(1.0, VOCAB + 1), points_per_centroid=8)
     out["learned"] = learned()
@@ -221,6 +227,10 @@ def everything() -> dict[str, Any]:
     for name in ("cce", "hash"):
         out[f"sharded {name}"] = trained(left_out, name, shard_pointers=True)
         out[f"fully sharded {name}"] = trained(fully_sharded, name)
+    for name in ("cce", "rank", *UNLEARNED):
+        out[f"sparse {name}"] = trained(DistributedDataParallel, name, sparse=True)
+    more = {"find_unused_parameters": True, "gradient_as_bucket_view": True}
+    out["sparse and unused hemb"] = trained(lambda m: DistributedDataParallel(m, **more), "hemb", sparse=True)
     out["sharded"] = sharded()
     out["disagreements"] = disagreements()
     return out

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cce_core import _check
-from cce_core.adapters.torch import clusterings, guard
+from cce_core.adapters.torch import clusterings, ddp, guard
 from cce_core.adapters.torch.arrays import float32, put, tensor_of, words, write
 from cce_core.adapters.torch.lookup import lookup
 from cce_core.adapters.torch.moments import HOW, Pointed
@@ -317,6 +317,11 @@ class Compressed(Stated):
             copies = self._averages(averaged)
             return clusterings.cluster(self, optimizers, weights, moments == "remap", copies, ranks_of(group), settings)
 
+    def sparse_parameters(self) -> list[Tensor]:
+        """The parameters whose gradients are sparse: with `sparse=True` the memory, its weights and a train's cores."""
+        named = self.named_parameters() if self.sparse else ()
+        return [p for name, p in named if name in (MEMORY, WEIGHTS) or name.startswith("core")]
+
     def _pointed(self) -> Pointed:
         """What addresses follow from."""
         keys, pointers = (self._buffers.get(name) for name in ("keys", "pointers"))
@@ -382,6 +387,9 @@ class Compressed(Stated):
             said.append("sparse=True")
         said.append(f"num_params={sum(p.numel() for p in self.parameters())}")
         return ", ".join(said)
+
+
+ddp.expect_sparse(Compressed)
 
 
 def shape_of(embeddings: Tensor) -> tuple[int, int]:
