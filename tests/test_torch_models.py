@@ -151,6 +151,7 @@ def test_a_model_on_the_meta_device():
 def test_what_cannot_be_swapped_is_left_and_said():
     model = nn.ModuleDict({"tied": nn.Embedding(ROWS, DIM), "head": nn.Linear(DIM, ROWS, bias=False)})
     model["head"].weight = model["tied"].weight
+    model["head"].register_forward_hook(lambda *_: None)
     model["own"] = Scaled(ROWS, DIM)
     model["patched"] = nn.Embedding(ROWS, DIM)
     model["patched"].forward = lambda ids: ids

@@ -20,3 +20,4 @@ from cce_core.adapters.torch.optim import FusedAdagrad as FusedAdagrad
 from cce_core.adapters.torch.optim import FusedAdam as FusedAdam
 from cce_core.adapters.torch.optim import FusedSGD as FusedSGD
 from cce_core.adapters.torch.schedule import ClusterSchedule as ClusterSchedule
+from cce_core.adapters.torch.tied import TiedLinear as TiedLinear

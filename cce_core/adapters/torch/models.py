@@ -15,6 +15,7 @@ from cce_core import _check
 from cce_core.adapters.torch.bag import EmbeddingBag
 from cce_core.adapters.torch.embedding import Embedding
 from cce_core.adapters.torch.module import Compressed
+from cce_core.adapters.torch.tied import TiedLinear
 from cce_core.hashing.mix import derive_key
 from cce_core.sketching.block_method import BlockMethod
 from cce_core.sketching.learning import ClusterReport
@@ -36,6 +37,7 @@ class Swap:
         after: stored bytes of what stands there now.
         method: that it was compressed by; "" where it was left as it is.
         why: why it was left as it is; else "".
+        tied: names of the output layers that read its table: `TiedLinear` now.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Swap:
     after: int
     method: str = ""
     why: str = ""
+    tied: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class CompressionReport:
     def __str__(self) -> str:
         rows: list[tuple[str, ...]] = [("embedding", "rows", "dim", "bytes before", "bytes after", "ratio", "")]
         for s in self.tables:
-            what = s.method or f"left: {s.why}"
+            what = ", tied: ".join([s.method or f"left: {s.why}", *s.tied])
             rows.append((s.name, *_shown(s.rows, s.dim, s.before, s.after), f"{s.before / max(1, s.after):.1f}x", what))
         rows.append(("all", "", "", *_shown(self.before, self.after), f"{self.ratio:.1f}x", ""))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -111,7 +114,8 @@ def compress_(
 ) -> CompressionReport:
     """Swap every `nn.Embedding` and `nn.EmbeddingBag` of a model for a compressed one, in place.
 
-    A module that stands in several places is swapped once and shared again; so are modules that share one weight. Device, dtype,
+    A module that stands in several places is swapped once and shared again; so are modules that share one weight. An `nn.Linear`
+    whose weight is an embedding's (the output layer of a language model) becomes a `TiedLinear` with its bias. Device, dtype,
     padding_idx, mode, sparse, `requires_grad` and the training flag stay. The new tables come near to the present weights, so a
     trained model keeps what it knows: methods that learn their sketch learn it from them, other linear ones are solved for by
     least squares. With `fresh=True` the weights are forgotten but for their scale and the tables start as new ones do, which is
@@ -119,7 +123,7 @@ def compress_(
     and FSDP. (A list of parameters that a model keeps for itself, as deepctr-torch does for its penalties, still has the old.)
 
     Left as they are, with the reason in the report: tables of few rows or skipped; subclasses with a forward pass of their own;
-    those with hooks or parametrisations, with `max_norm`, or whose weight another module reads too (a tied output layer).
+    those with hooks or parametrisations, with `max_norm`, or whose weight a module of another kind reads too.
 
     Args:
         model: any module; it must not itself be the embedding.
@@ -166,7 +170,8 @@ def compress_(
     found = {name: m for name, m in model.named_modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
     if not found:
         raise ValueError("the model has no nn.Embedding or nn.EmbeddingBag")
-    left = _left(model, found, _skipped(skip, found), min_rows, method)
+    readers = _readers(model)
+    left = _left(found, readers, _skipped(skip, found), min_rows, method)
     groups: dict[int, list[str]] = {}  # the names of the embeddings that read one weight
     for name, module in found.items():
         if name not in left:
@@ -194,8 +199,15 @@ def compress_(
         if name in left:
             swaps.append(Swap(name, *shape, shape[2], why=left[name]))
         elif name in first:
-            swaps.append(Swap(name, *shape, _stored(new[name]), method))
-    places = {id(found[name]): made for name, made in new.items()}
+            heads = tuple(
+                place for place, attribute, reader in readers[id(module.weight)] if _is_head(attribute, reader)
+            )
+            swaps.append(Swap(name, *shape, _stored(new[name]), method, tied=heads))
+    places: dict[int, nn.Module] = {id(found[name]): made for name, made in new.items()}
+    for name in first:
+        for _, attribute, reader in readers[id(found[name].weight)]:
+            if _is_head(attribute, reader):
+                places[id(reader)] = _tied(reader, new[name])
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if id(child) in places:
@@ -236,13 +248,39 @@ def _settings(module: Any) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _left(model: nn.Module, found: Mapping[str, Any], skipped: set[str], min_rows: int, method: str) -> dict[str, str]:
-    """Why embeddings are left as they are."""
-    readers: dict[int, list[str]] = {}
+Readers = dict[int, list[tuple[str, str, nn.Module]]]
+
+
+def _readers(model: nn.Module) -> Readers:
+    """Who has each parameter: the module's name, the attribute's and the module."""
+    readers: Readers = {}
     for place, module in model.named_modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                readers.setdefault(id(parameter), []).append(f"{place}.{name}" if place else name)
+                readers.setdefault(id(parameter), []).append((place, name, module))
+    return readers
+
+
+def _is_head(attribute: str, module: nn.Module) -> bool:
+    """Whether it is an output layer that a `TiedLinear` can stand for."""
+    return attribute == "weight" and type(module) is nn.Linear and "forward" not in vars(module) and not _hooked(module)
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def _tied(head: Any, table: Compressed) -> TiedLinear:
+    """The layer that takes an output layer's place."""
+    made = TiedLinear(table).train(head.training)
+    made.bias = head.bias
+    return made
+
+
+def _left(found: Mapping[str, Any], readers: Readers, skipped: set[str], min_rows: int, method: str) -> dict[str, str]:
+    """Why embeddings are left as they are."""
     out: dict[str, str] = {}
     for name, module in found.items():
         plain = nn.EmbeddingBag if isinstance(module, nn.EmbeddingBag) else nn.Embedding
@@ -254,16 +292,17 @@ def _left(model: nn.Module, found: Mapping[str, Any], skipped: set[str], min_row
             out[name] = f"{type(module).__name__} has a forward pass of its own"
         elif torch.nn.utils.parametrize.is_parametrized(module):
             out[name] = "it is parametrised"
-        elif module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        elif _hooked(module):
             out[name] = "it has hooks"
         elif module.max_norm is not None and method != "full":
             out[name] = "it has max_norm"
         else:
-            for other in readers[id(module.weight)]:
-                place, _, attribute = other.rpartition(".")
+            for place, attribute, reader in readers[id(module.weight)]:
                 same = place in found and attribute == "weight" and place not in out
-                if not same or _settings(found[place]) != _settings(module) or type(found[place]) is not type(module):
-                    out[name] = f"its weight is {other} too"
+                if same and _settings(reader) == _settings(module) and type(reader) is type(module):
+                    continue
+                if not _is_head(attribute, reader):
+                    out[name] = f"its weight is {place}.{attribute} too" if place else f"its weight is {attribute} too"
     # Of modules that share a weight, all are swapped or none.
     lone = {id(found[name].weight): why for name, why in out.items()}
     for name, module in found.items():

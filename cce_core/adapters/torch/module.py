@@ -24,6 +24,7 @@ from cce_core.adapters.torch.ranks import ranks_of
 from cce_core.adapters.torch.sharding import Shares
 from cce_core.adapters.torch.stamp import checksum, stamped
 from cce_core.adapters.torch.states import SMALL, Stated, reading
+from cce_core.adapters.torch.weight import PADDING, Weighted
 from cce_core.hashing.mix import derive_key
 from cce_core.sketching.learning import ClusterReport
 from cce_core.sketching.make import make_table
@@ -35,14 +36,14 @@ from cce_core.storage.ledger import Ledger
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-class Compressed(Stated):
+class Compressed(Stated, Weighted):
     """A module around one table.
 
     Trained arrays are parameters, blocks as rows: `memory` (units, unit), `weights` likewise, `projection` (rank + 1, dim), and
     whatever else the method trains. Hash `keys` and packed `pointers` are int64 buffers with the bits of the core's uint64,
     beside the `generation` and the `seed`; the `stamp` says of which spec they are, and that they belong together
     (`stamp.py`). With a codec `memory` holds the float32 values that are trained; a lookup sees them
-    rounded, and gradients pass straight through.
+    rounded, and gradients pass straight through. The `padding` row of a trained table, where it is not 0, is a buffer.
     """
 
     pointers: Tensor
@@ -76,8 +77,7 @@ class Compressed(Stated):
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if not dtype.is_floating_point:
             raise ValueError(f"dtype must be a float type, got {dtype}")
-        narrow, coded = options.get("rank") not in (None, 0, "auto"), options.get("codec") not in (None, "float32")
-        plain = method == "full" and not narrow and not coded  # "auto" is 0 for a full table
+        plain = is_plain(method, options)
         if seed is None:  # torch's own generator says it; but a full table then begins as torch's does
             seed = 0 if plain else int(torch.randint(2**63 - 1, (), device="cpu"))
         table = make_table(method, num_embeddings, embedding_dim, seed=seed, **options)
@@ -110,6 +110,7 @@ class Compressed(Stated):
                 self.register_buffer(name, tensor_of(values.view(np.int64), device))
         for name, drawn in self._drawn().items():
             self.register_buffer(name, tensor_of(drawn, device))
+        self.register_buffer(PADDING, None)
         self._begin(device, whole)
         if plain:
             self.reset_parameters()
@@ -133,6 +134,7 @@ class Compressed(Stated):
         with guard.writing(self), guard.changing():
             for name, values in self._drawn().items():
                 write(getattr(self, name), values)
+            self.register_buffer(PADDING, None)
             if not self._plain:
                 self._take(Table(self._spec))
                 return
@@ -160,9 +162,11 @@ class Compressed(Stated):
         vectors = lookup(self._plan, arrays, ids, self.sparse, bags)
         if bags is not None:
             return vectors
-        if self.padding_idx is not None and not self._plain:
-            return self._scaled(vectors, ids).masked_fill((ids == self.padding_idx)[:, None], 0.0)
-        return self._scaled(vectors, ids)
+        vectors = self._scaled(vectors, ids)
+        if self.padding_idx is None or self._plain:
+            return vectors
+        hidden, row = (ids == self.padding_idx)[:, None], self._buffers.get(PADDING)
+        return vectors.masked_fill(hidden, 0.0) if row is None else torch.where(hidden, row, vectors)
 
     def _shares(self) -> Shares:
         return Shares(self._spec.vocab or 0, part_of(self._plan.text, MEMORY).layout.bits_per_id)
@@ -187,19 +191,6 @@ class Compressed(Stated):
         if hidden:
             scale = scale * (ids != self.padding_idx)
         return vectors.detach() + scale[:, None] * (vectors - vectors.detach())
-
-    @property
-    def weight(self) -> Tensor:
-        """The whole table as a tensor (num_embeddings, embedding_dim): the parameter itself where it is full, else worked out.
-
-        What is worked out is differentiable, so that models which score against all ids train; it costs the memory of a full
-        table for as long as it is used.
-        """
-        if self._plain:
-            return self.memory
-        if self.num_embeddings is None:
-            raise RuntimeError("an unbounded table has no weight: it has a vector for every 64-bit id")
-        return self._vectors(torch.arange(self.num_embeddings, device=getattr(self, self._plan.arrays[0]).device))
 
     def _row(self, input: Tensor) -> Tensor:
         """The ids as one row of int64, on the parameters' device; errors as torch's users know them."""
@@ -259,7 +250,8 @@ class Compressed(Stated):
         table.training_bytes.pop("values", None)
         if self._plan.coded:
             table.training_bytes["values"] = self.memory.numel() * self.memory.element_size()
-        return table.ledger()
+        found, row = table.ledger(), self._buffers.get(PADDING)
+        return found if row is None else dataclasses.replace(found, stored={**found.stored, PADDING: row.nbytes})
 
     def cluster(
         self,
@@ -390,6 +382,12 @@ class Compressed(Stated):
 
 
 ddp.expect_sparse(Compressed)
+
+
+def is_plain(method: str, options: Mapping[str, Any]) -> bool:
+    """Whether a table is torch's own: full, without rank and codec. A rank of "auto" is 0 for a full table."""
+    narrow, coded = options.get("rank") not in (None, 0, "auto"), options.get("codec") not in (None, "float32")
+    return method == "full" and not narrow and not coded
 
 
 def shape_of(embeddings: Tensor) -> tuple[int, int]:
