@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 
 import numpy as np
@@ -17,7 +18,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
-from cce_core.adapters.torch import Embedding, make_embedding  # noqa: E402
+from cce_core.adapters.torch import Embedding, EmbeddingBag, make_embedding  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -156,6 +157,69 @@ def test_padding_is_zero_and_without_gradient(case):
     emb(torch.tensor([3])).sum().backward()
     for a, p in zip(got, emb.parameters(), strict=True):
         torch.testing.assert_close(a, p.grad)
+
+
+LEARNT = [
+    "full-rank=3",
+    "int8",
+    "hash",
+    "bloom-signed=True-n_hashes=3",
+    "ce",
+    "robe",
+    "hnet",
+    "cce",
+    "cce-rank=4",
+    "pq",
+    "sparse",
+]
+
+
+@pytest.mark.parametrize("name", LEARNT)
+@pytest.mark.parametrize("cls", [Embedding, EmbeddingBag])
+def test_a_trained_padding_row_survives(name, cls):
+    """As for torch's own: the row as it stands, without a gradient; one of 0 stays 0, and for bags it counts for nothing."""
+    method, options = CASES[NAMES.index(name)]
+    options = {**options, "seed": 0, "method": method, "freeze": False}
+    rows = torch.randn(VOCAB, DIM, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([[3, VOCAB - 1], [5, VOCAB - 1]])
+    for padding, last in ((-1, rows[-1]), (VOCAB - 1, torch.zeros(DIM))):
+        rows = torch.cat([rows[:-1], last[None]])
+        emb = cls.from_pretrained(rows, padding_idx=padding, **options)
+        if cls is EmbeddingBag:
+            torch.testing.assert_close(emb(ids), emb(ids[:, :1]))
+            assert not any("padding" in key for key in emb.state_dict())
+            continue
+        assert torch.equal(emb(ids)[:, 1], torch.stack([last, last]))
+        assert torch.equal(emb.weight[-1], last)
+        plain = cls.from_pretrained(rows, **options)
+        emb(ids).square().sum().backward()
+        plain(ids[:, 0]).square().sum().backward()
+        if "num_bytes" not in options:
+            for a, b in zip(emb.parameters(), plain.parameters(), strict=True):
+                torch.testing.assert_close(a.grad, b.grad)
+        kept = 4 * DIM if last.any() else 0
+        assert emb.ledger().total == emb.table.ledger().total + kept
+        if emb.table.method.learns and not emb.table.method.post_training:
+            emb.cluster()
+        fresh = Embedding(VOCAB, DIM, padding_idx=-1, **{k: v for k, v in options.items() if k != "freeze"})
+        before = fresh.state_dict()
+        assert not fresh(ids)[:, 1].any()
+        for again in (copy.deepcopy(emb), fresh):
+            again.load_state_dict(emb.state_dict())
+            assert torch.equal(again(ids), emb(ids))
+            assert torch.equal(again.half()(ids)[0, 1], last.half())
+        fresh.load_state_dict(before)  # of a table whose padding is 0, as all were
+        assert not fresh(ids)[:, 1].any()
+
+
+def test_a_padding_row_is_within_the_budget():
+    rows = torch.randn(1000, DIM)
+    for budget in (3000, 3001, 5000):
+        emb = Embedding.from_pretrained(rows, padding_idx=0, method="cce", num_bytes=budget, seed=0)
+        assert torch.equal(emb(torch.tensor(0)), rows[0])
+        assert emb.ledger().total <= budget
+    emb.reset_parameters()
+    assert not emb(torch.tensor(0)).any()
 
 
 @pytest.mark.parametrize("method", ["cce", "hash", "full"])

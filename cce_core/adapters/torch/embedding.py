@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from cce_core.adapters.torch.module import Compressed, shape_of
+from cce_core.adapters.torch.module import PADDING, Compressed, is_plain, shape_of
 
 
 class Embedding(Compressed):
@@ -18,8 +19,8 @@ class Embedding(Compressed):
     Args:
         num_embeddings: ids go from 0 to num_embeddings − 1; None, for methods that only hash, takes every 64-bit id.
         embedding_dim: floats of a vector.
-        padding_idx: an id whose vector is 0 and has no gradient; negative ones count from the end. For a full table, 0 at first,
-            as in torch.
+        padding_idx: an id whose vector has no gradient; negative ones count from the end. It is 0, or its row of the trained
+            table that this one is made from, kept beside it. For a full table, 0 at first, as in torch.
         max_norm, norm_type: as in torch, for full tables alone.
         scale_grad_by_freq: divide an id's gradient by how often it comes in the batch.
         sparse: sparse gradients of memory and weights, for SparseAdam and the like; a projection's stays dense.
@@ -84,6 +85,10 @@ class Embedding(Compressed):
         **options: Any,
     ) -> None:
         sizes = {"num_params": num_params, "num_bytes": num_bytes, "n_chunks": n_chunks, "rank": rank, "codec": codec}
+        row = None if _weight is None else _kept(_weight, padding_idx)
+        if num_bytes is not None and row is not None and not is_plain(method, sizes):
+            kind = torch.get_default_dtype() if dtype is None else dtype
+            sizes["num_bytes"] = max(0, num_bytes - row.numel() * kind.itemsize)  # that row is stored beside the table
         super().__init__(
             num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, device, dtype,
             method, seed, shard_pointers, {**sizes, **options},
@@ -96,6 +101,13 @@ class Embedding(Compressed):
     def forward(self, input: Tensor) -> Tensor:
         """The vectors of ids of any shape: (*, embedding_dim)."""
         return self._vectors(self._row(input)).view(*input.shape, self.embedding_dim)
+
+    def _learn(self, weight: Tensor, **settings: Any) -> None:
+        """As for every table; a padding row that is not 0 is kept as it is."""
+        super()._learn(weight, **settings)
+        row = None if self._plain else _kept(weight, self.padding_idx)
+        like = getattr(self, self._plan.arrays[0])
+        self.register_buffer(PADDING, None if row is None else row.detach().to(like.device, like.dtype, copy=True))
 
     @classmethod
     def from_pretrained(
@@ -136,3 +148,11 @@ class Embedding(Compressed):
         return cls(
             rows, dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, embeddings, freeze, method=method, **options
         )  # fmt: skip
+
+
+def _kept(weight: Tensor, padding_idx: int | None) -> Tensor | None:
+    """The padding row of a trained table, where it is not 0."""
+    if padding_idx is None or weight.dim() != 2 or not -len(weight) <= padding_idx < len(weight) or weight.is_meta:
+        return None
+    row = weight[padding_idx]
+    return row if bool(row.any()) else None
