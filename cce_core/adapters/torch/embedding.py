@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cce_core.adapters.torch.module import PADDING, Compressed, is_plain, shape_of
+from cce_core.adapters.torch.module import Compressed, is_plain, shape_of
+from cce_core.adapters.torch.weight import PADDING
 
 
 class Embedding(Compressed):
