@@ -73,25 +73,78 @@ def warn(message: str) -> None:
 def as_ids(ids: Any, name: str = "ids") -> NDArray[np.uint64]:
     """`ids` of any integer type as contiguous 64-bit words, shape kept; no copy is made of 64-bit arrays.
 
-    A negative id becomes the 64-bit word with the same bits, so it is far above any vocabulary's end.
+    A negative id becomes the 64-bit word with the same bits, so it is far above any vocabulary's end. Arrays, lists and numbers
+    are taken, and what gives itself as an array: tensors of the CPU, columns and frames of pandas, arrays of Arrow. Missing
+    values and categories are refused.
     """
-    array = np.asarray(ids)
+    array = ids if type(ids) is np.ndarray else _as_array(ids, name)
     if array.dtype == np.int64 and array.flags.c_contiguous:  # the usual case
         return array.view(np.uint64)
-    if array.size == 0 and array.dtype == np.float64 and not isinstance(ids, np.ndarray):
+    if array.size == 0 and (array.dtype == object or not hasattr(ids, "dtype")):
         array = array.astype(np.int64)  # np.asarray([]) is float64: an empty list holds no wrong id
+    if array.dtype == object:
+        array = _as_words(array, name)
     if array.dtype.kind not in "iu":
-        fix = (
-            f"{name} = {name}.astype(np.int64)"
-            if array.dtype.kind in "fb"
-            else "hash strings with cce_core.hash_strings"
-        )
+        fix = f"{name} = {name}.astype(np.int64)"
+        if array.dtype.kind in "SUT":
+            fix = "hash strings with cce_core.hash_strings"
+        elif array.dtype.kind == "f" and np.isnan(array).any():
+            fix = f"NaN stands for what is missing: drop or fill it, then {fix}"
         raise TypeError(f"{name} must be integers, got {array.dtype}; {fix}")
     if array.dtype.itemsize < 8:
         array = array.astype(np.int64)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     return np.ascontiguousarray(array).view(np.uint64).reshape(array.shape)
+
+
+def _as_array(ids: Any, name: str) -> NDArray[Any]:
+    """What is no array of NumPy's as one: what would be lost on the way is an error."""
+    if not isinstance(ids, (list, tuple, int, np.integer)):
+        if hasattr(ids, "iloc") and getattr(ids, "ndim", 1) == 2 and ids.shape[1]:
+            # A frame, whose columns may have types that only float64 would hold together.
+            return np.stack([as_ids(ids.iloc[:, k], name) for k in range(ids.shape[1])], axis=1)
+        categories = hasattr(getattr(ids, "dtype", None), "categories")
+        if categories or str(getattr(ids, "type", "")).startswith("dictionary"):
+            raise TypeError(
+                f"{name} are categories, which are no integers: hand in their codes (of pandas {name}.cat.codes, of Arrow "
+                f"{name}.indices), or what they stand for, as an integer type ({name}.astype(np.int64))"
+            )
+        missing = getattr(ids, "null_count", 0)  # of Arrow; polars has a method
+        missing = missing() if callable(missing) else missing
+        if isinstance(ids, np.ma.MaskedArray):
+            missing = np.ma.count_masked(ids)
+        if isinstance(missing, (int, np.integer)) and missing > 0:
+            raise ValueError(f"{name} must be integers, but {missing} of them are missing: drop or fill these first")
+    try:
+        if hasattr(ids, "__dlpack__") and not hasattr(ids, "__array__"):
+            return np.from_dlpack(ids)
+        array = np.asarray(ids)
+        if array.ndim or array.dtype != object or isinstance(ids, int):
+            return array
+        error: Exception = TypeError("it gives itself as no array")
+    except (TypeError, ValueError, RuntimeError, BufferError, NotImplementedError) as raised:
+        error = raised
+    raise TypeError(
+        f"{name} must be integers, in an array, a tensor on the CPU or a list; got {type(ids).__name__}: {error}"
+    ) from error
+
+
+def _as_words(array: NDArray[Any], name: str) -> NDArray[np.uint64]:
+    """Python's integers as 64-bit words."""
+    out = np.empty(array.size, np.uint64)
+    for n, value in enumerate(array.reshape(-1)):
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+            if value is None or type(value).__name__ == "NAType" or value != value:
+                raise ValueError(
+                    f"{name} must be integers, but {value} at position {n} is missing: drop or fill it first"
+                )
+            fix = "hash strings with cce_core.hash_strings" if isinstance(value, (str, bytes)) else "hand in integers"
+            raise TypeError(f"{name} must be integers, got {type(value).__name__} at position {n}; {fix}")
+        if not -(2**63) <= value < 2**64:
+            raise TypeError(f"{name} must be integers of 64 bits, got {value} at position {n}")
+        out[n] = int(value) & (2**64 - 1)
+    return out.reshape(array.shape)
 
 
 @jit
@@ -116,13 +169,16 @@ def ids_within(ids: NDArray[np.uint64], vocab: int | np.uint64) -> None:
     end = vocab if isinstance(vocab, np.uint64) else np.uint64(vocab)
     if flat.shape[0] and _largest(flat) >= end:
         where = _first_outside(flat, end)
-        word = int(flat[where])
-        shown = word - 2**64 if word >= 2**63 else word
         at = np.unravel_index(where, ids.shape) if ids.ndim > 1 else where
         place = tuple(int(i) for i in at) if isinstance(at, tuple) else int(at)
-        raise IndexError(
-            f"id {shown} at position {place} is outside this table's vocabulary: ids go from 0 to {int(vocab) - 1}"
-        )
+        raise IndexError(outside(int(flat[where]), place, int(vocab)))
+
+
+def outside(word: int, place: Any, vocab: int) -> str:
+    """What to say of a 64-bit word that is no id of a vocabulary: whether it was signed is not known here."""
+    word &= 2**64 - 1
+    shown, also = (word - 2**64, f" (without a sign it is {word})") if word >= 2**63 else (word, "")
+    return f"id {shown} at position {place} is outside this table's vocabulary: ids go from 0 to {vocab - 1}{also}"
 
 
 def as_float32(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -124,8 +124,13 @@ def test_ids_below_zero_keep_their_bits():
         (np.array([], np.float32), "astype"),  # an array says its type, empty or not
         (np.array([True]), "astype"),
         ([1.5], "astype"),
+        ([1.5, np.nan], "drop or fill it, then .*astype"),
+        (np.array([1], "M8[D]"), "astype"),
         (np.array(["a"]), "hash strings"),
+        (np.array(["a"], object), "hash strings"),
         ([b"a"], "hash strings"),
+        ([True, 2**64], "bool at position 0"),
+        (np.array([1, 2.0], object), "float at position 1"),
     ],
 )
 def test_ids_that_are_no_integers(ids, fix):
@@ -133,9 +138,85 @@ def test_ids_that_are_no_integers(ids, fix):
         _check.as_ids(ids)
 
 
+@pytest.mark.parametrize("ids", [None, {1, 2}, {1: 2}, object(), iter([1]), [[1], [2, 3]]])
+def test_ids_that_are_no_arrays_of_anything(ids):
+    with pytest.raises(TypeError, match=f"ids must be integers, .*; got {type(ids).__name__}: "):
+        _check.as_ids(ids)
+
+
 def test_ids_too_wide_for_64_bits():
-    with pytest.raises(TypeError, match="ids must be integers, got object"):
-        _check.as_ids([2**64])
+    for wrong in (2**64, -(2**63) - 1):
+        with pytest.raises(TypeError, match=f"ids must be integers of 64 bits, got {wrong} at position 1"):
+            _check.as_ids([0, wrong])
+
+
+@given(st.lists(st.integers(-(2**63), 2**64 - 1)))
+def test_pythons_integers_are_words(numbers):
+    """Also where NumPy finds no type for all of them, as for an id below zero beside one of 2^63."""
+    words = _check.as_ids(np.array(numbers, object))
+    assert words.tolist() == [number % 2**64 for number in numbers]
+
+
+class Lent:
+    """Lends its numbers in one of the ways that arrays of other libraries have."""
+
+    def __init__(self, way, array, **more):
+        self.__dict__.update(more)
+        if way == "interface":
+            self.owner, self.__array_interface__ = array, array.__array_interface__
+        self.array = array
+
+    @classmethod
+    def ways(cls, array, **more):
+        for way in ("interface", "array", "dlpack"):
+            one = type("Lent", (cls,), {})
+            if way == "array":
+                one.__array__ = lambda self, dtype=None, copy=None: self.array
+            if way == "dlpack":
+                one.__dlpack__ = lambda self, **settings: self.array.__dlpack__()
+                one.__dlpack_device__ = lambda self: self.array.__dlpack_device__()
+            yield one(way, array, **more)
+
+
+@given(strategies.ids(types=("int64", "uint64", "int32", "uint8")))
+def test_ids_of_other_libraries(ids):
+    ids = ids.astype(ids.dtype.newbyteorder("="))  # DLPack knows no other
+    for lent in Lent.ways(ids, null_count=0):
+        np.testing.assert_array_equal(_check.as_ids(lent), _check.as_ids(ids))
+
+
+def test_what_is_missing_is_no_id():
+    masked = np.ma.array([1, 2, 3], mask=[False, True, False])
+    for missing in (
+        masked,
+        *Lent.ways(np.array([1, 2]), null_count=1),
+        *Lent.ways(np.array([1]), null_count=lambda: 1),
+    ):
+        with pytest.raises(ValueError, match="1 of them are missing"):
+            _check.as_ids(missing)
+    assert _check.as_ids(np.ma.array([1, 2], mask=False)).tolist() == [1, 2]
+    nothing = type("NAType", (), {"__ne__": lambda self, other: self})()
+    for none in (None, float("nan"), nothing):
+        with pytest.raises(ValueError, match="at position 1 is missing"):
+            _check.as_ids(np.array([1, none], object))
+
+
+def test_columns_of_a_frame_keep_their_own_types():
+    class Frame:
+        ndim, shape = 2, (2, 2)
+        columns = (np.array([2**64 - 1, 2**63], np.uint64), np.array([-1, 2], np.int8))
+        iloc = type("Columns", (), {"__getitem__": lambda self, at: Frame.columns[at[1]]})()
+
+    assert _check.as_ids(Frame()).tolist() == [[2**64 - 1, 2**64 - 1], [2**63, 2]]
+
+
+def test_categories_are_no_ids():
+    for lent in Lent.ways(np.array([7, 9]), dtype=type("Kind", (), {"categories": [7, 9]})()):
+        with pytest.raises(TypeError, match="cat.codes"):
+            _check.as_ids(lent)
+    for lent in Lent.ways(np.array([7, 9]), type="dictionary<values=int64>"):
+        with pytest.raises(TypeError, match="indices"):
+            _check.as_ids(lent)
 
 
 def test_ids_within_exhaustively():
@@ -145,7 +226,8 @@ def test_ids_within_exhaustively():
             outside = [(n, i) for n, i in enumerate(ids) if not 0 <= i < vocab]
             if outside:
                 place, id_ = outside[0]
-                message = f"^id {id_} at position {place} is outside .*: ids go from 0 to {vocab - 1}$"
+                also = rf" \(without a sign it is {id_ + 2**64}\)" if id_ < 0 else ""
+                message = f"^id {id_} at position {place} is outside .*: ids go from 0 to {vocab - 1}{also}$"
                 with pytest.raises(IndexError, match=message):
                     _check.ids_within(words, vocab)
             else:
@@ -162,11 +244,12 @@ def test_ids_within_names_the_first_one_outside(ids, vocab):
     place = np.unravel_index(outside[0], ids.shape) if ids.ndim else ()
     with pytest.raises(IndexError) as caught:
         _check.ids_within(words, vocab)
-    # A uint64 id of 2^63 or more is shown by its bits, as a negative one.
+    # A uint64 id of 2^63 or more is shown by its bits, as a negative one, and as it came.
     shown = int(ids[place])
     shown = shown - 2**64 if shown >= 2**63 else shown
     where = tuple(map(int, place)) if ids.ndim > 1 else int(outside[0])
     assert str(caught.value).startswith(f"id {shown} at position {where} is outside")
+    assert str(int(ids[place])) in str(caught.value)
 
 
 def test_ids_within_takes_no_ids_at_all():

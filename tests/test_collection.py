@@ -92,6 +92,27 @@ def test_bags_and_their_gradients_follow_the_plain_loops(data, kinds, mode, weig
             np.testing.assert_allclose(slope, of_weights, rtol=1e-3, atol=1e-4)
 
 
+@given(st.data(), st.none() | st.integers(0, 4))
+def test_a_maximum_over_nan_is_nan(data, padding):
+    """Wherever it stands in its bag, and its gradient goes to the first; infinities are numbers like others."""
+    values = st.sampled_from([np.nan, np.inf, -np.inf, -1.0, 0.0, 2.0])
+    table = cce.make_table("full", vocab=5, dim=2)
+    table.parameters()["memory"][:] = data.draw(st.lists(values, min_size=10, max_size=10))
+    lengths = data.draw(st.lists(st.integers(0, 4), max_size=4))
+    ends = np.cumsum([0, *lengths])
+    ids = np.array(data.draw(st.lists(st.integers(0, 4), min_size=sum(lengths), max_size=sum(lengths))), np.int64)
+    one = cce.Collection([table])
+    seen = one.forward([ids], [ends], mode="max", padding_id=padding)
+    vectors = table.lookup(ids)
+    want = pooled(vectors, ends, None, "max", padding, ids)
+    np.testing.assert_array_equal(seen.vectors, want)
+    of_ids, _ = unpooled(vectors, ends, None, "max", padding, ids, np.ones(want.shape))
+    rows = np.zeros((5, 2))
+    np.add.at(rows, ids, of_ids)
+    got = one.backward(seen, np.ones(want.shape), dense=True)[0]["memory"]
+    np.testing.assert_array_equal(got.reshape(5, 2), rows)
+
+
 def test_results_do_not_depend_on_the_threads():
     both, rng = collection(["cce", "cce projected", "robe", "int8", "tt"]), np.random.default_rng(0)
     n = 20_000 if cce._jit.COMPILED else 300

@@ -97,6 +97,8 @@ def read(ids: Any, offsets: Any, lengths: Any, weights: Any, mode: str, padding_
         _as_many(words.shape[1], n_tables)
         return Batch(words.reshape(-1), range(n_tables), n_tables, [len(words)] * n_tables, len(words))
     _check.choice("mode", mode, MODES)
+    ids = ids if isinstance(ids, (list, tuple, np.ndarray)) else _check.as_ids(ids)  # a tensor, a frame, …
+    offsets, lengths, weights = _own(offsets), _own(lengths), _own(weights)
     arrays, offsets = _per_table(ids, offsets, lengths, n_tables)
     counts = [len(array) for array in arrays]
     words = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
@@ -120,6 +122,12 @@ def read(ids: Any, offsets: Any, lengths: Any, weights: Any, mode: str, padding_
             sums = np.bincount(row, ones[own], minlength=rows)
             batch.amounts[own] = ones[own] / np.maximum(sums, 1.0)[row]
     return batch
+
+
+def _own(values: Any) -> Any:
+    """NumPy's array of what gives itself as one; all else as it came."""
+    known = isinstance(values, (list, tuple, np.ndarray)) or not hasattr(values, "__array__")
+    return values if known else np.asarray(values)
 
 
 def _as_many(got: int, n_tables: int) -> None:
@@ -236,14 +244,18 @@ def weigh(start: int, stop: int, offsets: Any, vectors: Any, grads: Any, stride:
 
 @jit
 def pool_max(start: int, stop: int, offsets: Any, present: Any, vectors: Any, out: Any, where: Any) -> None:
-    """out[b] = the largest of the bag's vectors, float by float; where[b] = which id it is (the first), −1 in an empty bag."""
+    """out[b] = the largest of the bag's vectors, float by float; where[b] = which id it is (the first), −1 in an empty bag.
+
+    NaN is above all numbers: one in a bag is its result.
+    """
     for b in range(start, stop):
         for i in range(out.shape[1]):
             out[b, i], where[b, i] = np.float32(0.0), -1
         for n in range(offsets[b], offsets[b + 1]):
             if present is None or present[n]:
                 for i in range(out.shape[1]):
-                    if where[b, i] < 0 or vectors[n, i] > out[b, i]:
+                    # A comparison with NaN is false: what comes is more, or NaN, and what is there is no NaN.
+                    if where[b, i] < 0 or (not vectors[n, i] <= out[b, i] and out[b, i] == out[b, i]):
                         out[b, i], where[b, i] = vectors[n, i], n
 
 

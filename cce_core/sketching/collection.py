@@ -188,11 +188,13 @@ class Collection:
 
         Args:
             ids: integers: an array (batch, tables), a column a table; or a list of flat arrays or lists, one a table (a list of
-                lists is never a matrix: np.array(ids) is); or, for bags of one size, an array (batch, tables, size).
+                lists is never a matrix: np.array(ids) is); or, for bags of one size, an array (batch, tables, size). A tensor
+                of the CPU, or a frame of pandas, is an array.
             offsets: for bags, where each begins, and the end: (bags + 1,) integers from 0 to the number of ids; one row for
                 all tables, or one a table. Without them (and without lengths) every id is a row.
             weights: a factor for every id, real numbers in the shape of ids; with mode "sum".
-            mode: "sum", "mean" (over the ids that are not padding) or "max" (float by float). An empty bag gives zeros.
+            mode: "sum", "mean" (over the ids that are not padding) or "max" (float by float; a NaN in a bag is its maximum). An
+                empty bag gives zeros.
             lengths: ids of each bag, instead of offsets.
             padding_id: an id that counts for nothing; one for all tables, or one a table.
 

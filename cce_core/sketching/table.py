@@ -244,7 +244,7 @@ class Table:
         """The vectors of ids, `T[ids]`.
 
         Args:
-            ids: integers of any type and shape.
+            ids: integers of any type and shape: an array, a list, a tensor of the CPU, a column of pandas or Arrow.
 
         Returns:
             float32 (*ids.shape, dim), a new array.
