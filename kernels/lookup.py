@@ -143,7 +143,8 @@ def _lookup(
     if BAGS:
         longest = tl.max(stop - start, 0)
     total = tl.zeros([N, C, W], tl.float32)
-    seen = tl.zeros([N], tl.float32)
+    # Ids are counted as integers, since a float32 stops growing at 2^24.
+    seen = tl.zeros([N], tl.float32 if FACTORS else tl.int64)
     bad = tl.full([N], 9223372036854775807, tl.int64)
     for step in range(longest):
         n = start + step
@@ -176,7 +177,7 @@ def _lookup(
                 vector = value
             else:
                 vector = vector + value
-        share = live.to(tl.float32)
+        share = live.to(tl.int64)
         if FACTORS:
             share = tl.load(factors + n, mask=live, other=0.0)
             vector = vector * share[:, None, None]
@@ -185,6 +186,7 @@ def _lookup(
         else:
             total = vector
         seen += share
+    seen = seen.to(tl.float32)
     if MEAN:
         total = tl.div_rn(total, tl.maximum(seen, 1.0)[:, None, None] + tl.zeros_like(total))
         seen = tl.minimum(seen, 1.0)

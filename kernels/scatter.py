@@ -29,12 +29,12 @@ def gradients_of(
     at = grads + b[:, None, None] * grad_stride + left + (c * width)[:, :, None] + i
     grad = tl.load(at, mask=inside[:, None, None] & (c < chunks)[:, :, None] & (i < width), other=0.0)
     if MEAN:
-        count = tl.zeros_like(start).to(tl.float32)
+        count = tl.zeros_like(start)
         bad = tl.zeros_like(start)
         for step in range(longest):
             _, live, _ = ids_at(table, ids, start + step, start + step < stop, padding, bad, True, PADDED)
-            count += live.to(tl.float32)
-        grad = tl.div_rn(grad, tl.maximum(count, 1.0)[:, None, None] + tl.zeros_like(grad))
+            count += live.to(tl.int64)
+        grad = tl.div_rn(grad, tl.maximum(count, 1).to(tl.float32)[:, None, None] + tl.zeros_like(grad))
     return grad
 
 

@@ -47,12 +47,12 @@ def _write_down(
         longest = tl.max(stop - start, 0)
     units = width // unit
     bad = tl.zeros([N], tl.int64)
-    count = tl.zeros([N], tl.float32)
+    count = tl.zeros([N], tl.int64)
     if MEAN:
         for step in range(longest):
             _, live, _ = ids_at(table, ids, start + step, start + step < stop, padding, bad, BOUNDED, PADDED)
-            count += live.to(tl.float32)
-    count = tl.maximum(count, 1.0)
+            count += live.to(tl.int64)
+    count = tl.maximum(count, 1).to(tl.float32)
     for step in range(longest):
         n = start + step
         word, live, bad = ids_at(table, ids, n, n < stop, padding, bad, BOUNDED, PADDED)
