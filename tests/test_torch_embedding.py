@@ -123,9 +123,9 @@ def test_ids_of_every_shape_and_integer_type(case):
     emb = Embedding(VOCAB, DIM, method=method, seed=1, **options)
     ids = torch.tensor([[5, 96, 0], [5, 1, 2]])
     expected = emb(ids)
-    for kind in (torch.int32, torch.int16, torch.int8, torch.uint8):
+    for kind in (torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64):
         assert torch.equal(emb(ids.to(kind)), expected)
-    assert torch.equal(emb(ids.t()), expected.transpose(0, 1))
+        assert torch.equal(emb(ids.to(kind).t()), expected.transpose(0, 1))
     torch.testing.assert_close(emb(ids[0, 0]), expected[0, 0], rtol=1e-5, atol=1e-6)
     assert emb(ids[:0]).shape == (0, 3, DIM)
     emb(ids[:0]).sum().backward()
@@ -134,6 +134,10 @@ def test_ids_of_every_shape_and_integer_type(case):
     for wrong in (VOCAB, -1, 2**62):
         with pytest.raises(IndexError, match=r"position"):
             emb(torch.tensor([0, wrong]))
+    with pytest.raises(IndexError, match=str(2**64 - 2)):
+        emb(torch.tensor([0, 2**64 - 2], dtype=torch.uint64))
+    with pytest.raises(TypeError, match="got list"):
+        emb([1, 2])
     for wrong in (ids.float(), ids > 3):
         with pytest.raises(RuntimeError, match="must be integers"):
             emb(wrong)
@@ -238,9 +242,34 @@ def test_an_unbounded_table_takes_every_word():
     emb = Embedding(None, DIM, method="hash", num_params=80, seed=0)
     ids = torch.tensor([-1, 2**63 - 1, -(2**63), 0])
     np.testing.assert_array_equal(emb(ids).detach().numpy(), emb.table.lookup(ids.numpy()))
+    words = cce.hash_strings(["user_1", "user_2"])
+    for kind in (np.uint64, np.uint32, np.uint16, np.uint8):
+        cut = words.astype(kind)
+        np.testing.assert_array_equal(emb(torch.from_numpy(cut)).detach().numpy(), emb.table.lookup(cut))
     assert "unbounded" in repr(emb)
     with pytest.raises(RuntimeError, match="has no weight"):
         _ = emb.weight
+
+
+def test_the_core_takes_tensors():
+    """Of any integer type, wherever it takes ids, offsets and weights."""
+    emb = Embedding(VOCAB, DIM, method="cce", num_params=300, seed=5)
+    table, ids = emb.table, torch.tensor([[5, 96, 0], [5, 1, 2]])
+    for kind in (torch.int64, torch.int32, torch.uint8, torch.uint16, torch.uint64):
+        for given_ids in (ids.to(kind), ids.to(kind).t(), list(ids.to(kind))):
+            np.testing.assert_array_equal(table.lookup(given_ids), table.lookup(np.asarray(given_ids)))
+        both = cce.Collection([table, table])
+        matrix = ids.to(kind).t().contiguous()
+        np.testing.assert_array_equal(both.lookup(matrix), both.lookup(matrix.numpy()))
+        one, ends, weights = cce.Collection([table]), torch.tensor([0, 1, 3]), torch.tensor([0.5, 1.0, 2.0])
+        bags = one.lookup(ids[0].to(kind), ends, weights)
+        np.testing.assert_array_equal(bags, one.lookup([ids[0].numpy()], [ends.numpy()], [weights.numpy()]))
+        np.testing.assert_array_equal(one.lookup(ids[0], lengths=ends.diff()), one.lookup(ids[0], ends))
+    for wrong in (ids.float(), ids > 3, ids.bfloat16(), ids.to("meta"), ids.to_sparse()):
+        with pytest.raises(TypeError, match="ids must be integers"):
+            table.lookup(wrong)
+        with pytest.raises(TypeError, match="ids must be integers"):
+            cce.Collection([table]).lookup(wrong)
 
 
 def test_the_core_sees_the_same_memory():

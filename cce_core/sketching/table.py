@@ -14,18 +14,16 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core._guard import Changing, Guard
-from cce_core.hashing.mix import derive_key
 from cce_core.sketching import blocks
+from cce_core.sketching.arrays import array_specs, fitting, fresh
 from cce_core.sketching.block_method import BlockMethod
 from cce_core.sketching.bundle import Bundle, Part, Sketch
 from cce_core.sketching.forward import Forward
 from cce_core.sketching.gradient import Gradient
 from cce_core.sketching.layout import Layout
-from cce_core.sketching.method import INITIAL_NORM, ArraySpec
 from cce_core.sketching.methods import get_method
-from cce_core.sketching.spec import VALUES, TableSpec
+from cce_core.sketching.spec import TableSpec
 from cce_core.sketching.stored import StoredMemory
-from cce_core.storage.codec import codec
 from cce_core.storage.files import save_arrays
 from cce_core.storage.ledger import Ledger
 
@@ -64,10 +62,8 @@ class Table:
     def __init__(self, spec: TableSpec, arrays: Mapping[str, NDArray[Any]] | None = None) -> None:
         self.spec = spec
         self.method = get_method(spec.method)
-        self._specs = dict(self.method.arrays(spec))
-        if spec.rank:
-            self._specs["projection"] = ArraySpec(np.float32, (spec.rank + 1, spec.dim), spec.dim)
-        arrays = self._fresh() if arrays is None else self._checked(arrays)
+        self._specs = array_specs(self.method, spec)
+        arrays = fresh(self.method, spec) if arrays is None else fitting(spec, self._specs, arrays)
         self._arrays = {name: arrays[name] for name in self._specs}
         self._projection = self._arrays.get("projection")
         self._units = {name: array.unit for name, array in self._specs.items() if array.unit}
@@ -204,33 +200,6 @@ class Table:
         slots = blocks.new_slots(layout) if slots is None else slots
         yield slots
         self._slots[name] = slots
-
-    def _fresh(self) -> dict[str, NDArray[Any]]:
-        spec = self.spec
-        rng = np.random.Generator(np.random.PCG64(derive_key(spec.seed, VALUES)))
-        arrays = self.method.fresh(spec, rng)
-        if spec.codec != "float32":
-            arrays["memory"], arrays["scales"] = codec(spec.codec).encode(arrays["memory"])
-        if spec.rank:
-            # Variance 1 / rank: each float of a vector is as large as a float of the memory. A W three times smaller and a
-            # memory as much larger give the same first vectors and train worse (AUC 0.81 against 0.84, MovieLens 100K).
-            # Without a bias a vector of rank 1 is one direction for all ids: with it AUC rises by 0.01 to 0.03.
-            w = rng.standard_normal((spec.rank + 1, spec.dim), np.float32)
-            w[:-1] *= np.float32(spec.rank**-0.5)
-            w[-1] *= np.float32(INITIAL_NORM / 2 * spec.dim**-0.5)
-            arrays["projection"] = w
-        return arrays
-
-    def _checked(self, arrays: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-        if set(arrays) != set(self._specs):
-            raise ValueError(f"a {self.spec.method!r} table has the arrays {sorted(self._specs)}, got {sorted(arrays)}")
-        for name, (dtype, shape, _) in self._specs.items():
-            array = arrays[name]
-            if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
-                raise ValueError(
-                    f"{name} must be a contiguous {np.dtype(dtype)} array of shape {shape}, got {array.dtype} {array.shape}"
-                )
-        return arrays
 
     # --- the way of an id, and of a gradient --------------------------------------------------------------------------
 

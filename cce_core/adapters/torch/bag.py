@@ -9,8 +9,9 @@ from torch import Tensor
 
 from cce_core.adapters.torch import ops
 from cce_core.adapters.torch.lookup import pool
-from cce_core.adapters.torch.module import Compressed, shape_of
-from cce_core.adapters.torch.pooled import Bags, sums
+from cce_core.adapters.torch.module import INTEGERS, Compressed, shape_of
+from cce_core.adapters.torch.plain import wide_type
+from cce_core.adapters.torch.pooled import Bags, counts
 
 _MODES = ("sum", "mean", "max")
 
@@ -19,21 +20,27 @@ class EmbeddingBag(Compressed):
     """A drop-in for `torch.nn.EmbeddingBag` whose table is compressed: the sum, mean or maximum of the vectors of each bag.
 
     Bags are the rows of a 2-D input, or the stretches of a 1-D input that start at `offsets`. An empty bag is 0; the padding id
-    counts for nothing.
+    counts for nothing. Amounts and vectors are added up in float32, or in float64 by a module of that type, and rounded once, at
+    the end; ids are counted in int64. A maximum over a NaN is NaN.
+
+    Stricter than torch, which drops ids in silence: every id belongs to a bag. With `include_last_offset` the last of the offsets
+    must be the number of ids, and without bags there must be no ids.
 
     Args:
         num_embeddings, embedding_dim, max_norm, norm_type, scale_grad_by_freq, sparse, padding_idx, device, dtype: as in torch,
             and as for `Embedding`.
         mode: "sum", "mean" or "max".
-        include_last_offset: whether `offsets` ends with the end of the last bag.
+        include_last_offset: whether `offsets` ends with the end of the last bag, the number of ids.
         method, num_params, num_bytes, n_chunks, rank, codec, seed, shard_pointers, options: as for
             `Embedding`.
 
     Shape:
-        input: integers (bags, length), or (n,) with offsets (bags,); output: (bags, embedding_dim).
+        input: integers (bags, length), or (n,) with offsets (bags,), integers too; output: (bags, embedding_dim).
 
     Raises:
-        ValueError: as in torch, and where offsets decrease or pass the end of the input (on the CPU).
+        ValueError: shapes, mode and options do not fit together.
+        RuntimeError: offsets do not begin at 0, decrease, or do not end with the number of ids. On a GPU an assertion on the
+            device, later, so that nothing waits for it; what is traced (compiled, exported) checks when it runs.
         IndexError, RuntimeError: as for `Embedding`.
 
     Example:
@@ -82,35 +89,31 @@ class EmbeddingBag(Compressed):
         """The bags' vectors: (bags, embedding_dim)."""
         self._check(input, offsets, per_sample_weights)
         ids = self._row(input)
-        if input.dim() == 2:
-            offsets, ended = torch.arange(input.shape[0], device=ids.device) * input.shape[1], False
-        else:
-            offsets, ended = self._offsets(offsets), self.include_last_offset
+        ends = self._ends(input, offsets)
         keep = None if self.padding_idx is None else ids != self.padding_idx
         if self.mode == "max":
-            return self._largest(self._vectors(ids), ops.bags(offsets, ids), offsets.shape[0] - ended, keep)
-        weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
+            return self._largest(self._vectors(ids), ops.bags(ends, ids), ends.shape[0] - 1, keep)
+        kind = wide_type(self._kind)
+        weights = None if per_sample_weights is None else per_sample_weights.reshape(-1).to(kind)
         if keep is not None:
-            kind = getattr(self, self._plan.arrays[0]).dtype
             weights = keep.to(kind) if weights is None else weights.masked_fill(~keep, 0.0)
-        bags = Bags(offsets, ended, weights)
-        if self.scale_grad_by_freq:
-            out = pool(self._vectors(ids), ids, bags)
-        else:
-            out = self._vectors(ids, bags)
-        return out / self._counts(ids, bags, out) if self.mode == "mean" else out
-
-    def _counts(self, ids: Tensor, bags: Bags, out: Tensor) -> Tensor:
-        """What the ids of each bag count, at least 1."""
-        if bags.amounts is None:
-            end = bags.offsets.new_full((1 - bags.ended,), ids.shape[0])
-            counts = bags.offsets.diff(append=end).to(out.dtype)
-        else:
-            counts = sums(bags.amounts, ids, bags.offsets, bags.ended)
-        return counts.clamp(min=1.0)[:, None]
+        bags = Bags(ends, weights)
+        out = pool(self._wide(ids), ids, bags) if self.scale_grad_by_freq else self._wide(ids, bags)
+        if self.mode == "mean":
+            out = out / counts(ids, ends, keep).clamp(min=1)[:, None].to(kind)
+        return out.to(self._kind)
 
     def _check(self, input: Tensor, offsets: Tensor | None, weights: Tensor | None) -> None:
         """What torch refuses."""
+        if not isinstance(input, Tensor):
+            raise TypeError(f"ids must be a tensor of integers, got {type(input).__name__}: ids = torch.as_tensor(ids)")
+        for name, given in (("offsets", offsets), ("per_sample_weights", weights)):
+            if given is not None and not isinstance(given, Tensor):
+                raise TypeError(
+                    f"{name} must be a tensor, got {type(given).__name__}: {name} = torch.as_tensor({name})"
+                )
+        if weights is not None and weights.is_complex():
+            raise TypeError(f"per_sample_weights must be real numbers, got {weights.dtype}")
         if weights is not None and input.shape != weights.shape:
             raise ValueError(
                 f"per_sample_weights ({tuple(weights.shape)}) must have the same shape as the input ({tuple(input.shape)})"
@@ -130,30 +133,38 @@ class EmbeddingBag(Compressed):
         if weights is not None and self.mode != "sum":
             raise NotImplementedError(f"per_sample_weights is only supported for mode='sum', got mode={self.mode!r}")
 
-    def _offsets(self, offsets: Tensor | None) -> Tensor:
-        """Where the bags begin, as int64."""
-        assert offsets is not None
-        if offsets.dtype not in (torch.int64, torch.int32):
-            raise RuntimeError(f"offsets must be torch.int64 or int32, got {offsets.dtype}")
-        if self.include_last_offset and offsets.shape[0] < 1:
-            raise RuntimeError("include_last_offset: offsets must hold at least the end of the last bag")
-        return offsets.to(torch.int64)
+    def _ends(self, input: Tensor, offsets: Tensor | None) -> Tensor:
+        """Where the bags begin, and the end of the last, as int64."""
+        if offsets is None:
+            return torch.arange(input.shape[0] + 1, device=input.device) * input.shape[1]
+        if offsets.dtype not in INTEGERS:
+            raise RuntimeError(f"offsets must be integers (torch.int64 or another), got {offsets.dtype}")
+        offsets = offsets.to(torch.int64)
+        if self.include_last_offset:
+            if offsets.shape[0] < 1:
+                raise RuntimeError("include_last_offset: offsets must hold at least the end of the last bag")
+            return offsets
+        if offsets.shape[0] < 1 and input.shape[0] > 0:
+            raise RuntimeError(
+                f"offsets are empty, so that there is no bag, but {input.shape[0]} ids: offsets must begin with 0"
+            )
+        return torch.cat([offsets, offsets.new_full((1,), input.shape[0])])
 
     def _largest(self, vectors: Tensor, bag: Tensor, bags: int, keep: Tensor | None) -> Tensor:
-        """The maximum of each coordinate in each bag; its gradient goes to the first id that has it."""
+        """The maximum of each coordinate in each bag; its gradient goes to the first id that has it. NaN is above all numbers."""
         n, dim = vectors.shape
         seen = vectors.detach()
         if keep is not None:
             seen = seen.masked_fill(~keep[:, None], float("-inf"))
         where = bag[:, None].expand(n, dim)
-        most = seen.new_full((bags + 1, dim), float("-inf")).scatter_reduce(0, where, seen, "amax")
-        has = seen == most[bag]
+        most = seen.new_full((bags, dim), float("-inf")).scatter_reduce(0, where, seen, "amax")
+        has = (seen == most[bag]) | seen.isnan()
         if keep is not None:
             has = has & keep[:, None]
         first = torch.where(has, torch.arange(n, device=bag.device)[:, None], n)
-        first = first.new_full((bags + 1, dim), n).scatter_reduce(0, where, first, "amin")
+        first = first.new_full((bags, dim), n).scatter_reduce(0, where, first, "amin")
         padded = torch.cat([vectors, vectors.new_zeros(1, dim)])  # what an empty bag has
-        return padded.gather(0, first[:bags])
+        return padded.gather(0, first)
 
     @classmethod
     def from_pretrained(

@@ -1,8 +1,8 @@
 """The operators on a GPU: the Triton kernels of `cce_kernels` where they are installed and take the types, plain torch elsewhere.
 
 Functions of tensors, as `plain` has them, which give None where plain torch is to take their place; on a GPU the dispatcher calls
-these. Neither triton nor cce_kernels is imported before the first call. Sums take float32 and bfloat16 and add up in float32; all
-else takes float32. Results are the core's.
+these. Neither triton nor cce_kernels is imported before the first call. Sums take memories in float32 and bfloat16, and add up in
+float32, which is what they give. Results are the core's.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class _Call:
 
 def _call(
     spec: str, part: str, ids: Tensor, keys: Tensor | None, pointers: Tensor | None, offsets: Tensor | None = None,
-    ended: bool = False, **given: Tensor | None,
+    **given: Tensor | None,
 ) -> _Call | None:  # fmt: skip
     """The arguments, checked, since kernels do not look; None where the types are for plain torch."""
     layout, end = part_of(spec, part)
@@ -101,7 +101,7 @@ def _call(
     if ids.dtype != torch.int64 or ids.dim() != 1:
         raise RuntimeError(f"this operator takes one row of int64 ids, got {ids.dtype} {tuple(ids.shape)}")
     n, m = ids.shape[0], len(layout.columns)
-    rows = n if offsets is None else offsets.shape[0] - ended
+    rows = n if offsets is None else offsets.shape[0] - 1
     dim = floats["projection"].shape[-1] if "projection" in floats else 0
     shapes = {
         "memory": (layout.n_units, layout.unit), "grads": (rows, layout.dim), "weights": (n, m), "amounts": (n,),
@@ -111,8 +111,9 @@ def _call(
         if tuple(tensor.shape) != shapes[name]:
             raise RuntimeError(f"{name} must have shape {shapes[name]} here, got {tuple(tensor.shape)}")
     _enough(layout, end, keys, pointers)
-    kinds = {tensor.dtype for tensor in floats.values()}
-    own = kernels() if len(kinds) == 1 and kinds <= _CODECS.keys() else None
+    memory = floats.get("memory")
+    wide = any(tensor.dtype == torch.float64 for tensor in floats.values())
+    own = kernels() if not wide and (memory is None or memory.dtype in _CODECS) else None
     if own is None:
         return None
     floats = {name: (t if name == "memory" else t.float()).contiguous() for name, t in floats.items()}
@@ -154,19 +155,14 @@ def _within(error: Tensor, call: _Call, spec: str, part: str) -> None:
         torch.ops.aten._assert_async.msg(error == call.own.lookup.GOOD, said)
 
 
-def _ends(offsets: Tensor | None, ended: bool, n: int) -> Tensor | None:
+def _ends(offsets: Tensor | None, n: int) -> Tensor | None:
     """Where bags begin and the last one ends, int64 (bags + 1); an assertion on the device that they can."""
     if offsets is None:
         return None
-    if offsets.dtype != torch.int64 or offsets.dim() != 1 or len(offsets) < ended:
-        raise RuntimeError(
-            f"this operator takes one row of int64 offsets, and the end if ended, got {offsets.dtype} {tuple(offsets.shape)}"
-        )
-    ends = torch.cat([offsets, offsets.new_full((1,), n)])
-    if len(offsets):
-        said = f"offsets must begin at 0, never fall, and be at most the number of ids, {n}"
-        torch.ops.aten._assert_async.msg((ends.diff() >= 0).all() & (ends[0] == 0), said)
-    return ends[: len(offsets) - ended + 1]
+    if offsets.dtype != torch.int64 or offsets.dim() != 1:
+        raise RuntimeError(f"this operator takes one row of int64 offsets, got {offsets.dtype} {tuple(offsets.shape)}")
+    plain.check_ends(offsets, n)
+    return offsets.contiguous()
 
 
 def gather(
@@ -180,7 +176,7 @@ def gather(
     given = call.floats.get("weights")
     out, error = call.own.sums.gather(call.frame, call.floats["memory"], call.ids, given, *call.words)
     _within(error, call, spec, part)
-    return out.to(memory.dtype)
+    return out
 
 
 def scatter(
@@ -191,7 +187,7 @@ def scatter(
     if call is None:
         return None
     given = call.floats.get("weights")
-    return call.own.sums.spread(call.frame, call.floats["grads"], call.ids, given, *call.words).to(grads.dtype)
+    return call.own.sums.spread(call.frame, call.floats["grads"], call.ids, given, *call.words)
 
 
 def scatter_sparse(
@@ -204,7 +200,7 @@ def scatter_sparse(
     layout, given = part_of(spec, part).layout, call.floats.get("weights")
     units, sums = call.own.sums.touched(call.frame, call.floats["grads"], call.ids, given, *call.words)
     size = (layout.n_units, layout.unit)
-    return torch.sparse_coo_tensor(units[None], sums.to(grads.dtype), size, check_invariants=False, is_coalesced=True)
+    return torch.sparse_coo_tensor(units[None], sums, size, check_invariants=False, is_coalesced=True)
 
 
 def dot(
@@ -215,21 +211,19 @@ def dot(
     if call is None:
         return None
     floats = call.floats
-    return call.own.sums.dot(call.frame, floats["memory"], floats["grads"], call.ids, *call.words).to(grads.dtype)
+    return call.own.sums.dot(call.frame, floats["memory"], floats["grads"], call.ids, *call.words)
 
 
 def vectors(
-    memory: Tensor, projection: Tensor | None, ids: Tensor, offsets: Tensor | None, ended: bool, amounts: Tensor | None,
+    memory: Tensor, projection: Tensor | None, ids: Tensor, offsets: Tensor | None, amounts: Tensor | None,
     keys: Tensor | None, pointers: Tensor | None, spec: str, sparse: bool,
 ) -> Tensor | None:  # fmt: skip
     """Ids, or bags of them, to vectors, each id times its amount, through a projection with its bias: in one launch.
 
     x[r] = [ Σ_{n ∈ r} amounts[n] · Σ_j M[b(n, j)],  Σ_{n ∈ r} amounts[n] ]            vectors[r] = x[r] · W
     """
-    ends = _ends(offsets, ended, ids.shape[0])
-    call = _call(
-        spec, MEMORY, ids, keys, pointers, offsets, ended, memory=memory, projection=projection, amounts=amounts
-    )  # fmt: skip
+    ends = _ends(offsets, ids.shape[0])
+    call = _call(spec, MEMORY, ids, keys, pointers, offsets, memory=memory, projection=projection, amounts=amounts)
     if call is None:
         return None
     floats = call.floats
@@ -237,23 +231,22 @@ def vectors(
         call.frame, floats["memory"], floats.get("projection"), call.ids, ends, floats.get("amounts"), *call.words
     )  # fmt: skip
     _within(error, call, spec, MEMORY)
-    return out.to(memory.dtype)
+    return out
 
 
 def spread(
-    grads: Tensor, ids: Tensor, offsets: Tensor | None, ended: bool, amounts: Tensor | None, keys: Tensor | None,
+    grads: Tensor, ids: Tensor, offsets: Tensor | None, amounts: Tensor | None, keys: Tensor | None,
     pointers: Tensor | None, spec: str,
 ) -> Tensor | None:  # fmt: skip
     """The gradient of the memory from that of `vectors` without a projection."""
-    ends = _ends(offsets, ended, ids.shape[0])
-    call = _call(spec, MEMORY, ids, keys, pointers, offsets, ended, grads=grads, amounts=amounts)
+    ends = _ends(offsets, ids.shape[0])
+    call = _call(spec, MEMORY, ids, keys, pointers, offsets, grads=grads, amounts=amounts)
     if call is None:
         return None
     floats = call.floats
-    out = call.own.sums.spread(
+    return call.own.sums.spread(
         call.frame, floats["grads"], call.ids, None, *call.words, offsets=ends, amounts=floats.get("amounts")
     )  # fmt: skip
-    return out.to(grads.dtype)
 
 
 def signs(ids: Tensor, keys: Tensor, like: Tensor, spec: str) -> Tensor | None:
@@ -265,7 +258,7 @@ def signs(ids: Tensor, keys: Tensor, like: Tensor, spec: str) -> Tensor | None:
     hashed = tuple(column for column in layout.columns if column.kind != POINTER)
     _enough(dataclasses.replace(layout, columns=hashed), end, keys, None)
     frame = _frame(spec, MEMORY, ids.device, FLOAT32, False, True, True, 0)
-    return own.sums.signs(frame, ids.contiguous(), keys.contiguous()).to(like.dtype)
+    return own.sums.signs(frame, ids.contiguous(), keys.contiguous()).to(plain.wide_type(like.dtype))
 
 
 def features(ids: Tensor, keys: Tensor, spec: str) -> Tensor | None:
@@ -282,7 +275,7 @@ def rounded(
     memory: Tensor, ids: Tensor | None, keys: Tensor | None, pointers: Tensor | None, spec: str
 ) -> Tensor | None:
     """`ops.rounded`, the whole of it whatever the ids."""
-    own, kept = kernels(), codec(spec_of(spec).codec)
+    own, kept, memory = kernels(), codec(spec_of(spec).codec), plain.wide(memory)
     if own is None or memory.dtype != torch.float32:
         return None
     values = memory.contiguous().view(-1)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from cce_core.adapters.torch import ops, plain, pooled, trains
+from cce_core.adapters.torch.plain import HALVES, narrow, wide, wide_type
 from cce_core.adapters.torch.plan import HASHED, MEMORY, POINTED, WEIGHTS, Plan
 from cce_core.adapters.torch.pooled import Bags
 
 
 def lookup(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool, bags: Bags | None = None) -> Tensor:
-    """The vectors of one row of ids, (n, dim), or the sums of their bags, in the type of the parameters.
+    """The vectors of one row of ids, (n, dim), or the sums of their bags: float32, or the parameters' type where that is wider.
+
+    Parameters of half types are read as they are; the caller rounds what becomes of the vectors, once.
 
     Args:
         plan: of the table's spec.
@@ -28,10 +32,11 @@ def lookup(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool, 
         with torch.autocast(kind, enabled=False):
             return lookup(plan, arrays, ids, sparse, bags)
     if plan.plain and "rows" not in arrays:
-        offsets, ended, amounts = (None, False, None) if bags is None else bags
+        offsets, amounts = (None, None) if bags is None else bags
+        projection = wide(arrays["projection"]) if plan.rank else None
         return pooled.vectors(
-            _memory(plan, arrays, ids), arrays.get("projection"), ids, offsets, ended, amounts, arrays.get("keys"),
-            arrays.get("pointers"), plan.text, sparse,
+            _memory(plan, arrays, ids), projection, ids, offsets, amounts, arrays.get("keys"), arrays.get("pointers"),
+            plan.text, sparse,
         )  # fmt: skip
     vectors = _KINDS[plan.kind](plan, arrays, ids, sparse)
     return vectors if bags is None else pool(vectors, ids, bags)
@@ -41,7 +46,7 @@ def pool(vectors: Tensor, ids: Tensor, bags: Bags) -> Tensor:
     """The sum of each bag, from the vectors of all ids."""
     if bags.amounts is not None:
         vectors = vectors * bags.amounts[:, None]
-    return pooled.sums(vectors, ids, bags.offsets, bags.ended)
+    return pooled.sums(vectors, ids, bags.offsets)
 
 
 def _memory(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor) -> Tensor:
@@ -69,7 +74,7 @@ def _blocks(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool)
     if plan.factors:
         vectors = vectors.view(ids.shape[0], plan.factors, plan.inner).prod(1)
     if plan.rank:
-        projection = arrays["projection"]
+        projection = wide(arrays["projection"])
         vectors = torch.addmm(projection[-1], vectors, projection[:-1])
     return vectors
 
@@ -89,9 +94,23 @@ def _sum(
     return halves[0] if len(halves) == 1 else halves[0] + halves[1]
 
 
+class _SparseWide(torch.autograd.Function):
+    """A core in the type of its sums; its sparse gradient is added up there, and only then rounded."""
+
+    @staticmethod
+    def forward(ctx: Any, core: Tensor) -> Tensor:
+        ctx.kind = core.dtype
+        return core.to(wide_type(core.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return narrow(grad, ctx.kind)
+
+
 def _train(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool) -> Tensor:
     """The product of the cores' matrices, one for each digit."""
     cores = [arrays[f"core{k}"] for k in range(len(plan.cores))]
+    cores = [_SparseWide.apply(core) if sparse and core.dtype in HALVES else wide(core) for core in cores]
     if not sparse and ids.device.type == "cpu" and cores[0].dtype == torch.float32:
         return trains.train(torch.cat([core.reshape(-1) for core in cores]), ids, plan.text)
     return trains.product(ops.digits(ids, plan.text), cores, plan.cores, sparse and not plain.transformed())
@@ -102,10 +121,10 @@ def _network(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool
     where = None
     if not torch.compiler.is_compiling() and not plain.transformed():
         ids, where = torch.unique(ids, return_inverse=True)
-    x = ops.features(ids, arrays["keys"], plan.text).to(arrays["w0"].dtype)
-    for layer in range(plan.layers):
-        x = functional.mish(torch.addmm(arrays[f"b{layer}"], x, arrays[f"w{layer}"]))
-    x = torch.addmm(arrays[f"b{plan.layers}"], x, arrays[f"w{plan.layers}"])
+    x = ops.features(ids, arrays["keys"], plan.text).to(wide_type(arrays["w0"].dtype))
+    for layer in range(plan.layers + 1):
+        x = torch.addmm(wide(arrays[f"b{layer}"]), x, wide(arrays[f"w{layer}"]))
+        x = functional.mish(x) if layer < plan.layers else x
     return x if where is None else x[where]
 
 

@@ -33,7 +33,7 @@ from cce_core.sketching.table import Table
 from cce_core.storage.codec import codec as get_codec
 from cce_core.storage.ledger import Ledger
 
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 
 class Compressed(Stated, Weighted):
@@ -149,10 +149,20 @@ class Compressed(Stated, Weighted):
         """Whether the module holds shapes alone."""
         return any(p.device.type == "meta" for p in self.parameters())
 
+    @property
+    def _kind(self) -> torch.dtype:
+        """The type of the parameters, and of the vectors."""
+        kind: torch.dtype = getattr(self, self._plan.arrays[0]).dtype
+        return kind
+
+    def _vectors(self, ids: Tensor) -> Tensor:
+        """The vectors of one row of int64 ids, with what padding and frequencies do to them."""
+        return self._wide(ids).to(self._kind)
+
     @reading
-    def _vectors(self, ids: Tensor, bags: Bags | None = None) -> Tensor:
-        """The vectors of one row of int64 ids, with what padding and frequencies do to them; or the sums of their bags, where
-        that is the caller's."""
+    def _wide(self, ids: Tensor, bags: Bags | None = None) -> Tensor:
+        """The same before they are rounded to the parameters' type, for sums; or the sums of their bags, where padding and
+        frequencies are the caller's."""
         if self.max_norm is not None:
             with torch.no_grad():
                 torch.embedding_renorm_(self.memory.detach(), ids.contiguous(), self.max_norm, self.norm_type)
@@ -184,18 +194,26 @@ class Compressed(Stated, Weighted):
         hidden = self.padding_idx is not None and self._plain
         if not (self.scale_grad_by_freq or hidden):
             return vectors
-        scale = torch.ones(ids.shape, dtype=vectors.dtype, device=ids.device)
         if self.scale_grad_by_freq:
-            counts = scale.new_zeros(self.num_embeddings or 0).index_add(0, ids, scale)
-            scale = 1.0 / counts[ids]
+            counts = ids.new_zeros(self.num_embeddings or 0).index_add(0, ids, torch.ones_like(ids))
+            scale = 1.0 / counts[ids, None].to(vectors.dtype)
+            change = scale * (vectors - vectors.detach())
+            vectors = vectors.detach() + torch.where(vectors.isfinite(), change, 0.0)  # ∞ − ∞ is no 0
         if hidden:
-            scale = scale * (ids != self.padding_idx)
-        return vectors.detach() + scale[:, None] * (vectors - vectors.detach())
+            vectors = torch.where(ids.ne(self.padding_idx or 0)[:, None], vectors, vectors.detach())
+        return vectors
 
     def _row(self, input: Tensor) -> Tensor:
-        """The ids as one row of int64, on the parameters' device; errors as torch's users know them."""
+        """The ids as one row of int64, on the parameters' device; errors as torch's users know them.
+
+        What is 2^63 or more keeps its 64 bits, and so becomes negative: words to hash, which a bounded table refuses.
+        """
+        if not isinstance(input, Tensor):
+            raise TypeError(f"ids must be a tensor of integers, got {type(input).__name__}: ids = torch.as_tensor(ids)")
         if input.dtype not in INTEGERS:
-            raise RuntimeError(f"ids must be integers (torch.int64 or int32), got {input.dtype}: ids = ids.long()")
+            raise RuntimeError(
+                f"ids must be integers (any signed or unsigned type), got {input.dtype}: ids = ids.long()"
+            )
         first = getattr(self, self._plan.arrays[0])
         if input.device != first.device:
             raise RuntimeError(
@@ -398,8 +416,10 @@ def shape_of(embeddings: Tensor) -> tuple[int, int]:
 
 
 def _padding(index: int | None, vocab: int | None) -> int | None:
-    if index is None or vocab is None:
+    if index is None:
         return index
+    if vocab is None:  # a word of 64 bits, as ids are
+        return index - (1 << 64) if index >= 1 << 63 else index
     if not -vocab <= index < vocab:
         raise AssertionError(f"padding_idx must be within num_embeddings {vocab}, got {index}")
     return index + vocab if index < 0 else index

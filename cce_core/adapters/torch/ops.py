@@ -25,7 +25,7 @@ from torch.autograd import forward_ad
 
 from cce_core import _check
 from cce_core._threads import sliced
-from cce_core.adapters.torch import cuda, guard, plain, rounding
+from cce_core.adapters.torch import cuda, guard, plain, rounding, shapes
 from cce_core.adapters.torch.arrays import array
 from cce_core.adapters.torch.plan import bases_of, end_of, part_of, spec_of
 from cce_core.adapters.torch.team import used
@@ -173,7 +173,7 @@ def _dot(
 
 
 def _signs(ids: Tensor, keys: Tensor, like: Tensor, spec: str) -> Tensor:
-    if not _in_core(like):
+    if plain.wide_type(like.dtype) != torch.float32:
         return plain.signs(ids, keys, spec, like.dtype)
     layout, end = part_of(spec, "memory")
     return torch.from_numpy(blocks.signs(_sketch(layout, keys, None), words_of(ids, end)))
@@ -193,6 +193,7 @@ def _features(ids: Tensor, keys: Tensor, spec: str) -> Tensor:
 
 
 def _rounded(memory: Tensor, ids: Tensor | None, keys: Tensor | None, pointers: Tensor | None, spec: str) -> Tensor:
+    memory = plain.wide(memory)
     if not _in_core(memory):
         return plain.rounded(memory, ids, keys, pointers, spec)
     layout, end = part_of(spec, "memory")
@@ -204,38 +205,6 @@ def _rounded(memory: Tensor, ids: Tensor | None, keys: Tensor | None, pointers: 
     return torch.from_numpy(out).view(memory.shape)
 
 
-# --- shapes for tracing -----------------------------------------------------------------------------------------------
-
-
-def _gather_like(memory: Tensor, ids: Tensor, weights: Any, keys: Any, pointers: Any, spec: str, part: str, sparse: bool = False) -> Tensor:  # noqa: E501  # fmt: skip
-    return memory.new_empty((ids.shape[0], part_of(spec, part).layout.dim))
-
-
-def _scatter_like(grads: Tensor, ids: Tensor, weights: Any, keys: Any, pointers: Any, spec: str, part: str) -> Tensor:
-    layout = part_of(spec, part).layout
-    return grads.new_empty((layout.n_units, layout.unit))
-
-
-def _dot_like(memory: Tensor, grads: Tensor, ids: Tensor, keys: Any, pointers: Any, spec: str, part: str) -> Tensor:
-    return grads.new_empty((ids.shape[0], len(part_of(spec, part).layout.columns)))
-
-
-def _signs_like(ids: Tensor, keys: Tensor, like: Tensor, spec: str) -> Tensor:
-    return like.new_empty((ids.shape[0], len(part_of(spec, "memory").layout.columns)))
-
-
-def _digits_like(ids: Tensor, spec: str) -> Tensor:
-    return ids.new_empty((len(bases_of(spec)), ids.shape[0]))
-
-
-def _features_like(ids: Tensor, keys: Tensor, spec: str) -> Tensor:
-    return ids.new_empty((ids.shape[0], keys.shape[0]), dtype=torch.float32)
-
-
-def _rounded_like(memory: Tensor, ids: Any, keys: Any, pointers: Any, spec: str) -> Tensor:
-    return torch.empty_like(memory, memory_format=torch.contiguous_format)
-
-
 _ADDRESS = "Tensor? keys, Tensor? pointers, str spec, str part"
 _OPERATORS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any], Callable[..., Any]]] = {
     "gather": (
@@ -244,23 +213,23 @@ _OPERATORS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any], Callabl
         lambda memory, ids, weights, keys, pointers, spec, part, sparse=False: plain.gather(
             memory, ids, weights, keys, pointers, spec, part
         ),
-        _gather_like,
+        shapes.gather,
     ),
     "scatter": (
         f"(Tensor grads, Tensor ids, Tensor? weights, {_ADDRESS}) -> Tensor",
         _scatter,
         plain.scatter,
-        _scatter_like,
+        shapes.scatter,
     ),
-    "dot": (f"(Tensor memory, Tensor grads, Tensor ids, {_ADDRESS}) -> Tensor", _dot, plain.dot, _dot_like),
+    "dot": (f"(Tensor memory, Tensor grads, Tensor ids, {_ADDRESS}) -> Tensor", _dot, plain.dot, shapes.dot),
     "signs": (
         "(Tensor ids, Tensor keys, Tensor like, str spec) -> Tensor",
         _signs,
         lambda ids, keys, like, spec: plain.signs(ids, keys, spec, like.dtype),
-        _signs_like,
+        shapes.signs,
     ),
-    "digits": ("(Tensor ids, str spec) -> Tensor", _digits, plain.digits, _digits_like),
-    "features": ("(Tensor ids, Tensor keys, str spec) -> Tensor", _features, plain.features, _features_like),
+    "digits": ("(Tensor ids, str spec) -> Tensor", _digits, plain.digits, shapes.digits),
+    "features": ("(Tensor ids, Tensor keys, str spec) -> Tensor", _features, plain.features, shapes.features),
     "bags": (
         "(Tensor offsets, Tensor ids) -> Tensor",
         plain.bags,
@@ -271,7 +240,7 @@ _OPERATORS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any], Callabl
         "(Tensor memory, Tensor? ids, Tensor? keys, Tensor? pointers, str spec) -> Tensor",
         _rounded,
         plain.rounded,
-        _rounded_like,
+        shapes.rounded,
     ),
 }
 
@@ -324,6 +293,7 @@ bags = torch.ops.cce.bags.default
 def _save_gather(ctx: Any, inputs: Any) -> None:
     memory, ids, weights, keys, pointers, ctx.spec, ctx.part, *rest = inputs
     ctx.sparse, ctx.n_inputs = bool(rest and rest[0]), len(inputs)  # the dispatcher leaves out what is the default
+    ctx.kind = memory.dtype
     ctx.save_for_backward(memory if weights is not None else None, ids, weights, keys, pointers)
 
 
@@ -333,6 +303,7 @@ def _back_gather(ctx: Any, grad: Tensor) -> Any:
     if ctx.needs_input_grad[1]:
         back = _scatter_sparse if ctx.sparse else scatter
         to_memory = _using(ctx.addresses, back, grad, ids, weights, keys, pointers, ctx.spec, ctx.part)
+        to_memory = plain.narrow(to_memory, ctx.kind)
     if ctx.needs_input_grad[3]:
         to_weights = _using(ctx.addresses, dot, memory, grad, ids, keys, pointers, ctx.spec, ctx.part)
     return (to_memory, None, to_weights, *(None,) * (ctx.n_inputs - 3))
@@ -366,6 +337,10 @@ def _back_dot(ctx: Any, grad: Tensor) -> Any:
     if ctx.needs_input_grad[2]:
         to_grads = gather(memory, ids, grad, keys, pointers, ctx.spec, ctx.part)
     return to_memory, to_grads, None, None, None, None, None
+
+
+def _save_rounded(ctx: Any, inputs: Any) -> None:
+    ctx.kind = inputs[0].dtype
 
 
 _ORDINARY = torch._C._dispatch_keys(torch.empty(0, device="cpu")).raw_repr()
@@ -444,6 +419,6 @@ differentiable(gather, _save_gather, _back_gather, keeps=True)
 differentiable(scatter, _save_scatter, _back_scatter)
 differentiable(dot, _save_dot, _back_dot)
 differentiable(
-    rounded, lambda ctx, inputs: None, lambda ctx, grad: (grad, None, None, None, None),
+    rounded, _save_rounded, lambda ctx, grad: (plain.narrow(grad, ctx.kind), None, None, None, None),
     transformed=lambda memory, *rest: plain.rounded(memory.detach(), *rest) + (memory - memory.detach()),
 )  # fmt: skip

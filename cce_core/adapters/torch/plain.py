@@ -1,5 +1,8 @@
 """The operators in plain torch operations, on any device and in any float type; the core's own loops are the fast way.
 
+Sums and products are taken in float32 at least, and returned so: with half types an operator reads what is stored in 16 bits,
+and its caller rounds, once, at the end. A count or a sum that is kept in bfloat16 stops growing at 256.
+
 Words of 64 bits are held in int64: products and sums wrap round there too, and a logical shift is an arithmetic one, masked.
 """
 
@@ -10,13 +13,33 @@ import math
 import torch
 from torch import Tensor
 
+from cce_core import _check
 from cce_core.adapters.torch.plan import bases_of, part_of, spec_of
 from cce_core.hashing import mix
 from cce_core.sketching.layout import HASH, IDENTITY, POINTER, Column, Layout
 from cce_core.sketching.methods import dhe
 from cce_core.storage.codec import BLOCK, codec
 
+HALVES = (torch.float16, torch.bfloat16)
 _LOW = 0xFFFFFFFF
+
+
+def wide_type(kind: torch.dtype) -> torch.dtype:
+    """The type that sums of a type are taken in: float32, or float64 for its own."""
+    return torch.float64 if kind == torch.float64 else torch.float32
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """A tensor in the type of its sums; itself where it is that already."""
+    kind = wide_type(tensor.dtype)
+    return tensor if tensor.dtype == kind else tensor.to(kind)
+
+
+def narrow(grad: Tensor, kind: torch.dtype) -> Tensor:
+    """A gradient in the type of its parameter: the entries of a sparse one are added up first."""
+    if grad.dtype == kind:
+        return grad
+    return (grad.coalesce() if grad.is_sparse else grad).to(kind)
 
 
 def _signed(word: int) -> int:
@@ -122,9 +145,7 @@ def check_range(ids: Tensor, text: str) -> None:
         if low < 0 or high >= vocab:
             wrong = high if high >= vocab else low
             at = int((ids == wrong).nonzero()[0])
-            raise IndexError(
-                f"id {wrong} at position {at} is outside this table's vocabulary: ids go from 0 to {vocab - 1}"
-            )
+            raise IndexError(_check.outside(wrong, at, vocab))
     else:
         torch._assert_async(((ids >= 0) & (ids < vocab)).all())
 
@@ -132,11 +153,11 @@ def check_range(ids: Tensor, text: str) -> None:
 def _blocks(
     memory: Tensor, ids: Tensor, keys: Tensor | None, pointers: Tensor | None, text: str, part: str
 ) -> tuple[Layout, Tensor]:
-    """Every block as it lies in the memory: (n, columns, width)."""
+    """Every block as it lies in the memory, in the type of its sums: (n, columns, width)."""
     check_range(ids, text)
     layout = part_of(text, part).layout
     units = _units(layout, ids, keys, pointers)
-    return layout, memory.reshape(-1, layout.unit)[units].reshape(len(ids), len(layout.columns), layout.width)
+    return layout, wide(memory.reshape(-1, layout.unit)[units]).reshape(len(ids), len(layout.columns), layout.width)
 
 
 def gather(
@@ -150,9 +171,9 @@ def gather(
 
 
 def _spread(layout: Layout, grads: Tensor) -> Tensor:
-    """Each column's part of the vectors: (n, columns, width)."""
+    """Each column's part of the vectors, in the type of their sums: (n, columns, width)."""
     n = len(grads)
-    parts = grads.reshape(n, layout.n_chunks, 1, layout.width)
+    parts = wide(grads).reshape(n, layout.n_chunks, 1, layout.width)
     return parts.expand(-1, -1, layout.terms, -1).reshape(n, len(layout.columns), layout.width)
 
 
@@ -165,7 +186,7 @@ def scatter(
     units, parts = _units(layout, ids, keys, pointers), _spread(layout, grads)
     if weights is not None:
         parts = parts * weights[..., None]
-    out = grads.new_zeros(layout.n_units, layout.unit)
+    out = parts.new_zeros(layout.n_units, layout.unit)
     return out.index_add_(0, units.reshape(-1), parts.reshape(-1, layout.unit))
 
 
@@ -196,7 +217,7 @@ def signs(ids: Tensor, keys: Tensor, text: str, dtype: torch.dtype) -> Tensor:
         1 - 2 * (keyed(words, keys[c.b]) & 1) if c.kind == HASH and c.a else torch.ones_like(ids)
         for c in layout.columns
     ]
-    return torch.stack(drawn, 1).to(dtype)
+    return torch.stack(drawn, 1).to(wide_type(dtype))
 
 
 def digits(ids: Tensor, text: str) -> Tensor:
@@ -223,6 +244,7 @@ def features(ids: Tensor, keys: Tensor, text: str) -> Tensor:
 
 def rounded(memory: Tensor, ids: Tensor | None, keys: Tensor | None, pointers: Tensor | None, text: str) -> Tensor:
     """`ops.rounded`, the whole of it whatever the ids."""
+    memory = wide(memory)
     kept, flat = codec(spec_of(text).codec), memory.reshape(-1)
     if not kept.most:
         return memory.to(torch.bfloat16).to(memory.dtype)
@@ -233,31 +255,44 @@ def rounded(memory: Tensor, ids: Tensor | None, keys: Tensor | None, pointers: T
     return (q * (largest / kept.most)).view(-1)[: len(flat)].view_as(memory)
 
 
+def check_ends(offsets: Tensor, n: int) -> None:
+    """RuntimeError unless bags begin at 0, never fall and end with the last of n ids; off the CPU an assertion, later."""
+    if not offsets.shape[0]:
+        raise RuntimeError("offsets must hold at least the end of the last bag, got none")
+    if offsets.device.type != "cpu":
+        said = f"offsets must begin at 0, never fall, and the last bag must end with the number of ids, {n}"
+        good = (offsets[0] == 0) & (offsets[-1] == n) & (offsets.diff() >= 0).all()
+        torch.ops.aten._assert_async.msg(good, said)
+        return
+    if offsets[0] != 0:
+        raise RuntimeError(
+            "offsets[0] has to be 0, i.e., the first sequence in the mini-batch has to start from position 0. "
+            f"However, got {int(offsets[0])}"
+        )
+    if (offsets > n).any():
+        raise RuntimeError(
+            f"offsets[-1] can not be greater than input's length {n} but got offsets[-1] of {int(offsets.max())}"
+        )
+    falls = offsets.diff() < 0
+    if falls.any():
+        at = int(falls.nonzero()[0])
+        raise RuntimeError(
+            f"offsets must not decrease, got {int(offsets[at])} and then {int(offsets[at + 1])} at {at + 1}"
+        )
+    end = int(offsets[-1])
+    if end != n:
+        raise RuntimeError(
+            f"the last bag must end with the number of ids, {n}, got {end}: ids that follow would belong to no bag. Leave them "
+            f"out, input[:{end}], or let offsets end with {n}"
+        )
+
+
 def bags(offsets: Tensor, ids: Tensor) -> Tensor:
     """`ops.bags`."""
     n = ids.shape[0]
     if offsets.shape[0] and torch._C._functorch.is_functorch_wrapped_tensor(offsets):
         for one in bare(offsets).reshape(-1, offsets.shape[0]):
-            bags(one, one.new_empty(n))  # raises
-        return torch.searchsorted(offsets, torch.arange(n, device=ids.device), right=True) - 1
-    if offsets.shape[0]:
-        rise = torch.cat([offsets, offsets.new_tensor([n])]).diff()
-        if offsets.device.type == "cpu":
-            if offsets[0] != 0:
-                raise RuntimeError(
-                    "offsets[0] has to be 0, i.e., the first sequence in the mini-batch has to start from position 0. "
-                    f"However, got {int(offsets[0])}"
-                )
-            if offsets[-1] > n:
-                raise RuntimeError(
-                    f"offsets[-1] can not be greater than input's length {n} but got offsets[-1] of {int(offsets[-1])}"
-                )
-            if n and (rise < 0).any():
-                at = int((rise < 0).nonzero()[0])
-                raise RuntimeError(
-                    f"offsets must not decrease, got {int(offsets[at])} and then {int(offsets[at + 1])} at {at + 1}"
-                )
-        else:
-            torch._assert_async((offsets[0] == 0) & (rise >= 0).all())
-        return torch.searchsorted(offsets, torch.arange(n, device=ids.device), right=True) - 1
-    return torch.zeros_like(ids)
+            check_ends(one, n)
+    else:
+        check_ends(offsets, n)
+    return torch.searchsorted(offsets, torch.arange(n, device=ids.device), right=True) - 1

@@ -8,7 +8,7 @@ and W a projection whose last row is the bias,
 or x alone, without its last column, where there is no projection. `spread` is the gradient of M from those of x; `unwiden` gives
 those of x and W from those of the vectors; `weigh` those of a, from the vectors of all ids. Each is linear in every one of its
 tensors, and has its gradient in terms of the others. Off the CPU, and in other types than float32, they are made of `ops.gather`
-and `ops.scatter` and torch's own operations.
+and `ops.scatter` and torch's own operations. Sums are float32 at least, and returned so: of a memory in a half type, too.
 """
 
 from __future__ import annotations
@@ -35,13 +35,11 @@ class Bags(NamedTuple):
     """Bags of ids that are summed.
 
     Attributes:
-        offsets: int64 (bags,), where each begins in the row of ids.
-        ended: whether they end with the end of the last bag.
+        offsets: int64 (bags + 1,), where each begins in the row of ids, and the end of the last, which is their number.
         amounts: (n,), what every id is multiplied by; None where all are 1.
     """
 
     offsets: Tensor
-    ended: bool
     amounts: Tensor | None
 
 
@@ -70,7 +68,7 @@ def _shaped(tensor: Tensor, *shape: int) -> Tensor:
     return tensor.contiguous()
 
 
-def _batch(ids: Tensor, end: Any, offsets: Tensor | None, ended: bool, amounts: Tensor | None) -> Batch:
+def _batch(ids: Tensor, end: Any, offsets: Tensor | None, amounts: Tensor | None) -> Batch:
     """Ids and bags as the core has them, checked."""
     words, factors = ops.words_of(ids, end), None
     if amounts is not None:
@@ -79,15 +77,10 @@ def _batch(ids: Tensor, end: Any, offsets: Tensor | None, ended: bool, amounts: 
         return Batch(words, [0], 1, [len(words)], len(words), None, factors)
     if offsets.dtype != torch.int64 or offsets.dim() != 1:
         raise RuntimeError(f"this operator takes one row of int64 offsets, got {offsets.dtype} {tuple(offsets.shape)}")
-    ends = array(offsets.contiguous()).view(np.int64)
-    rows = len(ends) - ended
-    if not ended:
-        ends = np.append(ends, len(words) if rows else 0)
-    if rows < 0 or ends[0] != 0 or ends[-1] > len(words) or (ends[1:] < ends[:-1]).any():
-        plain.bags(offsets, ids)  # raises
-        raise RuntimeError(f"with the end of the last bag, offsets must hold at least that, got {tuple(offsets.shape)}")
-    n = int(ends[-1])
-    return Batch(words[:n], [0], 1, [n], rows, ends[None], None if factors is None else factors[:n])
+    n, ends = len(words), array(offsets.contiguous()).view(np.int64)
+    if not len(ends) or ends[0] != 0 or ends[-1] != n or (ends[1:] < ends[:-1]).any():
+        plain.check_ends(offsets, n)  # raises
+    return Batch(words, [0], 1, [n], len(ends) - 1, ends[None], factors)
 
 
 def _projection(tensor: Tensor, rank: int) -> tuple[NDArray[np.int64], int]:
@@ -100,13 +93,13 @@ def _projection(tensor: Tensor, rank: int) -> tuple[NDArray[np.int64], int]:
 
 
 def _vectors(
-    memory: Tensor, projection: Tensor | None, ids: Tensor, offsets: Tensor | None, ended: bool, amounts: Tensor | None,
+    memory: Tensor, projection: Tensor | None, ids: Tensor, offsets: Tensor | None, amounts: Tensor | None,
     keys: Tensor | None, pointers: Tensor | None, spec: str, sparse: bool,
 ) -> Tensor:  # fmt: skip
     if not ops._in_core(memory, projection, amounts):
-        return _vectors_anywhere(memory, projection, ids, offsets, ended, amounts, keys, pointers, spec, sparse)
+        return _vectors_anywhere(memory, projection, ids, offsets, amounts, keys, pointers, spec, sparse)
     layout, end = part_of(spec, MEMORY)
-    batch, kept = _batch(ids, end, offsets, ended, amounts), None
+    batch, kept = _batch(ids, end, offsets, amounts), None
     arrays = [
         None if t is None else t.contiguous() for t in (_shaped(memory, layout.n_units, layout.unit), keys, pointers)
     ]
@@ -131,13 +124,13 @@ def _vectors(
 
 
 def _spread(
-    grads: Tensor, ids: Tensor, offsets: Tensor | None, ended: bool, amounts: Tensor | None, keys: Tensor | None,
+    grads: Tensor, ids: Tensor, offsets: Tensor | None, amounts: Tensor | None, keys: Tensor | None,
     pointers: Tensor | None, spec: str,
 ) -> Tensor:  # fmt: skip
     if not ops._in_core(grads, amounts):
-        return _spread_anywhere(grads, ids, offsets, ended, amounts, keys, pointers, spec)
+        return _spread_anywhere(grads, ids, offsets, amounts, keys, pointers, spec)
     layout, end = part_of(spec, MEMORY)
-    batch = _batch(ids, end, offsets, ended, amounts)
+    batch = _batch(ids, end, offsets, amounts)
     keys, pointers = (None if t is None else t.contiguous() for t in (keys, pointers))
     bundle = _bundle_at(spec, 0, *_at(keys), *_at(pointers))
     vectors = array(_shaped(grads, batch.rows, layout.dim))
@@ -160,93 +153,103 @@ def _unwiden(grads: Tensor, inner: Tensor, projection: Tensor) -> tuple[Tensor, 
     return torch.from_numpy(to_inner), torch.from_numpy(to_projection).view(within, dim)
 
 
-def _weigh(each: Tensor, grads: Tensor, ids: Tensor, offsets: Tensor | None, ended: bool) -> Tensor:
+def _weigh(each: Tensor, grads: Tensor, ids: Tensor, offsets: Tensor | None) -> Tensor:
     if not ops._in_core(each, grads):
-        return _weigh_anywhere(each, grads, ids, offsets, ended)
-    batch, (n, dim) = _batch(ids, None, offsets, ended, None), each.shape
-    out, m = np.zeros(n, np.float32), len(batch.words)
+        return _weigh_anywhere(each, grads, ids, offsets)
+    batch, dim = _batch(ids, None, offsets, None), each.shape[1]
     rows = array(_shaped(grads, batch.rows, dim)).reshape(batch.rows, dim)
-    out[:m] = batch.slopes(0, array(_shaped(each, len(ids), dim)).reshape(n, dim)[:m], rows, 0)
-    return torch.from_numpy(out)
+    return torch.from_numpy(batch.slopes(0, array(_shaped(each, len(ids), dim)).reshape(len(ids), dim), rows, 0))
 
 
 # --- elsewhere ---------------------------------------------------------------------------------------------------------
 
 
-def of_ids(rows: Tensor, ids: Tensor, offsets: Tensor | None, ended: bool) -> Tensor:
-    """The row of every id; 0 for those that follow the last bag."""
-    if offsets is None:
-        return rows
-    return torch.cat([rows, rows.new_zeros((1, rows.shape[1]))]).index_select(0, ops.bags(offsets, ids))
+def of_ids(rows: Tensor, ids: Tensor, offsets: Tensor | None) -> Tensor:
+    """The row of every id."""
+    return rows if offsets is None else rows.index_select(0, ops.bags(offsets, ids))
 
 
-def sums(values: Tensor, ids: Tensor, offsets: Tensor | None, ended: bool) -> Tensor:
-    """The sum over each bag of what is given for every id."""
+def sums(values: Tensor, ids: Tensor, offsets: Tensor | None) -> Tensor:
+    """The sum over each bag of what is given for every id, in its type: not a half one, which would stop growing."""
     if offsets is None:
         return values
-    # One bag more takes the ids that follow the last one's end.
-    out = values.new_zeros((offsets.shape[0] + 1, *values.shape[1:])).index_add(0, ops.bags(offsets, ids), values)
-    return out[: offsets.shape[0] - ended]
+    out = values.new_zeros((offsets.shape[0] - 1, *values.shape[1:]))
+    return out.index_add(0, ops.bags(offsets, ids), values)
+
+
+def counts(ids: Tensor, offsets: Tensor, keep: Tensor | None = None) -> Tensor:
+    """How many ids each bag holds, int64; of those alone that `keep` says, where it is given."""
+    return offsets.diff() if keep is None else sums(keep.to(torch.int64), ids, offsets)
+
+
+def _masses(like: Tensor, ids: Tensor, offsets: Tensor | None, amounts: Tensor | None) -> Tensor:
+    """What the ids of each row weigh together, in the type of `like`; whole numbers are added up exactly, however many."""
+    if amounts is None:
+        return like.new_ones(ids.shape) if offsets is None else counts(ids, offsets).to(like.dtype)
+    kind = like.dtype if amounts.device.type == "mps" else torch.float64  # which mps does not have
+    return sums(amounts.to(kind), ids, offsets).to(like.dtype)
 
 
 def _vectors_anywhere(
-    memory: Tensor, projection: Tensor | None, ids: Tensor, offsets: Tensor | None, ended: bool, amounts: Tensor | None,
+    memory: Tensor, projection: Tensor | None, ids: Tensor, offsets: Tensor | None, amounts: Tensor | None,
     keys: Tensor | None, pointers: Tensor | None, spec: str, sparse: bool,
 ) -> Tensor:  # fmt: skip
     each = ops.gather(memory, ids, None, keys, pointers, spec, MEMORY)
-    out = sums(each if amounts is None else each * amounts[:, None], ids, offsets, ended)
+    out = sums(each if amounts is None else each * amounts[:, None], ids, offsets)
     if projection is None:
         return out
-    masses = sums(memory.new_ones(ids.shape) if amounts is None else amounts, ids, offsets, ended)
-    inner = torch.cat([out, masses[:, None]], 1)
+    inner = torch.cat([out, _masses(out, ids, offsets, amounts)[:, None]], 1)
     if ops._kept.wanted:
         ops._kept.inner = inner
-    return inner @ projection
+    return inner @ projection.to(inner.dtype)
 
 
 def _spread_anywhere(
-    grads: Tensor, ids: Tensor, offsets: Tensor | None, ended: bool, amounts: Tensor | None, keys: Tensor | None,
+    grads: Tensor, ids: Tensor, offsets: Tensor | None, amounts: Tensor | None, keys: Tensor | None,
     pointers: Tensor | None, spec: str,
 ) -> Tensor:  # fmt: skip
-    each = of_ids(grads, ids, offsets, ended)
+    each = plain.wide(of_ids(grads, ids, offsets))
     return ops.scatter(each if amounts is None else each * amounts[:, None], ids, None, keys, pointers, spec, MEMORY)
 
 
 def _unwiden_anywhere(grads: Tensor, inner: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
+    grads, inner, projection = plain.wide(grads), plain.wide(inner), plain.wide(projection)
     return grads @ projection[:-1].t(), inner.t() @ grads
 
 
-def _weigh_anywhere(each: Tensor, grads: Tensor, ids: Tensor, offsets: Tensor | None, ended: bool) -> Tensor:
-    return (each * of_ids(grads, ids, offsets, ended)).sum(1)
+def _weigh_anywhere(each: Tensor, grads: Tensor, ids: Tensor, offsets: Tensor | None) -> Tensor:
+    return (plain.wide(each) * plain.wide(of_ids(grads, ids, offsets))).sum(1)
 
 
 # --- shapes for tracing -----------------------------------------------------------------------------------------------
 
 
 def _vectors_like(
-    memory: Tensor, projection: Any, ids: Tensor, offsets: Any, ended: bool, amounts: Any, keys: Any, pointers: Any, spec: str,
+    memory: Tensor, projection: Any, ids: Tensor, offsets: Any, amounts: Any, keys: Any, pointers: Any, spec: str,
     sparse: bool,
 ) -> Tensor:  # fmt: skip
-    rows = ids.shape[0] if offsets is None else offsets.shape[0] - ended
-    return memory.new_empty((rows, part_of(spec, MEMORY).layout.dim if projection is None else projection.shape[1]))
+    rows = ids.shape[0] if offsets is None else offsets.shape[0] - 1
+    dim = part_of(spec, MEMORY).layout.dim if projection is None else projection.shape[1]
+    return memory.new_empty((rows, dim), dtype=plain.wide_type(memory.dtype))
 
 
 def _spread_like(
-    grads: Tensor, ids: Any, offsets: Any, ended: bool, amounts: Any, keys: Any, pointers: Any, spec: str
+    grads: Tensor, ids: Any, offsets: Any, amounts: Any, keys: Any, pointers: Any, spec: str
 ) -> Tensor:  # fmt: skip
     layout = part_of(spec, MEMORY).layout
-    return grads.new_empty((layout.n_units, layout.unit))
+    return grads.new_empty((layout.n_units, layout.unit), dtype=plain.wide_type(grads.dtype))
 
 
 def _unwiden_like(grads: Tensor, inner: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
-    return grads.new_empty((inner.shape[0], inner.shape[1] - 1)), torch.empty_like(projection)
+    kind = plain.wide_type(grads.dtype)
+    return grads.new_empty((inner.shape[0], inner.shape[1] - 1), dtype=kind), torch.empty_like(projection, dtype=kind)
 
 
-def _weigh_like(each: Tensor, grads: Tensor, ids: Tensor, offsets: Any, ended: bool) -> Tensor:
-    return each.new_empty((each.shape[0],))
+def _weigh_like(each: Tensor, grads: Tensor, ids: Tensor, offsets: Any) -> Tensor:
+    return each.new_empty((each.shape[0],), dtype=plain.wide_type(each.dtype))
 
 
-_BAGS = "Tensor ids, Tensor? offsets, bool ended, Tensor? amounts, Tensor? keys, Tensor? pointers, str spec"
+_BAGS = "Tensor ids, Tensor? offsets, Tensor? amounts, Tensor? keys, Tensor? pointers, str spec"
 ops.define(
     "vectors",
     f"(Tensor memory, Tensor? projection, {_BAGS}, bool sparse) -> Tensor",
@@ -264,7 +267,7 @@ ops.define(
 )
 ops.define(
     "weigh",
-    "(Tensor each, Tensor grads, Tensor ids, Tensor? offsets, bool ended) -> Tensor",
+    "(Tensor each, Tensor grads, Tensor ids, Tensor? offsets) -> Tensor",
     _weigh,
     _weigh_anywhere,
     _weigh_like,
@@ -276,52 +279,52 @@ ops.define(
 
 def _slope(memory: Tensor, projection: Any, grads: Tensor, bags: Any, rest: Any) -> Tensor:
     """The gradient of the amounts."""
-    each = vectors(memory, projection, bags[0], None, False, None, *rest, False)
+    each = vectors(memory, projection, bags[0], None, None, *rest, False)
     return weigh(each, grads, *bags)
 
 
 def _save_vectors(ctx: Any, inputs: Any) -> None:
-    memory, projection, ids, offsets, ctx.ended, amounts, keys, pointers, ctx.spec, ctx.sparse = inputs
-    read = projection is not None or ctx.needs_input_grad[6]
+    memory, projection, ids, offsets, amounts, keys, pointers, ctx.spec, ctx.sparse = inputs
+    ctx.kind, read = memory.dtype, projection is not None or ctx.needs_input_grad[5]
     ctx.save_for_backward(memory if read else None, projection, ids, offsets, amounts, keys, pointers)
 
 
 def _back_vectors(ctx: Any, grad: Tensor) -> Any:
     memory, projection, ids, offsets, amounts, *rest = ctx.saved_tensors
-    bags, rest = (ids, offsets, ctx.ended), [*rest, ctx.spec]
+    bags, rest = (ids, offsets), [*rest, ctx.spec]
     to_memory = to_projection = to_amounts = None
-    if ctx.needs_input_grad[6]:
+    if ctx.needs_input_grad[5]:
         to_amounts = _slope(memory, projection, grad, bags, rest)
     if projection is not None:
         inner = ctx.inner
         if inner is None or torch.is_grad_enabled():
-            masses = sums(grad.new_ones(ids.shape) if amounts is None else amounts, *bags)
-            inner = torch.cat([vectors(memory, None, *bags, amounts, *rest, False), masses[:, None]], 1)
+            inner = vectors(memory, None, *bags, amounts, *rest, False)
+            inner = torch.cat([inner, _masses(inner, *bags, amounts)[:, None]], 1)
         grad, to_projection = unwiden(grad, inner, projection)
     if ctx.needs_input_grad[1]:
         if ctx.sparse:
             each = of_ids(grad, *bags) if amounts is None else of_ids(grad, *bags) * amounts[:, None]
-            kept = ctx.addresses if offsets is None else None  # not of ids that follow the last bag
-            to_memory = ops._using(kept, ops._scatter_sparse, each, ids, None, *rest, MEMORY)
+            to_memory = ops._using(ctx.addresses, ops._scatter_sparse, each, ids, None, *rest, MEMORY)
         else:
             to_memory = ops._using(ctx.addresses, spread, grad, *bags, amounts, *rest)
-    return to_memory, to_projection, None, None, None, to_amounts, None, None, None, None
+        to_memory = plain.narrow(to_memory, ctx.kind)
+    return to_memory, to_projection, None, None, to_amounts, None, None, None, None
 
 
 def _save_spread(ctx: Any, inputs: Any) -> None:
-    grads, ids, offsets, ctx.ended, amounts, keys, pointers, ctx.spec = inputs
-    ctx.save_for_backward(grads if ctx.needs_input_grad[5] else None, ids, offsets, amounts, keys, pointers)
+    grads, ids, offsets, amounts, keys, pointers, ctx.spec = inputs
+    ctx.save_for_backward(grads if ctx.needs_input_grad[4] else None, ids, offsets, amounts, keys, pointers)
 
 
 def _back_spread(ctx: Any, grad: Tensor) -> Any:
     grads, ids, offsets, amounts, *rest = ctx.saved_tensors
-    bags, rest = (ids, offsets, ctx.ended), [*rest, ctx.spec]
+    bags, rest = (ids, offsets), [*rest, ctx.spec]
     to_grads = to_amounts = None
     if ctx.needs_input_grad[1]:
         to_grads = vectors(grad, None, *bags, amounts, *rest, False)
-    if ctx.needs_input_grad[5]:
+    if ctx.needs_input_grad[4]:
         to_amounts = _slope(grad, None, grads, bags, rest)
-    return to_grads, None, None, None, to_amounts, None, None, None
+    return to_grads, None, None, to_amounts, None, None, None
 
 
 def _back_unwiden(ctx: Any, to_inner: Tensor, to_projection: Tensor) -> Any:
@@ -332,14 +335,12 @@ def _back_unwiden(ctx: Any, to_inner: Tensor, to_projection: Tensor) -> Any:
 
 
 def _save_weigh(ctx: Any, inputs: Any) -> None:
-    each, grads, ids, offsets, ctx.ended = inputs
-    ctx.save_for_backward(each, grads, ids, offsets)
+    ctx.save_for_backward(*inputs)
 
 
 def _back_weigh(ctx: Any, grad: Tensor) -> Any:
     each, grads, *bags = ctx.saved_tensors
-    bags = [*bags, ctx.ended]
-    return grad[:, None] * of_ids(grads, *bags), sums(grad[:, None] * each, *bags), None, None, None
+    return grad[:, None] * of_ids(grads, *bags), sums(grad[:, None] * each, *bags), None, None
 
 
 _cce = torch.ops.cce

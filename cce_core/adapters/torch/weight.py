@@ -352,7 +352,7 @@ class Weighted(torch.nn.Module):
             return None
         arrays = {name: getattr(self, name) for name in self._plan.arrays if name != "projection"}
         ids = torch.arange(self.num_embeddings or 0, device=arrays[MEMORY].device)
-        inner = lookup(self._plan, arrays, ids, self.sparse)
+        inner = lookup(self._plan, arrays, ids, self.sparse).to(self.projection.dtype)
         inner = torch.cat([inner, inner.new_ones(len(ids), 1)], 1)
         if self.padding_idx is not None:
             inner = inner.masked_fill((ids == self.padding_idx)[:, None], 0.0)
