@@ -25,7 +25,7 @@ def beside(function):
     """Run something in another thread, to its end."""
     thread = threading.Thread(target=function)
     thread.start()
-    thread.join(120)
+    thread.join(600)
     assert not thread.is_alive()
 
 
@@ -46,7 +46,7 @@ class Waits:
         return not self.ended.wait(0.1)
 
     def ends(self):
-        return self.ended.wait(120)
+        return self.ended.wait(600)
 
 
 READS = {

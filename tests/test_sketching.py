@@ -181,8 +181,7 @@ def test_a_budget_is_kept_and_used(method, kind, data):
     rank = data.draw(st.sampled_from([0, chunks]))
     if method in ("sparse", "sparse2"):
         dim, rank, vocab = 2 * dim, 2 * rank, max(2, vocab)  # two atoms want two floats, and two ids
-    whole = vocab * dim if kind == "num_params" else 4 * vocab * dim  # what is above it has tests of its own
-    budget = data.draw(st.integers(1, min(60_000, whole)))
+    budget = data.draw(st.integers(1, min(60_000, vocab * dim * {"num_params": 1, "num_bytes": 4}[kind])))  # full's
     make = {"vocab": vocab, "dim": dim, "n_chunks": chunks, "rank": None if method == "ldim" else rank}
     if data.draw(st.booleans()):
         make["codec"] = data.draw(st.sampled_from(CODECS))
@@ -198,17 +197,12 @@ def test_a_budget_is_kept_and_used(method, kind, data):
                 cce.make_table(method, **make, **{kind: least - 1})
     used = table.num_params if kind == "num_params" else table.ledger().total
     assert used <= budget
-    if said:  # with pointers and keys the full table would be outgrown
-        return
-    grain = 2 * dim * 4 + (vocab * max(chunks, 2) // 8 + 8)  # a row more in float32, or a bit more a pointer
     if method == "ldim":
-        grain = 4 * (vocab + dim) + 64  # the rank is a whole number
-    full = (
-        table.spec.rank == dim
-        if method == "ldim"
-        else method in ("qr", "pq", "sparse", "sparse2") and table.spec.sizes[0] >= vocab
-    )
-    if not full:
+        grain, full = 4 * (vocab + dim) + 64, table.spec.rank == dim  # the rank is a whole number
+    else:
+        grain = 2 * dim * 4 + (vocab * max(chunks, 2) // 8 + 8)  # a row more in float32, or a bit more a pointer
+        full = method in ("qr", "pq", "sparse", "sparse2") and table.spec.sizes[0] >= vocab
+    if not (full or said):  # said: with pointers and keys the full table would be outgrown
         assert used >= min(0.9 * budget, budget - grain)
 
 

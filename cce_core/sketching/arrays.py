@@ -9,23 +9,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core.hashing.mix import derive_key
-from cce_core.sketching.method import INITIAL_NORM, ArraySpec, Method
+from cce_core.sketching.method import INITIAL_NORM, ArraySpec
+from cce_core.sketching.methods import get_method
 from cce_core.sketching.spec import VALUES, TableSpec
 from cce_core.storage.codec import codec
 
 
-def array_specs(method: Method, spec: TableSpec) -> dict[str, ArraySpec]:
+def array_specs(spec: TableSpec) -> dict[str, ArraySpec]:
     """Type, shape and unit of each, by name."""
-    out = dict(method.arrays(spec))
+    out = dict(get_method(spec.method).arrays(spec))
     if spec.rank:
         out["projection"] = ArraySpec(np.float32, (spec.rank + 1, spec.dim), spec.dim)
     return out
 
 
-def fresh(method: Method, spec: TableSpec) -> dict[str, NDArray[Any]]:
+def fresh(spec: TableSpec) -> dict[str, NDArray[Any]]:
     """First values, drawn from the spec's seed."""
     rng = np.random.Generator(np.random.PCG64(derive_key(spec.seed, VALUES)))
-    arrays = method.fresh(spec, rng)
+    arrays = get_method(spec.method).fresh(spec, rng)
     if spec.codec != "float32":
         arrays["memory"], arrays["scales"] = codec(spec.codec).encode(arrays["memory"])
     if spec.rank:

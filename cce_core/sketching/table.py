@@ -62,8 +62,8 @@ class Table:
     def __init__(self, spec: TableSpec, arrays: Mapping[str, NDArray[Any]] | None = None) -> None:
         self.spec = spec
         self.method = get_method(spec.method)
-        self._specs = array_specs(self.method, spec)
-        arrays = fresh(self.method, spec) if arrays is None else fitting(spec, self._specs, arrays)
+        self._specs = array_specs(spec)
+        arrays = fresh(spec) if arrays is None else fitting(spec, self._specs, arrays)
         self._arrays = {name: arrays[name] for name in self._specs}
         self._projection = self._arrays.get("projection")
         self._units = {name: array.unit for name, array in self._specs.items() if array.unit}

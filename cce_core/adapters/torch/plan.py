@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cce_core.sketching.arrays import array_specs as array_specs
 from cce_core.sketching.block_method import BlockMethod
 from cce_core.sketching.layout import POINTER, Layout
-from cce_core.sketching.method import ArraySpec
 from cce_core.sketching.methods import get_method
 from cce_core.sketching.methods.tt import TensorTrain
 from cce_core.sketching.spec import TableSpec
@@ -66,14 +66,6 @@ def text_of(spec: TableSpec) -> str:
 def spec_of(text: str) -> TableSpec:
     """The spec of such a line."""
     return TableSpec.from_json(json.loads(text))
-
-
-def array_specs(spec: TableSpec) -> dict[str, ArraySpec]:
-    """All arrays of the core's table, the projection included."""
-    specs = dict(get_method(spec.method).arrays(spec))
-    if spec.rank:
-        specs["projection"] = ArraySpec(np.float32, (spec.rank + 1, spec.dim), spec.dim)
-    return specs
 
 
 class Part(NamedTuple):
