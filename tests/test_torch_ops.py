@@ -69,7 +69,7 @@ def test_torchs_own_checks_of_the_other_operators():
     torch.library.opcheck(ops.signs, (ids, signed.keys, signed.memory.detach(), signed._plan.text))
     torch.library.opcheck(ops.digits, (ids, train._plan.text))
     torch.library.opcheck(ops.features, (ids, network.keys, network._plan.text))
-    torch.library.opcheck(ops.bags, (torch.tensor([0, 2, 2]), ids))
+    torch.library.opcheck(ops.bags, (torch.tensor([0, 2, len(ids)]), ids))
     # `rounded` is a step function whose gradient is the identity by choice: shapes and schema alone can be checked.
     for some in (None, ids):
         torch.library.opcheck(ops.rounded, (coded.memory.detach(), some, None, None, coded._plan.text))

@@ -93,15 +93,19 @@ class EmbeddingBag(Compressed):
         keep = None if self.padding_idx is None else ids != self.padding_idx
         if self.mode == "max":
             return self._largest(self._vectors(ids), ops.bags(ends, ids), ends.shape[0] - 1, keep)
-        kind = wide_type(self._kind)
-        weights = None if per_sample_weights is None else per_sample_weights.reshape(-1).to(kind)
-        if keep is not None:
-            weights = keep.to(kind) if weights is None else weights.masked_fill(~keep, 0.0)
+        weights = per_sample_weights
+        if weights is not None or keep is not None:
+            wide = wide_type(getattr(self, self._plan.arrays[0]).dtype)
+            weights = None if weights is None else weights.reshape(-1).to(wide)
+            if keep is not None:
+                weights = keep.to(wide) if weights is None else weights.masked_fill(~keep, 0.0)
         bags = Bags(ends, weights)
-        out = pool(self._wide(ids), ids, bags) if self.scale_grad_by_freq else self._wide(ids, bags)
+        out, kind = self._wide(ids, None if self.scale_grad_by_freq else bags)
+        if self.scale_grad_by_freq:
+            out = pool(out, ids, bags)
         if self.mode == "mean":
-            out = out / counts(ids, ends, keep).clamp(min=1)[:, None].to(kind)
-        return out.to(self._kind)
+            out = out / counts(ids, ends, keep).clamp(min=1)[:, None].to(out.dtype)
+        return out if out.dtype == kind else out.to(kind)
 
     def _check(self, input: Tensor, offsets: Tensor | None, weights: Tensor | None) -> None:
         """What torch refuses."""

@@ -149,34 +149,29 @@ class Compressed(Stated, Weighted):
         """Whether the module holds shapes alone."""
         return any(p.device.type == "meta" for p in self.parameters())
 
-    @property
-    def _kind(self) -> torch.dtype:
-        """The type of the parameters, and of the vectors."""
-        kind: torch.dtype = getattr(self, self._plan.arrays[0]).dtype
-        return kind
-
     def _vectors(self, ids: Tensor) -> Tensor:
         """The vectors of one row of int64 ids, with what padding and frequencies do to them."""
-        return self._wide(ids).to(self._kind)
+        vectors, kind = self._wide(ids)
+        return vectors if vectors.dtype == kind else vectors.to(kind)
 
     @reading
-    def _wide(self, ids: Tensor, bags: Bags | None = None) -> Tensor:
-        """The same before they are rounded to the parameters' type, for sums; or the sums of their bags, where padding and
-        frequencies are the caller's."""
+    def _wide(self, ids: Tensor, bags: Bags | None = None) -> tuple[Tensor, torch.dtype]:
+        """The same before they are rounded to the parameters' type, for sums, and that type; or the sums of their bags, where
+        padding and frequencies are the caller's."""
         if self.max_norm is not None:
             with torch.no_grad():
                 torch.embedding_renorm_(self.memory.detach(), ids.contiguous(), self.max_norm, self.norm_type)
         arrays = {name: getattr(self, name) for name in self._plan.arrays}
         if self.shard_pointers:
             arrays["pointers"], arrays["rows"] = self._fetched(ids)
-        vectors = lookup(self._plan, arrays, ids, self.sparse, bags)
+        vectors, kind = lookup(self._plan, arrays, ids, self.sparse, bags), arrays[self._plan.arrays[0]].dtype
         if bags is not None:
-            return vectors
+            return vectors, kind
         vectors = self._scaled(vectors, ids)
-        if self.padding_idx is None or self._plain:
-            return vectors
-        hidden, row = (ids == self.padding_idx)[:, None], self._buffers.get(PADDING)
-        return vectors.masked_fill(hidden, 0.0) if row is None else torch.where(hidden, row, vectors)
+        if self.padding_idx is not None and not self._plain:
+            hidden, row = (ids == self.padding_idx)[:, None], self._buffers.get(PADDING)
+            vectors = vectors.masked_fill(hidden, 0.0) if row is None else torch.where(hidden, row, vectors)
+        return vectors, kind
 
     def _shares(self) -> Shares:
         return Shares(self._spec.vocab or 0, part_of(self._plan.text, MEMORY).layout.bits_per_id)
