@@ -33,7 +33,7 @@ def lookup(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool, 
             return lookup(plan, arrays, ids, sparse, bags)
     if plan.plain and "rows" not in arrays:
         offsets, amounts = (None, None) if bags is None else bags
-        projection = wide(arrays["projection"]) if plan.rank else None
+        projection = wide(arrays["projection"]) if "projection" in arrays else None
         return pooled.vectors(
             _memory(plan, arrays, ids), projection, ids, offsets, amounts, arrays.get("keys"), arrays.get("pointers"),
             plan.text, sparse,
