@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +17,68 @@ from cce_core._jit import jit
 _LEAST, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
+def shown(value: Any) -> str:
+    """A value and its type, short enough for an error."""
+    text = f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) and value.ndim else repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} of type {type(value).__name__}"
+
+
+def instance(name: str, value: Any, kind: Any, what: str) -> Any:
+    """`value` if it is of that class (or of one of those); TypeError says `what` was expected."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {what}, got {shown(value)}")
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """`value` as a bool; 0 and 1 are refused: they are mostly an argument in the wrong place."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
+    return bool(value)
+
+
+def path(name: str, value: Any) -> Path:
+    """`value` as a path."""
+    try:
+        text = os.fsdecode(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a path (a str or pathlib.Path), got {shown(value)}") from None
+    if not text or "\0" in text:
+        raise ValueError(f"{name} must be a path, got {text!r}")
+    return Path(text)
+
+
+def callback(name: str, value: Any) -> Any:
+    """`value` if it is None or can be called."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be a function or None, got {shown(value)}")
+    return value
+
+
+def sequence(name: str, value: Any, what: str) -> list[Any]:
+    """`value` as a list; TypeError says `what` was expected."""
+    if isinstance(value, (str, bytes)) or getattr(value, "ndim", 1) == 0:
+        raise TypeError(f"{name} must be {what}, got {shown(value)}")
+    try:
+        return list(value)
+    except TypeError:
+        raise TypeError(f"{name} must be {what}, got {shown(value)}") from None
+
+
+def array(name: str, value: Any, what: str = "an array of numbers") -> NDArray[Any]:
+    """`value` as an array of whatever NumPy makes of it; TypeError where that is nothing of use."""
+    if not isinstance(value, np.ndarray):
+        try:
+            value = np.asarray(value)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise TypeError(f"{name} must be {what}, got {shown(value)}: {error}") from None
+    return value
+
+
 def integer(name: str, value: Any, least: int = 0, most: int | None = None) -> int:
     """`value` as a Python int within [least, most]; TypeError for what is not a whole number, ValueError for the range."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be a whole number, got {value!r} of type {type(value).__name__}")
+        raise TypeError(f"{name} must be a whole number, got {shown(value)}")
     value = int(value)
     if value < least or (most is not None and value > most):
         bounds = f"at least {least:,}" if most is None else f"between {least:,} and {most:,}"
@@ -39,8 +100,11 @@ def number(
     With `in_float32`, what float32 cannot hold is refused: 0 aside, 1.2e-38 to 3.4e38.
     """
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
-    value = float(value)
+        raise TypeError(f"{name} must be a number, got {shown(value)}")
+    try:
+        value = float(value)
+    except OverflowError:
+        value = math.inf if value > 0 else -math.inf
     low = value > least if open_at_least else value >= least
     if not np.isfinite(value) or not low or (most is not None and value > most):
         bounds = f"{'above' if open_at_least else 'at least'} {least:g}"
@@ -56,7 +120,9 @@ def seed(value: Any) -> int:
 
 
 def choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
-    """`value` if it is among `allowed`."""
+    """`value` if it is among `allowed`; TypeError for what is no string."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be one of {', '.join(allowed)}; got {shown(value)}")
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
     return str(value)
@@ -183,22 +249,22 @@ def outside(word: int, place: Any, vocab: int) -> str:
 
 def as_float32(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """`value` as a contiguous float32 array of exactly `shape`; NaN and infinity are refused."""
-    array = np.asarray(value)
-    if array.dtype.kind not in "fiu":
-        raise TypeError(f"{name} must be real numbers, got {array.dtype}")
-    if array.shape != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
-    if array.dtype != np.float32:
+    x = value if isinstance(value, np.ndarray) else array(name, value, "real numbers")
+    if x.dtype.kind not in "fiu":
+        raise TypeError(f"{name} must be real numbers, got {x.dtype}")
+    if x.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {x.shape}")
+    if x.dtype != np.float32:
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, which is refused below
-            array = array.astype(np.float32)
-    if not array.flags.c_contiguous:
-        array = np.ascontiguousarray(array).reshape(shape)
-    where = first_not_finite(array.reshape(-1))
+            x = x.astype(np.float32)
+    if not x.flags.c_contiguous:
+        x = np.ascontiguousarray(x).reshape(shape)
+    where = first_not_finite(x.reshape(-1))
     if where >= 0:
         place = tuple(int(i) for i in np.unravel_index(where, shape)) if shape else ()
         fix = "; a smaller learning rate may help" if "gradient" in name or "memory" in name else ""
-        raise ValueError(f"{name} must be finite, got {array[place]} at {place}{fix}")
-    return array
+        raise ValueError(f"{name} must be finite, got {x[place]} at {place}{fix}")
+    return x
 
 
 @jit

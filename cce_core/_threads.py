@@ -90,7 +90,7 @@ def set_num_threads(n: int | None) -> None:
         >>> cce.set_num_threads(None)
     """
     global _chosen
-    if n is not None and (isinstance(n, bool) or not hasattr(n, "__index__")):
+    if n is not None and (isinstance(n, (bool, type)) or not hasattr(n, "__index__")):
         raise TypeError(f"the number of threads must be a whole number, got {n!r} of type {type(n).__name__}")
     if n is not None and n < 1:
         raise ValueError(f"the number of threads must be at least 1, got {n}")

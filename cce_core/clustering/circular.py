@@ -49,7 +49,7 @@ def _cover(start: int, stop: int, size: int, x: Any, labels: Any, weights: Any, 
 
 
 def _as_memory(value: Any, kind: Any = None) -> NDArray[Any]:
-    array = np.asarray(value)
+    array = _check.array("memory", value, "real numbers")
     if array.ndim != 1 or not 1 <= array.size < _MOST_CELLS:
         fix = "; use memory.reshape(-1)" if array.ndim > 1 else ""
         raise ValueError(f"memory must have shape (cells,), at least 1 and fewer than 2^31, got {array.shape}{fix}")
@@ -232,6 +232,7 @@ def circular_k_means(
         >>> memory.tolist(), offsets.tolist(), inertia, n_iter
         ([1.0, 2.0, 9.0, 0.0], [0, 1], 0.0, 1)
     """
+    _check.callback("on_iteration", on_iteration)
     x = as_array("X", X)
     memory = _as_memory(memory, kind_of(x))
     stride, limit = _check.integer("stride", stride, 1, memory.size), _check.integer("n_iter", n_iter, 0)

@@ -109,9 +109,9 @@ def least_entropies(columns: Sequence[Any] | NDArray[Any], k: int) -> tuple[floa
         (0.693147, 1.386294)
     """
     k = _check.integer("k", k, 1, 2**31)
-    checked = [_checked(column, k) for column in columns]
+    checked = [_checked(column, k) for column in _check.sequence("columns", columns, "columns of labels")]
     if not checked:
-        raise ValueError("there must be at least one column of labels, got none")
+        raise ValueError("there must be at least one column of labels: columns is empty")
     if len({column.size for column in checked}) > 1:
         sizes = ", ".join(str(column.size) for column in checked)
         raise ValueError(f"columns must have the same number of labels, got {sizes}")
@@ -122,7 +122,7 @@ def least_entropies(columns: Sequence[Any] | NDArray[Any], k: int) -> tuple[floa
 
 def _checked(labels: Any, k: int) -> NDArray[Any]:
     """One column of labels as it is (no copy), its labels known to be in [0, k)."""
-    column = np.asarray(labels)
+    column = _check.array("labels", labels, "integers")
     if column.ndim != 1 or column.size == 0:
         raise ValueError(f"labels must be one column (n,) with at least one label, got shape {column.shape}")
     if column.dtype.kind not in "iu":

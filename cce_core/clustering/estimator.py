@@ -64,12 +64,12 @@ class Estimator(Protocol):
         if known:
             self._check_names(X)
         if not isinstance(X, np.ndarray) and not hasattr(X, "tocsr"):
-            X = np.asarray(X)
+            X = _check.array("X", X, "real numbers")
         if X.dtype.kind == "O":
             try:
                 X = X.astype(np.float64)
-            except TypeError as error:
-                raise TypeError(f"X must be real numbers: {error}; fill or drop what is missing") from error
+            except (TypeError, ValueError) as error:  # in NumPy's words, for which scikit-learn looks
+                raise type(error)(f"X must be real numbers: {error}; fill or drop what is missing") from error
         elif X.dtype.kind == "b":
             X = X.astype(np.float32)
         elif np.iscomplexobj(X):

@@ -135,6 +135,7 @@ class KMeans(Estimator):
             TypeError: an argument is of the wrong type.
             ValueError: NaN or infinity, beyond float32's reach, no point, wrong shapes, an argument out of range.
         """
+        _check.callback("on_iteration", on_iteration)
         k = _check.integer("n_clusters", self.n_clusters, 1, MOST)
         starts, limit = _check.integer("n_init", self.n_init, 1), _check.integer("n_iter", self.n_iter, 0)
         tol = _check.number("tol", self.tol, 0.0)

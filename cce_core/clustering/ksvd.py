@@ -169,6 +169,7 @@ def k_svd(
         >>> (found.dictionary[found.indices[:, 0]] * found.weights).tolist(), found.errors[-1].item()
         ([[2.0, 0.0], [0.0, 3.0], [4.0, 0.0]], 0.0)
     """
+    _check.callback("on_iteration", on_iteration)
     k, limit, seed = _check.integer("n_atoms", n_atoms, 1), _check.integer("n_iter", n_iter, 0), _check.seed(seed)
     s = _check.integer("n_nonzero", n_nonzero, 1, k)
     x = as_points("X", X)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cce_core import _check
 from cce_core.clustering.tiles import Points
 
 _MOST = np.finfo(np.float32).max
@@ -71,7 +72,7 @@ def as_array(name: str, value: Any, d: int | None = None) -> NDArray[Any]:
     """
     if hasattr(value, "tocsr"):
         raise TypeError(f"{name} must be a dense array, got a sparse one, which is not supported; use {name}.toarray()")
-    array = np.asarray(value)
+    array = _check.array(name, value, "real numbers")
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{name} must be real numbers, got {array.dtype}")
     if array.ndim != 2 or array.shape[1] == 0:
@@ -101,7 +102,7 @@ def as_weights(value: Any, n: int) -> Points:
     """Sample weights as float32 (n,), none negative, one positive; None gives an empty array: all points count one."""
     if value is None:
         return np.empty(0, np.float32)
-    given = np.asarray(value)
+    given = _check.array("sample_weight", value, "real numbers")
     weights = as_points("sample_weight", given.reshape(-1, 1))[:, 0]
     if given.shape != (n,):
         raise ValueError(f"sample_weight must have shape ({n},), one weight a point, got {given.shape}")

@@ -51,6 +51,7 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None, download: bo
         ValueError: data set must be one of ml-100k, ml-1m, ml-10m, ml-20m, ml-25m, ...; got 'ml-10k'
     """
     name = _check.choice("data set", name, names())
+    download, seed = _check.flag("download", download), _check.seed(seed)
     if name not in SOURCES:
         return synthetic_like(name.removeprefix("synthetic-"), seed)
     source = SOURCES[name]

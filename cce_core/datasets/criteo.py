@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core._jit import COMPILED, jit
+from cce_core.datasets.interactions import picked
 from cce_core.datasets.lines import pieces, refused, shown
 from cce_core.datasets.movielens import _whole
 from cce_core.hashing.mix import derive_key, keyed, multiply_high, premix
@@ -57,6 +57,8 @@ class Clicks:
     categories: NDArray[np.int64]
 
     def __post_init__(self) -> None:
+        for name in ("labels", "dense", "categories"):
+            _check.instance(name, getattr(self, name), np.ndarray, "an array")
         n = self.labels.shape[:1]
         shapes = self.labels.shape, self.dense.shape, self.categories.shape
         if shapes != (n, (*n, COUNTS), (*n, CATEGORIES)):
@@ -67,6 +69,7 @@ class Clicks:
 
     def take(self, rows: Any) -> Clicks:
         """The rows that a slice, a boolean mask or an array of row numbers picks; a slice copies nothing."""
+        rows = picked(rows)
         return Clicks(self.labels[rows], self.dense[rows], self.categories[rows])
 
 
@@ -77,7 +80,11 @@ def logged(counts: NDArray[np.int64]) -> NDArray[np.float32]:
 
 def table_sizes(sizes: Any) -> tuple[int, ...]:
     """26 vocabularies from one number or 26 of them, each at least 2."""
-    if isinstance(sizes, (Sequence, np.ndarray)) and not isinstance(sizes, str):
+    if (
+        isinstance(sizes, (Sequence, np.ndarray))
+        and not isinstance(sizes, (str, bytes))
+        and not (isinstance(sizes, np.ndarray) and sizes.ndim == 0)
+    ):
         if len(sizes) != CATEGORIES:
             raise ValueError(f"vocab must be one number or 26 of them, one a column, got {len(sizes)}")
         return tuple(_check.integer(f"vocab of C{k + 1}", size, 2, 2**40) for k, size in enumerate(sizes))
@@ -206,7 +213,7 @@ class CriteoFile:
     """
 
     def __init__(self, path: str | os.PathLike[str], vocab: int | Sequence[int] = 100_000, *, seed: int = 0) -> None:
-        self.path, self.seed = Path(path), _check.seed(seed)
+        self.path, self.seed = _check.path("path", path), _check.seed(seed)
         self.sizes = table_sizes(vocab)
         with self.path.open("rb"):
             pass

@@ -64,6 +64,7 @@ SOURCES = {
 
 def _folders(data_dir: str | os.PathLike[str] | None) -> list[Path]:
     """Where to look, first place first; not in the user's cache, where there is none."""
+    data_dir = None if data_dir is None else _check.path("data_dir", data_dir)
     places = [expanded(place) for place in (data_dir, os.environ.get("CCE_DATA")) if place]
     with suppress(OSError):
         places.append(user_cache() / "data")
@@ -226,7 +227,9 @@ def download(
     """
     source = SOURCES[_check.choice("name", name, tuple(SOURCES))]
     url = source.url if url is None else url
-    if not url.startswith(("https://", "http://")):
+    timeout = _check.number("timeout", timeout, 0.0, 1e9, open_at_least=True)
+    show = None if show is None else _check.flag("show", show)
+    if not _check.instance("url", url, str, "an address").startswith(("https://", "http://")):
         raise ValueError(f"url must begin with https:// or http://, got {url!r}")
     folder = next(iter(_folders(data_dir)), Path("~"))
     if str(folder).startswith("~"):  # it would become a folder of this name

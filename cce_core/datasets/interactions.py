@@ -23,6 +23,7 @@ class Interactions:
         labels: float32, shape (n,), 0 or 1.
 
     Raises:
+        TypeError: a column is no array.
         ValueError: the columns differ in length, or are not flat.
 
     Example:
@@ -38,6 +39,8 @@ class Interactions:
     labels: NDArray[np.float32]
 
     def __post_init__(self) -> None:
+        for name in ("users", "items", "labels"):
+            _check.instance(name, getattr(self, name), np.ndarray, "an array")
         shapes = self.users.shape, self.items.shape, self.labels.shape
         if len(set(shapes)) > 1 or len(shapes[0]) != 1:
             raise ValueError(f"users, items and labels must be flat and of one length, got shapes {shapes}")
@@ -47,6 +50,7 @@ class Interactions:
 
     def take(self, rows: Any) -> Interactions:
         """The rows that a slice, a boolean mask or an array of row numbers picks; a slice copies nothing."""
+        rows = picked(rows)
         return Interactions(self.users[rows], self.items[rows], self.labels[rows])
 
     def batches(self, size: int, *, seed: int | None = None) -> Iterator[Interactions]:
@@ -61,6 +65,18 @@ class Interactions:
         for start in range(0, len(self), size):
             part = slice(start, start + size)
             yield self.take(part if order is None else order[part])
+
+
+def picked(rows: Any) -> Any:
+    """Row numbers, a mask or a slice as an index of columns."""
+    if isinstance(rows, slice):
+        return rows
+    array = _check.array("rows", rows, "row numbers, a mask or a slice")
+    if array.ndim != 1 or array.dtype.kind not in "iub":
+        if array.shape == (0,) and not isinstance(rows, np.ndarray):
+            return array.astype(np.int64)
+        raise TypeError(f"rows must be a slice, a flat mask or flat row numbers, got {_check.shown(rows)}")
+    return array
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +181,8 @@ def split_last(ratings: Ratings, n_last: int = 2) -> Split:
     Cost:
         One pass over the rows, O(n · n_last) time at worst; no sort.
     """
-    n_last = _check.integer("n_last", n_last, 0)
+    _check.instance("ratings", ratings, Ratings, "what read_ratings gives")
+    n_last = _check.integer("n_last", n_last, 0, 2**31)
     latest = np.full((ratings.n_users, n_last), -1, np.int64)
     if n_last:
         _latest(ratings.users, ratings.timestamps, latest)

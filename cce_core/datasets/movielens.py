@@ -333,7 +333,9 @@ def read_ratings(
         >>> ratings.users, ratings.items, ratings.labels, ratings.item_ids
         (array([0, 1]), array([1, 0]), array([1., 0.], dtype=float32), array([20, 30]))
     """
-    path = Path(path)
+    path = _check.path("path", path)
+    name = None if name is None else _check.instance("name", name, str, "a name")
+    n_lines = None if n_lines is None else _check.integer("n_lines", n_lines)
     separator = _check.choice("separator", separator, SEPARATORS)
     columns, lines = _read_columns(path, separator)
     if n_lines is not None and lines != n_lines:

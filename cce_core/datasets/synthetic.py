@@ -252,8 +252,8 @@ class Synthetic:
         Raises:
             ValueError: `start` is negative, or above `stop`.
         """
-        start = _check.integer("start", start, 0, 2**63)
-        n = _check.integer("stop", stop, start, 2**63) - start
+        start = _check.integer("start", start, 0, 2**62)
+        n = _check.integer("stop", stop, start, min(2**62, start + _MOST_IDS)) - start
         users, items, labels = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.float32)
         sliced(_draw_rows, n, _GRAIN, np.uint64(start), *self._arguments, users, items, labels)
         return Interactions(users, items, labels)
@@ -265,7 +265,7 @@ class Synthetic:
             ValueError: `size` is below 1, or `start` is outside [0, stop].
         """
         size = _check.integer("size", size, 1)
-        stop = self.n_interactions if stop is None else stop
+        stop = self.n_interactions if stop is None else _check.integer("stop", stop, 0, 2**62)
         for at in range(_check.integer("start", start, 0, stop), stop, size):
             yield self.block(at, min(at + size, stop))
 
@@ -277,7 +277,7 @@ class Synthetic:
             ValueError: the shapes differ.
             IndexError: an id is outside its vocabulary.
         """
-        first, second = _check.as_ids(users), _check.as_ids(items)
+        first, second = _check.as_ids(users, "users"), _check.as_ids(items, "items")
         if first.shape != second.shape:
             raise ValueError(f"users and items must have one shape, got {first.shape} and {second.shape}")
         _check.ids_within(first, self.n_users)
@@ -291,7 +291,7 @@ class Synthetic:
 
         None stands for an AUC where all labels are the same, and for both where there are no rows.
         """
-        if not len(rows):
+        if not len(_check.instance("rows", rows, Interactions, "Interactions")):
             return None, None
         return _auc_and_logloss(self.probabilities(rows.users, rows.items), rows.labels > 0.5)
 
@@ -302,7 +302,7 @@ class Synthetic:
             ValueError: `n_valid` is negative.
         """
         n = self.n_interactions
-        train, valid = self.block(0, n), self.block(n, n + _check.integer("n_valid", n_valid, 0))
+        train, valid = self.block(0, n), self.block(n, n + _check.integer("n_valid", n_valid, 0, _MOST_IDS))
         return Split("synthetic", train, valid, self.n_users, self.n_items, *self.best(valid))
 
     def histories(self, n_last: int = 2, *, name: str = "synthetic") -> Split:
@@ -322,7 +322,7 @@ class Synthetic:
         Raises:
             ValueError: too few rows for every user to have `n_last + 1`, or more for one user than there are items.
         """
-        n_last = _check.integer("n_last", n_last, 0)
+        n_last = _check.integer("n_last", n_last, 0, 2**31)
         ends = self._history_ends(n_last + 1)
         n = self.n_interactions
         users, items, labels = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.float32)
@@ -402,6 +402,7 @@ def synthetic_like(name: str, seed: int = 0) -> Split:
         >>> split.name, len(split.train), len(split.valid)
         ('synthetic-ml-100k', 70969, 1886)
     """
+    seed = _check.seed(seed)
     n_users, n_items, n = _SHAPES[_check.choice("name", name, tuple(_SHAPES))]
     stream = Synthetic(n, n_users, n_items, dim=4, zipf=0.7, scale=2.0, center=1.0, bias=-1.2, seed=seed)
     return stream.histories(2, name=f"synthetic-{name}")

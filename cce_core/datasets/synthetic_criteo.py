@@ -13,7 +13,6 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -146,7 +145,8 @@ class SyntheticCriteo:
             raise ValueError(
                 f"vocab must be at most {2**32:,}, which 8 hexadecimal digits hold, got {max(self.sizes):,}"
             )
-        carriers = tuple(_check.integer("a carrier", k, 0, CATEGORIES - 1) for k in self.carriers)
+        given = _check.sequence("carriers", self.carriers, "numbers of columns")
+        carriers = tuple(_check.integer("each of the carriers", k, 0, CATEGORIES - 1) for k in given)
         if len(carriers) < 2 or len(set(carriers)) < len(carriers):
             raise ValueError(f"carriers must be at least two different columns, got {carriers}")
         object.__setattr__(self, "carriers", carriers)
@@ -255,7 +255,7 @@ class SyntheticCriteo:
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the whole stream as a file that `CriteoFile` reads; some 250 bytes and 20 µs a row."""
-        with Path(path).open("wb") as file:
+        with _check.path("path", path).open("wb") as file:
             for at in range(0, self.n_rows, 1 << 14):
                 file.write(self.lines(at, min(at + (1 << 14), self.n_rows)))
 

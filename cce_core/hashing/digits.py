@@ -55,10 +55,7 @@ def _undigits_many(digits: Any, bases: Any, out: Any) -> tuple[int, int]:
 
 
 def _bases(bases: Sequence[int]) -> tuple[int, ...]:
-    try:
-        found = tuple(bases)
-    except TypeError:
-        raise TypeError(f"bases must be a sequence of whole numbers, got {bases!r}") from None
+    found = _check.sequence("bases", bases, "a sequence of whole numbers")
     if not found:
         raise ValueError("bases must hold at least one base, got none")
     return tuple(_check.integer(f"bases[{j}]", base, 1, _MOST) for j, base in enumerate(found))
@@ -125,9 +122,11 @@ def undigits(digits: Any, bases: Sequence[int]) -> NDArray[np.uint64]:
         >>> undigits([[0, 0, 0], [1, 2, 0], [2, 3, 4]], (3, 4, 5)).tolist()
         [0, 7, 59]
     """
-    words, radix = _check.as_ids(digits), _bases(bases)
+    words, radix = _check.as_ids(digits, "digits"), _bases(bases)
     if words.ndim == 0 or words.shape[-1] != len(radix):
-        raise ValueError(f"the last axis of digits must be {len(radix)} long, one a base; got shape {words.shape}")
+        raise ValueError(
+            f"the last axis of digits must be {len(radix)} long, one for each of the bases; got shape {words.shape}"
+        )
     shape = words.shape[:-1]
     out = np.empty(shape, np.uint64)
     flat = words.reshape(out.size, len(radix))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cce_core import _check
 from cce_core.hashing.mix import derive_key
 from cce_core.sketching.method import INITIAL_NORM, ArraySpec
 from cce_core.sketching.methods import get_method
@@ -44,10 +45,11 @@ def fitting(
     spec: TableSpec, expected: Mapping[str, ArraySpec], arrays: Mapping[str, NDArray[Any]]
 ) -> Mapping[str, NDArray[Any]]:
     """The arrays, if they are those of a table of this spec; ValueError if not."""
+    _check.instance("arrays", arrays, Mapping, "a dict of arrays")
     if set(arrays) != set(expected):
         raise ValueError(f"a {spec.method!r} table has the arrays {sorted(expected)}, got {sorted(arrays)}")
     for name, (dtype, shape, _) in expected.items():
-        array = arrays[name]
+        array = _check.instance(name, arrays[name], np.ndarray, "an array")
         if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
             raise ValueError(
                 f"{name} must be a contiguous {np.dtype(dtype)} array of shape {shape}, got {array.dtype} {array.shape}"

@@ -183,7 +183,7 @@ def _per_table(ids: Any, offsets: Any, lengths: Any, n_tables: int) -> tuple[lis
 
 def _ends(name: str, given: Any, count: int, table: int) -> NDArray[np.int64]:
     """Offsets of one table, with the end."""
-    array = np.asarray(given)
+    array = _check.array(name, given, "one row of integers a table")
     if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
         raise TypeError(f"{name} of table {table} must be one row of integers, got {array.dtype} {array.shape}")
     if name == "lengths":
@@ -221,7 +221,8 @@ def _weights(weights: Any, arrays: Sequence[NDArray[np.uint64]], mode: str) -> N
 
 def _paddings(padding_id: Any, n_tables: int) -> NDArray[np.uint64]:
     """The padding id of every table, as words; a table without one has an id that is counted apart."""
-    given = [padding_id] * n_tables if np.ndim(padding_id) == 0 else list(padding_id)
+    alone = not isinstance(padding_id, (list, tuple)) and np.ndim(padding_id) == 0
+    given = [padding_id] * n_tables if alone else list(padding_id)
     if len(given) != n_tables:
         raise ValueError(f"padding_id must be one id, or one a table ({n_tables}); got {len(given)}")
     return np.array([_check.integer("padding_id", one, 0, 2**64 - 1) for one in given], np.uint64)

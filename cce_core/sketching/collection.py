@@ -113,7 +113,7 @@ class Collection:
     """
 
     def __init__(self, tables: Iterable[Table]) -> None:
-        self.tables = list(tables)
+        self.tables = _check.sequence("tables", tables, "tables, at least one")
         if not self.tables or not all(isinstance(table, Table) for table in self.tables):
             raise TypeError(f"a Collection takes tables, at least one; got {[type(t).__name__ for t in self.tables]}")
         lefts = [0, *np.cumsum([table.spec.dim for table in self.tables]).tolist()]
@@ -170,6 +170,8 @@ class Collection:
             >>> [part.shape for part in both.split(both.lookup(np.array([[1, 2], [3, 4]])))]
             [(2, 2), (2, 3)]
         """
+        if np.ndim(_check.instance("vectors", vectors, np.ndarray, "an array")) != 2 or vectors.shape[1] != self.dim:
+            raise ValueError(f"vectors must have shape (rows, {self.dim}), got {vectors.shape}")
         return [vectors[:, part] for part in self._slices]
 
     # --- forward ------------------------------------------------------------------------------------------------------

@@ -148,6 +148,8 @@ def cluster(
     batch_size = _check.integer("batch_size", batch_size, 1)
     n_iter = _check.integer("n_iter", n_iter, 1)
     max_bytes = _check.integer("max_bytes", max_bytes, 1)
+    residual, warm_start = _check.flag("residual", residual), _check.flag("warm_start", warm_start)
+    show_progress = None if show_progress is None else _check.flag("show_progress", show_progress)
     counts = _checked_weights(weights, table.spec.vocab or 0)
     with table.guard.learning():
         source = (

@@ -14,6 +14,9 @@ from cce_core.sketching.spec import ROUNDINGS, BudgetError, TableSpec
 from cce_core.sketching.table import Table
 from cce_core.storage.codec import codec as get_codec
 
+_MOST = 1 << 62
+_MEMORY = 1 << 47  # bytes that a program can address
+
 
 def make_table(
     method: str,
@@ -69,7 +72,7 @@ def make_table(
         cce_core.sketching.spec.BudgetError: 100 bytes are too few for 'cce' with vocab 1,000,000, dim 32, rank 0 \
 and 4 chunks: the least that fits is 296 bytes
     """
-    method, implied = resolved(method)
+    method, implied = resolved(_check.instance("method", method, str, "a method's name"))
     options = {**implied, **options}
     rule = get_method(method)
     kept = get_codec(rule.default_codec if codec is None else codec)
@@ -88,8 +91,8 @@ and 4 chunks: the least that fits is 296 bytes
         dim=dim,
         rank=0,
         n_chunks=checked_chunks(rule, chosen, n_chunks, dim, "dim"),
-        num_params=None if num_params is None else _check.integer("num_params", num_params, 1),
-        num_bytes=None if num_bytes is None else _check.integer("num_bytes", num_bytes, 1),
+        num_params=None if num_params is None else _check.integer("num_params", num_params, 1, _MOST),
+        num_bytes=None if num_bytes is None else _check.integer("num_bytes", num_bytes, 1, _MOST),
         options=chosen,
         codec=kept,
     )
@@ -111,6 +114,11 @@ and 4 chunks: the least that fits is 296 bytes
         )
 
     spec = within_full(rule, request, resolve) if rule.budgeted and vocab is not None else resolve(request)
+    if (nbytes := rule.nbytes(spec)) > _MEMORY:
+        raise ValueError(
+            f"this {method!r} table would take {nbytes:,} bytes, more than any memory: give it a smaller vocab, dim, num_params "
+            "or num_bytes"
+        )
     return Table(checked(spec))
 
 
@@ -179,7 +187,7 @@ def _first(holds: Callable[[int], bool], low: int, high: int) -> int:
 def _with_rank(rule: Method, request: Request, rank: int | str | None) -> Request:
     """The request with its rank: as given, or the method's own choice."""
     rule.check(request)
-    if rank is None or rank == "auto":
+    if rank is None or (isinstance(rank, str) and rank == "auto"):
         rank = rule.rank(request)
     elif isinstance(rank, str):
         raise ValueError(f'rank must be a whole number or "auto", got {rank!r}')

@@ -58,7 +58,7 @@ def weighted_ids(
 
 def as_rows(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[Any]:
     """`value` as an array of real numbers of this shape whose every number float32 can hold; it is not copied as a whole."""
-    array = np.asarray(value)
+    array = _check.array(name, value, "real numbers")
     if (
         array.shape != shape
         or array.dtype.kind not in "fiu"

@@ -60,7 +60,7 @@ class Table:
     stored: StoredMemory
 
     def __init__(self, spec: TableSpec, arrays: Mapping[str, NDArray[Any]] | None = None) -> None:
-        self.spec = spec
+        self.spec = _check.instance("spec", spec, TableSpec, "a TableSpec")
         self.method = get_method(spec.method)
         self._specs = array_specs(spec)
         arrays = fresh(spec) if arrays is None else fitting(spec, self._specs, arrays)
@@ -316,7 +316,7 @@ class Table:
             >>> gradient.index, gradient.values
             (array([3]), array([[2., 2.]], dtype=float32))
         """
-        seen = ids if isinstance(ids, Forward) else None
+        dense, seen = _check.flag("dense", dense), ids if isinstance(ids, Forward) else None
         words = self._words(ids) if seen is None else seen.ids
         shape = (*words.shape, self.spec.dim) if seen is None else seen.vectors.shape
         vectors = _check.as_float32("gradients", grads, shape).reshape(-1, self.spec.dim)

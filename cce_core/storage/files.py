@@ -52,9 +52,12 @@ def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]]
             directory, FIFO, socket or device.
         TypeError: an array of a type that no table has.
     """
+    path = _check.path("path", path)
+    _check.instance("arrays", arrays, Mapping, "a dict of arrays")
+    _check.instance("spec", spec, Mapping, "a dict")
     kept = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     kept = {name: array.astype(array.dtype.newbyteorder("<"), copy=False) for name, array in kept.items()}
-    text = json.dumps(spec, sort_keys=True)
+    text = json.dumps(dict(spec), sort_keys=True)
     entries, digest, piece = headers.place(kept), _digest(text), np.empty(_PIECE, np.uint8)
     start = len(headers.written(entries, text))
     with replacing(path) as file:
@@ -101,6 +104,7 @@ def load_arrays(
         OSError: the file does not exist or cannot be opened, or is a directory, FIFO, socket or device.
         FileFormatError: the file is torn, truncated or foreign, a checksum does not hold, or its version is unknown.
     """
+    path, mmap = _check.path("path", path), _check.flag("mmap", mmap)
     verify = _check.choice("verify", ("header" if mmap else "all") if verify is None else verify, ("header", "all"))
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size

@@ -100,7 +100,8 @@ class Packing:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "n", _check.integer("n", self.n, 0, _MOST_IDS))
-        bits = tuple(_check.integer(f"bits[{j}]", b, 0, 63) for j, b in enumerate(self.bits))
+        given = _check.sequence("bits", self.bits, "the bits of each field")
+        bits = tuple(_check.integer(f"bits[{j}]", b, 0, 63) for j, b in enumerate(given))
         object.__setattr__(self, "bits", bits)
 
     @functools.cached_property
@@ -146,11 +147,14 @@ class Packing:
         field = self._checked(words, field)
         if not words.flags.writeable:
             raise ValueError("words must be writeable, got a read-only array: copy it first")
-        given = np.asarray(values)
+        given = _check.array("values", values, "integers")
         if given.ndim != 1:
             raise ValueError(f"values must be one row of integers, got shape {given.shape}")
         values = _check.as_ids(values, "values")
         start = _check.integer("start", start, 0, self.n)
+        values = _check.array("values", values, "integers")
+        if values.ndim != 1 or values.dtype.kind not in "iu":
+            raise TypeError(f"values must be one row of integers, got {_check.shown(values)}")
         _check.integer("start + len(values)", start + len(values), 0, self.n)
         if len(values) and int(values.max()) >> self.bits[field]:  # a negative one is a word of 64 bits
             raise ValueError(

@@ -50,12 +50,14 @@ class AdamW(Optimizer):
         max_norm: float | None = None,
     ) -> None:
         super().__init__(lr, max_norm)
-        self.betas = tuple(_below_one(f"betas[{i}]", beta) for i, beta in enumerate(betas))
+        self.betas = tuple(
+            _below_one(f"betas[{i}]", beta) for i, beta in enumerate(_check.sequence("betas", betas, "two numbers"))
+        )
         if len(self.betas) != 2:
             raise ValueError(f"betas must be two numbers, got {len(self.betas)}")
         self.eps = _check.number("eps", eps, 0.0, open_at_least=True, in_float32=True)
         self.weight_decay = _check.number("weight_decay", weight_decay, 0.0, in_float32=True)
-        self.lazy = bool(lazy)
+        self.lazy = _check.flag("lazy", lazy)
         if self.lr * self.weight_decay > 1.0:
             raise ValueError(
                 f"lr · weight_decay must be at most 1, or values change their sign, got {lr:g} · {weight_decay:g}"

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -107,6 +107,8 @@ class Optimizer(abc.ABC):
             ValueError: an unknown parameter, a wrong shape, NaN or infinity in a gradient, or a table that is mapped
                 read-only. No parameter is changed.
         """
+        _check.instance("table", table, Table, "a table")
+        _check.instance("grads", grads, Mapping, "a dict of gradients, as table.backward gives it")
         parameters, units = table.parameters(), table.units()
         for name, gradient in grads.items():
             if name not in parameters:
@@ -173,6 +175,7 @@ class Optimizer(abc.ABC):
         """
         if isinstance(table, Collection):
             return _fused().update(self, table, ids, grads)
+        _check.instance("table", table, Table, "a table or a Collection")
         with Writer((table.guard,)):
             self.take([(table, table.backward(ids, grads, dense=self.moves_all()))])
 
@@ -215,7 +218,7 @@ class Optimizer(abc.ABC):
 
     def state_bytes(self, table: Table) -> int:
         """Bytes of state that are held for a table."""
-        states = self._states.get(table, (0, {}))[1]
+        states = self._states.get(_check.instance("table", table, Table, "a table"), (0, {}))[1]
         return sum(array.nbytes for state in states.values() for array in state.arrays.values())
 
     def _of(self, table: Table) -> dict[str, State]:
