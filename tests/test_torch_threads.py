@@ -131,7 +131,7 @@ def test_a_change_waits_for_the_reads_under_way_and_for_no_others():
 
     writer = threading.Thread(target=change)
     writer.start()
-    while not guard.closed:
+    while not guard.owner:
         pass
     go.set()
     for thread in (reader, writer):
@@ -160,7 +160,7 @@ def test_reads_within_reads_do_not_wait_for_a_change():
 
     writer = threading.Thread(target=change)
     writer.start()
-    while not guard.closed:
+    while not guard.owner:
         pass
     go.set()
     for thread in (reader, writer):
@@ -197,7 +197,7 @@ def test_a_child_looks_up_whatever_the_parents_threads_were_at():
     assert inside.wait(10)
     writer = threading.Thread(target=lambda: emb.load_state_dict(copy.deepcopy(emb.state_dict())))
     writer.start()
-    while not guard.closed:
+    while not guard.owner:
         pass
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

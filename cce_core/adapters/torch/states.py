@@ -61,17 +61,20 @@ def reading(method: Any) -> Any:
     """A method that looks vectors up: of one whole table, whose sketch is in order. (`guard.reading`, without a call more.)"""
 
     @functools.wraps(method)
-    def call(self: Any, *arguments: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return method(self, *arguments)
+    def call(self: Any, ids: Tensor, bags: Any = None) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            return method(self, ids, bags)
         mark, stamp = self._mark, self._buffers["stamp"]
         if stamp is not mark.stamp or (mark.version is not None and stamp._version != mark.version):
             self._look()
-        with guard.here.lock:
-            out = method(self, *arguments)
-        if guard.closed:
-            guard.give_way()
-        return out
+        cell = guard.here.cell
+        cell.count += 1
+        try:
+            if guard.owner:
+                guard.wait(cell)
+            return method(self, ids, bags)
+        finally:
+            cell.count -= 1
 
     return call
 
@@ -139,8 +142,8 @@ class Stated(torch.nn.Module):
         Raises:
             RuntimeError: it is no sketch, another table's, or one that the memory has nothing to do with.
         """
-        strange = self.stamp.device.type == "meta" or torch._C._are_functorch_transforms_active()
-        if strange or guard.inside() or hasattr(self.stamp, "__tensor_flatten__"):
+        traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        if traced or guard.inside() or type(self.stamp) is not Tensor or self.stamp.device.type == "meta":
             return
         with guard.changing():
             if self._is_touched():  # else it was a change of ours that has ended meanwhile

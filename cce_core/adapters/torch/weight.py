@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils._pytree import tree_any, tree_map_only
 
-from cce_core.adapters.torch import plain
+from cce_core.adapters.torch import guard, plain
 from cce_core.adapters.torch.lookup import lookup
 from cce_core.adapters.torch.plan import MEMORY, Plan
-from cce_core.adapters.torch.states import reading
 
 PADDING = "padding"
 _REMEDY = (
@@ -269,7 +268,7 @@ class _Made(torch.autograd.Function):
 
 def linear(owner: Weighted, input: Tensor, bias: Tensor | None = None) -> Tensor:
     """input · Tᵀ + bias, with no table of full width where there is a projection: input · Tᵀ = (input · Wᵀ) · (H · M)ᵀ."""
-    narrow = owner._narrow()
+    narrow = owner._narrow() if torch.compiler.is_dynamo_compiling() else guard.reading(owner._narrow)()
     if narrow is None:
         return functional.linear(input, owner._whole(), bias)
     inner, projection = narrow
@@ -344,7 +343,6 @@ class Weighted(torch.nn.Module):
         """The vectors of ids of any shape, one by one."""
         return self._vectors(self._row(input)).view(*input.shape, self.embedding_dim)
 
-    @reading
     def _narrow(self) -> tuple[Tensor, Tensor] | None:
         """(A, W) with the weight A · W where there is a projection: the table before it with a column of ones, and itself."""
         kept = self._buffers.get(PADDING) is not None
