@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import operator
 import os
 import sys
 import threading
@@ -90,8 +91,13 @@ def set_num_threads(n: int | None) -> None:
         >>> cce.set_num_threads(None)
     """
     global _chosen
-    if n is not None and (isinstance(n, (bool, type)) or not hasattr(n, "__index__")):
-        raise TypeError(f"the number of threads must be a whole number, got {n!r} of type {type(n).__name__}")
+    if n is not None:
+        try:
+            n = operator.index(None if isinstance(n, bool) else n)  # type: ignore[arg-type]
+        except TypeError:
+            raise TypeError(
+                f"the number of threads must be a whole number, got {n!r} of type {type(n).__name__}"
+            ) from None
     if n is not None and n < 1:
         raise ValueError(f"the number of threads must be at least 1, got {n}")
     _chosen = None if n is None else int(n)

@@ -344,6 +344,8 @@ BEYOND = {
     ("download.data_dir", "None"),
     ("download.data_dir", "a str"),
     ("download.data_dir", "bytes"),
+    ("path", "a str"),
+    ("path", "bytes"),  # these are paths
     ("TableSpec.from_json.values", "a dict"),
     ("TableSpec.from_json.values", "an empty dict"),  # a KeyError, as it says
     ("KMeans.n_init", "huge"),
