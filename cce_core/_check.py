@@ -31,8 +31,8 @@ def instance(name: str, value: Any, kind: Any, what: str) -> Any:
 
 
 def flag(name: str, value: Any) -> bool:
-    """`value` as a bool; 0 and 1 are refused: they are mostly an argument in the wrong place."""
-    if not isinstance(value, (bool, np.bool_)):
+    """`value` as a bool, of True, False, 1 or 0."""
+    if not isinstance(value, (bool, np.bool_)) and not (isinstance(value, int) and value in (0, 1)):
         raise TypeError(f"{name} must be True or False, got {shown(value)}")
     return bool(value)
 
@@ -83,6 +83,14 @@ def integer(name: str, value: Any, least: int = 0, most: int | None = None) -> i
     if value < least or (most is not None and value > most):
         bounds = f"at least {least:,}" if most is None else f"between {least:,} and {most:,}"
         raise ValueError(f"{name} must be {bounds}, got {value:,}")
+    return value
+
+
+def size(name: str, value: Any, least: int = 0, most: int = 2**48) -> int:
+    """`integer` from `least` on, of which something is made: more than `most` is no size of anything."""
+    value = integer(name, value, least)
+    if value > most:
+        raise ValueError(f"{name} must be at most {most:,}, got {value:,}")
     return value
 
 

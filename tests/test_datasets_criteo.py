@@ -277,7 +277,7 @@ def test_tokens_are_a_bijection(column, size):
         ({"vocab": (3, 4)}, "one number or 26"),
         ({"carriers": (1,)}, "at least two different columns"),
         ({"carriers": (1, 1)}, "at least two different columns"),
-        ({"carriers": (0, 26)}, "a carrier must be between 0 and 25"),
+        ({"carriers": (0, 26)}, "carriers must be between 0 and 25"),
         ({"dim": 0}, "dim must be"),
         ({"zipf": 5.0}, "zipf must be"),
         ({"scale": 0.0}, "scale must be"),

@@ -247,7 +247,7 @@ def test_training_fits_vectors_that_are_asked_for():
         ({"rank": 4}, ValueError, "takes no rank"),
         ({"codec": "int8"}, ValueError, "float32"),
         ({"transform": "cauchy"}, ValueError, "transform must be one of uniform, gaussian; got 'cauchy'"),
-        ({"transform": None}, ValueError, "transform must be one of"),
+        ({"transform": None}, TypeError, "transform must be one of"),
         ({"depth": 0}, ValueError, "depth must be between 1 and 64, got 0"),
         ({"depth": 1.5}, TypeError, "depth must be a whole number"),
         ({"depth": None}, TypeError, "depth must be a whole number"),

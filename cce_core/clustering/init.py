@@ -348,4 +348,4 @@ def _checked(X: Any, k: int, sample_weight: Any) -> tuple[NDArray[Any], int, Poi
     x = as_array("X", X)
     if x.shape[0] == 0:
         raise ValueError("X must hold at least one point, got none")
-    return x, _check.integer("k", k, 1, 2**31), as_weights(sample_weight, x.shape[0])
+    return x, _check.size("k", k, 1, 2**31), as_weights(sample_weight, x.shape[0])

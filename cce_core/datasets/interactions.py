@@ -182,7 +182,7 @@ def split_last(ratings: Ratings, n_last: int = 2) -> Split:
         One pass over the rows, O(n · n_last) time at worst; no sort.
     """
     _check.instance("ratings", ratings, Ratings, "what read_ratings gives")
-    n_last = _check.integer("n_last", n_last, 0, 2**31)
+    n_last = _check.size("n_last", n_last)
     latest = np.full((ratings.n_users, n_last), -1, np.int64)
     if n_last:
         _latest(ratings.users, ratings.timestamps, latest)

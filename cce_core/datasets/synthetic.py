@@ -252,8 +252,8 @@ class Synthetic:
         Raises:
             ValueError: `start` is negative, or above `stop`.
         """
-        start = _check.integer("start", start, 0, 2**62)
-        n = _check.integer("stop", stop, start, min(2**62, start + _MOST_IDS)) - start
+        start = _check.integer("start", start, 0, 2**63)
+        n = _check.size("stop - start", _check.integer("stop", stop, start, 2**63) - start)
         users, items, labels = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.float32)
         sliced(_draw_rows, n, _GRAIN, np.uint64(start), *self._arguments, users, items, labels)
         return Interactions(users, items, labels)
@@ -265,7 +265,7 @@ class Synthetic:
             ValueError: `size` is below 1, or `start` is outside [0, stop].
         """
         size = _check.integer("size", size, 1)
-        stop = self.n_interactions if stop is None else _check.integer("stop", stop, 0, 2**62)
+        stop = self.n_interactions if stop is None else _check.integer("stop", stop, 0, 2**63)
         for at in range(_check.integer("start", start, 0, stop), stop, size):
             yield self.block(at, min(at + size, stop))
 
@@ -277,7 +277,7 @@ class Synthetic:
             ValueError: the shapes differ.
             IndexError: an id is outside its vocabulary.
         """
-        first, second = _check.as_ids(users, "users"), _check.as_ids(items, "items")
+        first, second = _check.as_ids(users, "user ids"), _check.as_ids(items, "item ids")
         if first.shape != second.shape:
             raise ValueError(f"users and items must have one shape, got {first.shape} and {second.shape}")
         _check.ids_within(first, self.n_users)
@@ -302,7 +302,7 @@ class Synthetic:
             ValueError: `n_valid` is negative.
         """
         n = self.n_interactions
-        train, valid = self.block(0, n), self.block(n, n + _check.integer("n_valid", n_valid, 0, _MOST_IDS))
+        train, valid = self.block(0, n), self.block(n, n + _check.size("n_valid", n_valid))
         return Split("synthetic", train, valid, self.n_users, self.n_items, *self.best(valid))
 
     def histories(self, n_last: int = 2, *, name: str = "synthetic") -> Split:
@@ -322,7 +322,7 @@ class Synthetic:
         Raises:
             ValueError: too few rows for every user to have `n_last + 1`, or more for one user than there are items.
         """
-        n_last = _check.integer("n_last", n_last, 0, 2**31)
+        n_last = _check.size("n_last", n_last)
         ends = self._history_ends(n_last + 1)
         n = self.n_interactions
         users, items, labels = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.float32)

@@ -190,7 +190,7 @@ class SyntheticCriteo:
 
     def _drawn(self, start: int, stop: int) -> tuple[Any, ...]:
         start = _check.integer("start", start, 0, 2**62)
-        n = _check.integer("stop", stop, start, 2**62) - start
+        n = _check.size("stop - start", _check.integer("stop", stop, start, 2**62) - start)
         columns = (
             np.empty(n, np.float32),
             np.empty((n, COUNTS), np.int64),

@@ -124,9 +124,7 @@ def undigits(digits: Any, bases: Sequence[int]) -> NDArray[np.uint64]:
     """
     words, radix = _check.as_ids(digits, "digits"), _bases(bases)
     if words.ndim == 0 or words.shape[-1] != len(radix):
-        raise ValueError(
-            f"the last axis of digits must be {len(radix)} long, one for each of the bases; got shape {words.shape}"
-        )
+        raise ValueError(f"the last axis of digits must be {len(radix)} long, one a base; got shape {words.shape}")
     shape = words.shape[:-1]
     out = np.empty(shape, np.uint64)
     flat = words.reshape(out.size, len(radix))

@@ -60,7 +60,7 @@ def dense_cce(X: Any, Y: Any, k: int, steps: int, *, noise: str = "plain", seed:
         True
     """
     noise = _check.choice("noise", noise, NOISES)
-    steps, seed = _check.integer("steps", steps, 0, 2**31), _check.seed(seed)
+    steps, seed = _check.size("steps", steps), _check.seed(seed)
     problem = Problem(X, Y)
     columns = noise_columns(k, problem)
     d1, d2 = problem.X.shape[1], problem.Y.shape[1]

@@ -200,15 +200,15 @@ def loss_bound(X: Any, Y: Any, k: int, steps: int, *, noise: str = "plain", coun
         [4.0, 3.0, 2.25]
     """
     noise, counting = _check.choice("noise", noise, NOISES), _check.choice("counting", counting, COUNTINGS)
-    steps = _check.integer("steps", steps, 0, 2**31)
+    steps = _check.size("steps", steps)
     problem = Problem(X, Y)
-    columns = noise_columns(k, problem) if counting == "all" else _check.integer("k", k, 1, 2**31)
+    columns = noise_columns(k, problem) if counting == "all" else _check.size("k", k, 1)
     return problem.bound(columns, steps, noise)
 
 
 def noise_columns(k: Any, problem: Problem) -> int:
     """The columns of H = [T | G] that are noise, at least one."""
-    k, d2 = _check.integer("k", k, 1, 2**31), problem.Y.shape[1]
+    k, d2 = _check.size("k", k, 1), problem.Y.shape[1]
     if k <= d2:
         raise ValueError(
             f"k must be above d₂ = {d2}, the columns of Y, got {k}: H = [T | G] has k columns, of which T takes {d2}, "

@@ -64,7 +64,7 @@ def sparse_cce(X: Any, Y: Any, k: int, steps: int, *, sketch: str = "count", n_i
         (True, 120, None)
     """
     sketch = _check.choice("sketch", sketch, SKETCHES)
-    k, steps, seed = _check.integer("k", k, 2, 2**31), _check.integer("steps", steps, 0, 2**31), _check.seed(seed)
+    k, steps, seed = _check.size("k", k, 2), _check.size("steps", steps), _check.seed(seed)
     n_iter = _check.integer("n_iter", n_iter, 0)
     problem = Problem(X, Y)
     d1, d2 = problem.X.shape[1], problem.Y.shape[1]

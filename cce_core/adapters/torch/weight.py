@@ -204,7 +204,8 @@ def _item(weight: Weight, key: Any) -> Any:
         if not -n <= key < n:
             raise IndexError(f"index {key} is out of bounds for dimension 0 with size {n}")
         return weight._rows(torch.tensor(int(key) % n, device=device)).as_subclass(ReadOnly)
-    if type(key) is Tensor and key.dtype in (torch.int64, torch.int32) and key.dim() and key.device == device:
+    ids = type(key) is Tensor and key.dtype in (torch.int64, torch.int32) and key.dim() and key.device == device
+    if ids and not weight.owner.scale_grad_by_freq:  # a lookup would divide gradients, which reading a weight does not
         return weight._rows(torch.where(key < 0, key + n, key))
     return NotImplemented
 
@@ -280,6 +281,7 @@ class Weighted(torch.nn.Module):
 
     num_embeddings: int | None
     embedding_dim: int
+    scale_grad_by_freq: bool
     padding_idx: int | None
     sparse: bool
     shard_pointers: bool
