@@ -153,8 +153,8 @@ def _per_table(ids: Any, offsets: Any, lengths: Any, n_tables: int) -> tuple[lis
         return arrays, None
     if isinstance(ids, np.ndarray) and ids.ndim == 1 and n_tables == 1 and ids.dtype != object:
         ids = [ids]
-        offsets = offsets if offsets is None or np.ndim(offsets) > 1 else [offsets]
-        lengths = lengths if lengths is None or np.ndim(lengths) > 1 else [lengths]
+        offsets = offsets if offsets is None or _check.array("offsets", offsets).ndim > 1 else [offsets]
+        lengths = lengths if lengths is None or _check.array("lengths", lengths).ndim > 1 else [lengths]
     if not isinstance(ids, (list, tuple)):
         raise TypeError(
             f"ids must be a matrix (batch, {n_tables}) or a list of arrays, one a table; got {type(ids).__name__}"
@@ -169,7 +169,7 @@ def _per_table(ids: Any, offsets: Any, lengths: Any, n_tables: int) -> tuple[lis
     name, given = ("offsets", offsets) if lengths is None else ("lengths", lengths)
     if not isinstance(given, (list, tuple, np.ndarray)) or (isinstance(given, np.ndarray) and given.ndim == 0):
         raise TypeError(f"{name} must be one row of integers, or one a table ({n_tables}); got {given!r}")
-    if not isinstance(given, np.ndarray) and len(given) and np.ndim(given[0]) == 0:
+    if not isinstance(given, np.ndarray) and len(given) and _check.array(name, given[0]).ndim == 0:
         given = [given] * n_tables  # one row of numbers: the bags of every table are alike
     if isinstance(given, np.ndarray) and given.ndim == 1 and given.dtype != object:
         given = [given] * n_tables
