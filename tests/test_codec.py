@@ -170,3 +170,14 @@ def test_values_that_were_changed_are_settled():
     assert not (table.lookup([0, 1, 2, 3]) == 0.5).all()
     table.settle()
     np.testing.assert_allclose(table.lookup([0, 1, 2, 3]), 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_stochastic_rounding_keeps_no_float_values_that_a_later_step_rounds_anew(name):
+    """Neither a collection, nor whoever asked for the values before `cluster`, leaves any that the codes don't say."""
+    table = cce.make_table("cce", 60, 8, num_params=512, codec=name, rank=4, rounding="stochastic", seed=1)
+    cce.Collection([table]).lookup(np.zeros((1, 1), int))
+    assert table.stored.training_bytes == 0
+    table.parameters()
+    table.cluster()
+    np.testing.assert_array_equal(table.parameters()["memory"], table.stored.decoded())

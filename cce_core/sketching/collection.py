@@ -147,7 +147,7 @@ class Collection:
             table, outer = self.tables[t], self._slices[t].start
             parts.append(Part(table.sketch, table.stored.view, left if projected else outer, table.spec.vocab or 0))
             if projected:
-                w = table.parameters()["projection"]
+                w = table.arrays()["projection"]
                 address = int(w.__array_interface__["data"][0])
                 rows.append((address, table.spec.rank, table.spec.dim, left, outer, sizes + start))
                 start += w.size

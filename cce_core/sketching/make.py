@@ -77,7 +77,7 @@ and 4 chunks: the least that fits is 296 bytes
     rule = get_method(method)
     kept = get_codec(rule.default_codec if codec is None else codec)
     check_codec(rule, kept)
-    dim = _check.integer("dim", dim, 1, MOST_DIM)
+    dim = _check.size("dim", dim, 1, MOST_DIM)
     seed = _check.seed(seed)
     if vocab is not None:
         vocab = _check.integer("vocab", vocab, 1, MOST_IDS)
@@ -91,8 +91,8 @@ and 4 chunks: the least that fits is 296 bytes
         dim=dim,
         rank=0,
         n_chunks=checked_chunks(rule, chosen, n_chunks, dim, "dim"),
-        num_params=None if num_params is None else _check.integer("num_params", num_params, 1, _MOST),
-        num_bytes=None if num_bytes is None else _check.integer("num_bytes", num_bytes, 1, _MOST),
+        num_params=None if num_params is None else _check.size("num_params", num_params, 1, _MOST),
+        num_bytes=None if num_bytes is None else _check.size("num_bytes", num_bytes, 1, _MOST),
         options=chosen,
         codec=kept,
     )

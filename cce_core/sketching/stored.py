@@ -58,6 +58,8 @@ class StoredMemory:
         codes, scales = (values, self.scales) if self.codec.number == FLOAT32 else self.codec.encode(values)
         if self._values is None or self.codec.number == FLOAT32:
             return self.codes, codes, self.scales, scales, self.scales[:0], self.scales[:0]
+        if self._stochastic:  # what somebody has asked for and not settled: no more than the codes know
+            values = self.codec.decode(codes, scales, self.size)
         return self.codes, codes, self.scales, scales, self._values, values
 
     @property

@@ -76,15 +76,12 @@ class Truths:
         """The generation from which on a reader that begins now may see."""
         return len(self._known) - 1
 
-    def generation_of(self, view: str, vectors: Any, least: int) -> int | None:
-        """Which generation, from `least` on, vectors are of; None if they are of none."""
+    def generations_of(self, view: str, vectors: Any, least: int) -> set[int]:
+        """The generations, from `least` on, whose vectors these are: more than one where clustering again changed nothing."""
         told, most, late = hash(vectors.tobytes()), self.table.generation, after(30)
-        for g in range(least, most + 1):
-            while len(self._known) <= g and not late():  # clustered, and about to be written down
-                time.sleep(0.0005)
-            if self._known[g][view] == told:
-                return g
-        return None
+        while len(self._known) <= most and not late():  # clustered, and about to be written down
+            time.sleep(0.0005)
+        return {g for g in range(least, most + 1) if self._known[g][view] == told}
 
 
 def _reader(truths: Truths, view: str, tally: Tally, name: str) -> Callable[[], None]:
@@ -92,7 +89,7 @@ def _reader(truths: Truths, view: str, tally: Tally, name: str) -> Callable[[], 
         least = truths.least()
         vectors = truths.views[view]()
         tally.add("lookups")
-        if truths.generation_of(view, vectors, least) is None:
+        if not truths.generations_of(view, vectors, least):
             tally.lose(f"{name}: {view} of no generation")
 
     return read
@@ -122,7 +119,7 @@ def _copier(truths: Truths, tally: Tally, name: str, path: Path) -> Callable[[],
         except (cce.FileFormatError, RuntimeError) as error:
             tally.lose(f"{name}: {how}: {error!r}")
             return
-        if truths.generation_of("all ids", kept.lookup(IDS), least) != kept.generation:
+        if kept.generation not in truths.generations_of("all ids", kept.lookup(IDS), least):
             tally.lose(f"{name}: {how}: generation {kept.generation} is not what it says")
 
     return keep
