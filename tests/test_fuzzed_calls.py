@@ -39,6 +39,15 @@ def ratings(folder):
     return path
 
 
+def latest(folder):
+    """A folder with a small data set by the one name that stands for no fixed number of ratings."""
+    os.makedirs(os.path.join(folder, "ml-latest"), exist_ok=True)
+    with open(os.path.join(folder, "ml-latest", "ratings.csv"), "w") as file:
+        file.write("userId,movieId,rating,timestamp\n")
+        file.writelines(f"{user},{movie},4.0,{movie}\n" for user in (1, 2) for movie in (1, 2, 3, 4))
+    return folder
+
+
 def criteo(folder):
     path = os.path.join(folder, "train.txt")
     with open(path, "w") as file:
@@ -259,9 +268,7 @@ def calls(folder):
             datasets.download, name="ml-1m", data_dir=folder, url="http://127.0.0.1:9/x", timeout=0.1, show=False
         ),
         "find": lambda: call(datasets.find, name="ml-1m", data_dir=folder),
-        "datasets.load": lambda: call(
-            datasets.load, name="synthetic-ml-latest-small", data_dir=folder, download=False, seed=1
-        ),
+        "datasets.load": lambda: call(datasets.load, name="ml-latest", data_dir=latest(folder), download=False, seed=1),
         "read_ratings": lambda: call(datasets.read_ratings, path=ratings(folder), separator="\t", name="x", n_lines=3),
         "split_last": lambda: call(datasets.split_last, ratings=datasets.read_ratings(ratings(folder)), n_last=1),
         "synthetic_like": lambda: call(datasets.synthetic_like, name="ml-latest-small", seed=1),

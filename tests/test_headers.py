@@ -127,7 +127,7 @@ def test_a_spec_says_what_is_wrong_with_it():
 def test_what_is_made_can_be_loaded():
     with pytest.raises(ValueError, match="n_chunks"):
         cce.make_table("hnet", None, 2**16 + 1, num_params=100)
-    with pytest.raises(ValueError, match="dim must be between"):
+    with pytest.raises(ValueError, match="dim must be at most"):
         cce.make_table("hash", None, 2**24 + 1, num_params=2**25)
 
 

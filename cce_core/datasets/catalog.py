@@ -52,6 +52,7 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None, download: bo
     """
     name = _check.choice("data set", name, names())
     download, seed = _check.flag("download", download), _check.seed(seed)
+    data_dir = None if data_dir is None else _check.path("data_dir", data_dir)
     if name not in SOURCES:
         return synthetic_like(name.removeprefix("synthetic-"), seed)
     source = SOURCES[name]
