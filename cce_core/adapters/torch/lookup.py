@@ -61,6 +61,9 @@ def _memory(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor) -> Tensor:
 def _blocks(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool) -> Tensor:
     """Blocks of the memory, summed, weighted or multiplied, and widened."""
     memory = _memory(plan, arrays, ids)
+    twice = plan.weighed == MEMORY or ("rows" in arrays and len(plan.halves) > 1)
+    if twice and memory.dtype in HALVES:  # its gradients are added up before they are rounded
+        memory = _SparseWide.apply(memory) if sparse else wide(memory)
     weights = found = None
     if plan.weighed:
         source = memory if plan.weighed == MEMORY else arrays[WEIGHTS]
