@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import cce_core as cce
+from cce_core.sketching.checked import checked
 from cce_core.sketching.methods import get_method
 from cce_core.storage import save_arrays
 
@@ -166,7 +167,7 @@ def main(folder, examples):
         """Arrays as the edited spec asks for, pointers to anywhere, and every checksum right."""
         _, values = edited
         try:
-            spec = cce.TableSpec.from_json(values)
+            spec = checked(cce.TableSpec.from_json(values))
             if get_method(spec.method).nbytes(spec) > 1 << 20:
                 return
         except (KeyError, TypeError, ValueError):

@@ -17,6 +17,7 @@ from hypothesis import settings
 from reference import tt as naive
 
 import cce_core as cce
+from cce_core.sketching.checked import checked
 from cce_core.sketching.method import divisors
 from cce_core.sketching.methods import get_method, tt
 from cce_core.storage import FileFormatError, load_arrays, save_arrays
@@ -116,7 +117,7 @@ def test_a_spec_says_what_is_wrong_with_it():
         ({"codec": "int2"}, ValueError, "codec must be one of"), ({"seed": 1.0}, TypeError, "seed must be a whole number"),
     ):  # fmt: skip
         with pytest.raises(error, match=message):
-            cce.TableSpec.from_json({**plain, **change})
+            checked(cce.TableSpec.from_json({**plain, **change}))
     for name in plain:
         with pytest.raises(KeyError, match=name):
             cce.TableSpec.from_json({n: v for n, v in plain.items() if n != name})

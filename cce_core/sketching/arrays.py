@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core.hashing.mix import derive_key
-from cce_core.sketching.method import INITIAL_NORM, ArraySpec
+from cce_core.sketching.method import INITIAL_NORM
 from cce_core.sketching.methods import get_method
-from cce_core.sketching.spec import VALUES, TableSpec
+from cce_core.sketching.spec import VALUES, ArraySpec, TableSpec
 from cce_core.storage.codec import codec
 
 

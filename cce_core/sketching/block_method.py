@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import abc
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cce_core.hashing.mix import derive_key, mix_hash
 from cce_core.sketching import blocks
-from cce_core.sketching.bundle import Bundle, Memory, Sketch
+from cce_core.sketching.bundle import Bundle, Sketch
 from cce_core.sketching.gradient import Gradient
 from cce_core.sketching.layout import POINTER, Column, Layout
-from cce_core.sketching.method import INITIAL_NORM, ArraySpec, Method
-from cce_core.sketching.spec import KEYS, POINTERS, TableSpec
-from cce_core.storage.codec import FLOAT32, codec
+from cce_core.sketching.method import INITIAL_NORM, Method
+from cce_core.sketching.spec import KEYS, POINTERS, ArraySpec, TableSpec
+from cce_core.sketching.state import TableState
+from cce_core.storage.codec import codec
 from cce_core.storage.packed import Packing
-
-if TYPE_CHECKING:
-    from cce_core.sketching.table import Table
 
 _KEPT_IDS = 1 << 14  # addresses of larger batches are found again: that is cheaper than to write and read them
 
@@ -126,7 +124,7 @@ class BlockMethod(Method):
 
     # --- the way of an id, and of a gradient --------------------------------------------------------------------------
 
-    def forward(self, table: Table, ids: NDArray[np.uint64], keep: bool) -> tuple[NDArray[np.float32], Any]:
+    def forward(self, table: TableState, ids: NDArray[np.uint64], keep: bool) -> tuple[NDArray[np.float32], Any]:
         """Blocks summed; addresses and weights are kept for the way back."""
         kept = None
         if keep and ids.shape[0] <= _KEPT_IDS:
@@ -138,7 +136,7 @@ class BlockMethod(Method):
         return vectors, (kept, weights) if keep else None
 
     def backward(
-        self, table: Table, ids: NDArray[np.uint64], saved: Any, grads: NDArray[np.float32], dense: bool
+        self, table: TableState, ids: NDArray[np.uint64], saved: Any, grads: NDArray[np.float32], dense: bool
     ) -> dict[str, Gradient]:
         """The adjoint of the sum, for the memory and for the weights."""
         sketch, weigher = table.sketch, table.weigher
@@ -158,11 +156,7 @@ class BlockMethod(Method):
             out[name] = out[name] + more if name in out else more  # type: ignore[operator]
         return out
 
-    def weights_memory(self, table: Table) -> Memory:
-        """Where the weights are kept."""
-        return table.stored.view if self.weights_in_memory else Memory(FLOAT32, table.arrays()["weights"])
-
-    def weights_of(self, table: Table, ids: NDArray[np.uint64]) -> tuple[Any, Any]:
+    def weights_of(self, table: TableState, ids: NDArray[np.uint64]) -> tuple[Any, Any]:
         """The factor of every column, float32 (n, columns) or None where all are 1; and that without the drawn signs."""
         drawn = blocks.signs(table.sketch, ids) if table.sketch.layout.signed else None
         if table.weigher is None:
@@ -172,7 +166,15 @@ class BlockMethod(Method):
 
 
 def _scattered(
-    table: Table, name: str, sketch: Sketch, ids: Any, grads: Any, weights: Any, kept: Any, dense: bool, bundle: Bundle
+    table: TableState,
+    name: str,
+    sketch: Sketch,
+    ids: Any,
+    grads: Any,
+    weights: Any,
+    kept: Any,
+    dense: bool,
+    bundle: Bundle,
 ) -> Gradient:
     if dense:
         return blocks.scatter(sketch, ids, grads, weights, kept, bundle)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from cce_core.sketching.table import Table
+from cce_core.sketching.state import TableState
 
 
 class Forward(NamedTuple):
@@ -28,6 +27,6 @@ class Forward(NamedTuple):
     ids: NDArray[np.uint64]
     inner: NDArray[np.float32] | None
     saved: Any
-    table: Table
+    table: TableState
     generation: int
     clock: int

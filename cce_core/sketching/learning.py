@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -22,13 +22,12 @@ from cce_core._guard import Changing
 from cce_core._jit import jit
 from cce_core._progress import progress
 from cce_core.sketching.codes import CodesRun
+from cce_core.sketching.methods import get_method
 from cce_core.sketching.runs import Run
 from cce_core.sketching.samples import as_rows
 from cce_core.sketching.source import Source
+from cce_core.sketching.state import TableState
 from cce_core.sketching.windows import WindowsRun
-
-if TYPE_CHECKING:
-    from cce_core.sketching.table import Table
 
 MAX_BYTES = 1 << 29
 _RUNS: dict[str, type[Run]] = {"codebooks": Run, "windows": WindowsRun, "codes": CodesRun}
@@ -94,7 +93,7 @@ def _commit(
 
 
 def cluster(
-    table: Table,
+    table: TableState,
     *,
     vectors: Any = None,
     weights: Any = None,
@@ -140,7 +139,8 @@ def cluster(
         Tsang and Ahle, arXiv:2210.05974, Section 2.
     """
     start = time.perf_counter()
-    if not table.method.learns:
+    method = get_method(table.spec.method)
+    if not method.learns:
         raise ValueError(f"method {table.spec.method!r} does not learn its sketch: there is nothing to cluster")
     if not table.writeable:
         raise ValueError("the table is mapped read-only; load it with mmap=False to cluster it")
@@ -155,7 +155,7 @@ def cluster(
         source = (
             None if vectors is None else Source(table, vectors, min(batch_size, 1 + max_bytes // (24 * table.spec.dim)))
         )
-        run = _RUNS[table.method.learner](table, counts, points_per_centroid, batch_size, max_bytes, source)
+        run = _RUNS[method.learner](table, counts, points_per_centroid, batch_size, max_bytes, source)
         with progress(run.work(n_iter), "cluster", unit="id", show=show_progress) as bar:
             run.learn(n_iter, residual, warm_start and table.generation > 0, bar)
         column_entropy, pair_entropy = run.entropies()
@@ -178,7 +178,7 @@ def cluster(
     return report
 
 
-def _changes(table: Table, run: Run) -> Any:
+def _changes(table: TableState, run: Run) -> Any:
     """What `_commit` is to copy where: each of the table's arrays, then what it is to hold."""
     old, new = run.old, run.new
     arrays: Any = (*table.stored.pairs(run.memory), old.keys, new.keys, old.pointers, new.pointers)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cce_core import _check
+from cce_core.sketching.checked import checked
 from cce_core.sketching.methods import get_method
 from cce_core.sketching.spec import TableSpec
 from cce_core.sketching.table import Table
@@ -56,7 +57,7 @@ def load(path: str | os.PathLike[str], *, mmap: bool = False, verify: str | None
 
 def _spec(values: Any, nbytes: int) -> TableSpec:
     """The spec of a file whose arrays have `nbytes` in all, before anything is made of it."""
-    spec = TableSpec.from_json(values)
+    spec = checked(TableSpec.from_json(values))
     if (expected := get_method(spec.method).nbytes(spec)) != nbytes:
         raise ValueError(f"a table of this spec has {expected:,} bytes, got {nbytes:,}")
     return spec

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cce_core import _check
-from cce_core.sketching.checked import MOST_DIM, MOST_IDS, check_codec, checked, checked_options, checked_rank
+from cce_core.sketching.checked import MOST_DIM, MOST_IDS, check_codec, checked_options, checked_rank
 from cce_core.sketching.method import Method, Request, checked_chunks
 from cce_core.sketching.methods import get_method, resolved
 from cce_core.sketching.spec import ROUNDINGS, BudgetError, TableSpec
@@ -119,7 +119,7 @@ and 4 chunks: the least that fits is 296 bytes
             f"this {method!r} table would take {nbytes:,} bytes, more than any memory: give it a smaller vocab, dim, num_params "
             "or num_bytes"
         )
-    return Table(checked(spec))
+    return Table(spec)
 
 
 def within_full(rule: Method, request: Request, resolve: Callable[[Request], TableSpec]) -> TableSpec:

@@ -10,34 +10,35 @@ from numpy.typing import NDArray
 from cce_core.sketching import blocks
 from cce_core.sketching.block_method import BlockMethod
 from cce_core.sketching.layout import Column, Layout
+from cce_core.sketching.methods import get_method
+from cce_core.sketching.state import TableState
 
 if TYPE_CHECKING:
     import scipy.sparse
 
-    from cce_core.sketching.table import Table
 
-
-def factors(table: Table) -> tuple[scipy.sparse.csr_array, scipy.sparse.csr_array, NDArray[np.float32]]:
+def factors(table: TableState) -> tuple[scipy.sparse.csr_array, scipy.sparse.csr_array, NDArray[np.float32]]:
     """H, M and W of a linear table; see `Table.factors`."""
     import scipy.sparse
 
     spec = table.spec
-    if not table.method.is_linear(spec):
+    method = get_method(spec.method)
+    if not method.is_linear(spec):
         raise ValueError(f"method {spec.method!r} is not linear: it has no sketch matrix")
     if spec.vocab is None:
         raise ValueError("an unbounded table has no sketch matrix: make it with a vocab")
-    assert isinstance(table.method, BlockMethod)
+    assert isinstance(method, BlockMethod)
     layout = table.layout
     rows_of, n_blocks = _block_rows(layout)
     ids = np.arange(spec.vocab, dtype=np.uint64)
     at = blocks.addresses(table.sketch, ids)
-    weights, found = table.method.weights_of(table, ids)
+    weights, found = method.weights_of(table, ids)
     column = np.empty(at.shape, np.int64)
     for j, place in enumerate(layout.columns):
         column[:, j] = rows_of[j] + (at[:, j] - place.base) // place.stride
     values = np.ones(at.shape, np.float32) if weights is None else weights
     m = _memory(table, rows_of, n_blocks)
-    if found is not None and table.method.appends_weights(spec):  # each weight is a coordinate: a row of its own in M
+    if found is not None and method.appends_weights(spec):  # each weight is a coordinate: a row of its own in M
         column = np.hstack([column, np.broadcast_to(n_blocks + np.arange(found.shape[1]), found.shape)])
         values = np.hstack([values, found])
         m = scipy.sparse.csr_array(scipy.sparse.block_diag([m, np.eye(found.shape[1], dtype=np.float32)]))
@@ -71,7 +72,7 @@ def _block_rows(layout: Layout) -> tuple[list[int], int]:
     return [first[_region(layout, j)] for j in range(len(layout.columns))], total
 
 
-def _memory(table: Table, rows_of: list[int], n_blocks: int) -> scipy.sparse.csr_array:
+def _memory(table: TableState, rows_of: list[int], n_blocks: int) -> scipy.sparse.csr_array:
     import scipy.sparse
 
     layout, memory = table.layout, table.stored.decoded()

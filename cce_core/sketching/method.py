@@ -6,38 +6,21 @@ import abc
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core.sketching.gradient import Gradient
-from cce_core.sketching.spec import Option, TableSpec
+from cce_core.sketching.spec import ArraySpec, Option, TableSpec
+from cce_core.sketching.state import TableState
 from cce_core.storage.codec import Codec, codec
-
-if TYPE_CHECKING:
-    from cce_core.sketching.table import Table
 
 # Root mean square norm of the first vectors. Dot products of smaller ones start near 0, and training then does not have
 # to undo them first: on MovieLens 100K, 20 epochs, the full table reaches AUC 0.843 from norm 0.2, 0.841 from 0.35,
 # 0.838 from 0.5, 0.824 from 1 and 0.807 from 1.5; the hashed methods follow the same order.
 INITIAL_NORM = 0.25
-
-
-class ArraySpec(NamedTuple):
-    """One array of a table.
-
-    Attributes:
-        dtype: its type.
-        shape: its shape.
-        unit: for a trained array, the floats of its blocks: what "row" means to sparse gradients and optimisers. 0 for an
-            array that is learned or drawn but not trained.
-    """
-
-    dtype: Any
-    shape: tuple[int, ...]
-    unit: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +145,7 @@ class Method(abc.ABC):
         """First values of the trained arrays (float32, whatever the codec), and the other arrays."""
 
     @abc.abstractmethod
-    def forward(self, table: Table, ids: NDArray[np.uint64], keep: bool) -> tuple[NDArray[np.float32], Any]:
+    def forward(self, table: TableState, ids: NDArray[np.uint64], keep: bool) -> tuple[NDArray[np.float32], Any]:
         """Vectors of flat, checked ids before any projection, float32 (n, spec.inner).
 
         With `keep`, the second is whatever spares `backward` work; None otherwise.
@@ -170,7 +153,7 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def backward(
-        self, table: Table, ids: NDArray[np.uint64], saved: Any, grads: NDArray[np.float32], dense: bool
+        self, table: TableState, ids: NDArray[np.uint64], saved: Any, grads: NDArray[np.float32], dense: bool
     ) -> dict[str, Gradient]:
         """The gradient of each trained array, from float32 (n, spec.inner) of the vectors.
 

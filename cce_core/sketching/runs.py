@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +19,12 @@ from cce_core.sketching import blocks
 from cce_core.sketching.block_method import BlockMethod
 from cce_core.sketching.bundle import Memory, Sketch
 from cce_core.sketching.layout import HASH, POINTER, Column, Layout
+from cce_core.sketching.methods import get_method
 from cce_core.sketching.samples import some_ids, weighted_ids
 from cce_core.sketching.source import Source
 from cce_core.sketching.spec import SAMPLES
+from cce_core.sketching.state import TableState
 from cce_core.storage.codec import FLOAT32
-
-if TYPE_CHECKING:
-    from cce_core.sketching.table import Table
 
 _ENTROPY_IDS = 1 << 20
 _LEAST_BATCH = 256  # ids, below which a smaller batch saves nothing worth having
@@ -94,7 +93,7 @@ class Run:
 
     def __init__(
         self,
-        table: Table,
+        table: TableState,
         weights: Any,
         points_per_centroid: int,
         batch_size: int,
@@ -110,9 +109,10 @@ class Run:
         self.plan = self._plan(points_per_centroid, batch_size, max_bytes)
         self.old_memory, self.memory = Memory(FLOAT32, old_memory), old_memory.copy()
         # The fresh hash is drawn once, before anything is decoded, and decoding goes on with the old one to the end.
-        assert isinstance(table.method, BlockMethod)
-        self.packing = table.method.packing(table.spec)
-        keys = table.method.keys(table.spec, table.generation + 1)
+        method = get_method(table.spec.method)
+        assert isinstance(method, BlockMethod)
+        self.packing = method.packing(table.spec)
+        keys = method.keys(table.spec, table.generation + 1)
         self.new = Sketch(self.layout, keys, self.packing.empty())
         self.factors: NDArray[np.float32] | None = None  # new weights of a table that has some
         self.costs = np.zeros((self.layout.n_chunks, 2))  # of each chunk, before and after

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core.sketching.samples import as_rows
-
-if TYPE_CHECKING:
-    from cce_core.sketching.table import Table
+from cce_core.sketching.state import TableState
 
 
 class Source:
@@ -32,10 +30,10 @@ class Source:
 
     projection: NDArray[np.float32] | None = None
 
-    def __init__(self, table: Table, vectors: Any, batch_size: int) -> None:
+    def __init__(self, table: TableState, vectors: Any, batch_size: int) -> None:
         spec = table.spec
         vocab, dim = spec.vocab or 0, spec.dim
-        self._table = vectors if isinstance(vectors, type(table)) else None
+        self._table: Any = vectors if isinstance(vectors, TableState) else None
         if self._table is not None:
             shape = (self._table.spec.vocab, self._table.spec.dim)
             if shape != (vocab, dim):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 Option = bool | int | float | str | None
 
@@ -77,17 +77,13 @@ class TableSpec:
     def from_json(cls, values: Mapping[str, Any]) -> TableSpec:
         """The spec of a file's header or of a state, which may be anyone's.
 
-        Every field is checked, by type, by range and by what its method accepts, before anything is made of it: what is given
-        back is a spec that `make_table` makes for some budget. Costs a few comparisons, whatever the numbers are. Whether the
-        arrays fit is seen by `Table`, and beforehand, without making its layout, by `get_method(spec.method).nbytes(spec)`.
+        The fields are there and are a spec's; what their numbers may be, `Table` and `load` see before anything is made of them.
 
         Raises:
             KeyError: a field is missing.
-            TypeError: a field is of another type.
-            ValueError: a field is unknown or out of range, or fields contradict each other.
+            TypeError: it is no mapping, or sizes and options are of another type.
+            ValueError: a field is unknown.
         """
-        from cce_core.sketching.checked import checked
-
         if not isinstance(values, Mapping):
             raise TypeError(f"a spec must be a mapping, got {type(values).__name__}")
         names = [field.name for field in dataclasses.fields(cls)]
@@ -99,4 +95,19 @@ class TableSpec:
             raise TypeError("sizes must be a list, and options a mapping")
         if not all(isinstance(name, str) for name in options):
             raise TypeError("options must be named by text")
-        return checked(cls(**{**fields, "sizes": tuple(sizes), "options": tuple(sorted(options.items()))}))
+        return cls(**{**fields, "sizes": tuple(sizes), "options": tuple(sorted(options.items()))})
+
+
+class ArraySpec(NamedTuple):
+    """One array of a table.
+
+    Attributes:
+        dtype: its type.
+        shape: its shape.
+        unit: for a trained array, the floats of its blocks: what "row" means to sparse gradients and optimisers. 0 for an
+            array that is learned or drawn but not trained.
+    """
+
+    dtype: Any
+    shape: tuple[int, ...]
+    unit: int = 0

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
-from cce_core.training.optimizer import Optimizer, State
+from cce_core.training.optimizer import Optimizer
 from cce_core.training.rules import ADAM
+from cce_core.training.state import State
 
 
 class AdamW(Optimizer):

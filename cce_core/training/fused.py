@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +29,7 @@ from cce_core.sketching.projecting import narrow_rows, slope_rows
 from cce_core.sketching.scattering import owned, scatter_range, touch, untouch
 from cce_core.sketching.table import Table
 from cce_core.training.rules import ADAM, ROWWISE, SGD, dense, touched
-
-if TYPE_CHECKING:
-    from cce_core.training.optimizer import Optimizer, State
+from cce_core.training.state import Fused, State
 
 # Of a parameter's row: the addresses of its values, of two arrays of state and of its slots, where its gradient begins, its
 # floats and its unit.
@@ -137,7 +135,7 @@ def _touched_range(
         touched(0, count, rule, unit, index, p, flat, a, b, numbers[k])
 
 
-def update(optimizer: Optimizer, both: Collection, seen: Any, grads: Any) -> None:
+def update(optimizer: Fused, both: Collection, seen: Any, grads: Any) -> None:
     """`Optimizer.update` for a collection; see there. Nothing is changed before all gradients are known to be finite."""
     with Writer(both.guards):
         seen, grads = both.checked(seen, grads)
@@ -150,11 +148,11 @@ def update(optimizer: Optimizer, both: Collection, seen: Any, grads: Any) -> Non
             one_by_one(optimizer, both, seen, grads)
 
 
-def _fits(optimizer: Optimizer, both: Collection, seen: Seen) -> bool:
+def _fits(optimizer: Fused, both: Collection, seen: Seen) -> bool:
     return optimizer.rule is not None and optimizer.max_norm is None and both.is_plain and seen.batch.mode != "max"
 
 
-def _crowded(optimizer: Optimizer, both: Collection, seen: Seen) -> bool:
+def _crowded(optimizer: Fused, both: Collection, seen: Seen) -> bool:
     """Whether a batch touches so much that the whole gradient is the quicker one, where it gives the same."""
     if optimizer.rule == ADAM:
         return False
@@ -166,7 +164,7 @@ def _crowded(optimizer: Optimizer, both: Collection, seen: Seen) -> bool:
     return _CROWDED * blocks >= units
 
 
-def _plan(optimizer: Optimizer, both: Collection, group: Group) -> Plan:
+def _plan(optimizer: Fused, both: Collection, group: Group) -> Plan:
     """The parameters of a group, with the state that the optimiser keeps of them."""
     rows, states, held, start = [], [], [], 0
     for name in ("memory", "projection"):
@@ -189,7 +187,7 @@ def _plan(optimizer: Optimizer, both: Collection, group: Group) -> Plan:
     return Plan(np.array(rows, np.int64), states, np.zeros((len(rows), 6)), held)
 
 
-def _begin_step(optimizer: Optimizer, plan: Plan) -> None:
+def _begin_step(optimizer: Fused, plan: Plan) -> None:
     """Count the step, and work out its constants."""
     known, numbers = -1, plan.numbers
     for s, state in enumerate(plan.states):
@@ -200,7 +198,7 @@ def _begin_step(optimizer: Optimizer, plan: Plan) -> None:
             numbers[s:, : len(constants)] = constants
 
 
-def _dense(optimizer: Optimizer, both: Collection, seen: Seen, grads: NDArray[np.float32], plans: list[Plan]) -> None:
+def _dense(optimizer: Fused, both: Collection, seen: Seen, grads: NDArray[np.float32], plans: list[Plan]) -> None:
     batch, offsets = seen.batch, seen.batch.flat_offsets
     flat, found = grads.reshape(-1), []
     rule = SGD if optimizer.rule is None else optimizer.rule  # it is not None here
@@ -239,7 +237,7 @@ def _dense(optimizer: Optimizer, both: Collection, seen: Seen, grads: NDArray[np
             sliced(_rule_range, g.size, _FLOATS_A_THREAD, rule, plan.rows, plan.numbers, g)
 
 
-def _touched(optimizer: Optimizer, both: Collection, seen: Seen, grads: NDArray[np.float32], plans: list[Plan]) -> bool:
+def _touched(optimizer: Fused, both: Collection, seen: Seen, grads: NDArray[np.float32], plans: list[Plan]) -> bool:
     """Whether it was done: not where sums of so large gradients might overflow, which is for the slower way to tell."""
     batch, found = seen.batch, []
     for group, inner in zip(both.groups, seen.inner):
@@ -258,7 +256,7 @@ def _touched(optimizer: Optimizer, both: Collection, seen: Seen, grads: NDArray[
     return True
 
 
-def _apply_touched(optimizer: Optimizer, both: Collection, seen: Seen, plans: list[Plan], found: list[Any]) -> None:
+def _apply_touched(optimizer: Fused, both: Collection, seen: Seen, plans: list[Plan], found: list[Any]) -> None:
     batch = seen.batch
     for group, plan, kept, places, (source, slopes) in zip(both.groups, plans, seen.kept, seen.places, found):
         _begin_step(optimizer, plan)
@@ -284,7 +282,7 @@ def _refuse(grads: NDArray[np.float32], g: NDArray[np.float32]) -> None:
     _check.as_float32("summed gradients", g, g.shape)
 
 
-def one_by_one(optimizer: Optimizer, both: Collection, seen: Any, grads: Any) -> None:
+def one_by_one(optimizer: Fused, both: Collection, seen: Any, grads: Any) -> None:
     """The same table by table: for any method, mode and optimiser."""
     gradients: dict[int, dict[str, Gradient]] = {}
     for table, given in zip(both.tables, both.backward(seen, grads, dense=optimizer.moves_all())):

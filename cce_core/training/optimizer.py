@@ -21,23 +21,10 @@ from cce_core.sketching.collection import Collection
 from cce_core.sketching.gradient import Gradient, SparseGradient
 from cce_core.sketching.table import Table
 from cce_core.training import rules
+from cce_core.training.state import State
 
 FLOATS_A_THREAD = 1 << 15
 _NOTHING = np.empty(0, np.float32)
-
-
-@dataclasses.dataclass
-class State:
-    """What an optimiser knows of one parameter: how many steps it has taken, and arrays such as moments."""
-
-    step: int = 0
-    arrays: dict[str, NDArray[np.float32]] = dataclasses.field(default_factory=dict)
-
-    def array(self, name: str, size: int) -> NDArray[np.float32]:
-        """The array of that name, zeros when it is first asked for."""
-        if name not in self.arrays:
-            self.arrays[name] = np.zeros(size, np.float32)
-        return self.arrays[name]
 
 
 def _scaled(gradient: Gradient, scale: np.float32) -> Gradient:

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core._threads import sliced
-from cce_core.training.optimizer import FLOATS_A_THREAD, Optimizer, State
+from cce_core.training.optimizer import FLOATS_A_THREAD, Optimizer
 from cce_core.training.rules import SGD as SGD_RULE
 from cce_core.training.rules import sgd, sgd_momentum
+from cce_core.training.state import State
 
 
 class SGD(Optimizer):

@@ -14,7 +14,8 @@ from cce_core.adapters.torch.arrays import array
 from cce_core.adapters.torch.team import used
 from cce_core.sketching.gradient import SparseGradient
 from cce_core.training import SGD, Adagrad, AdamW
-from cce_core.training.optimizer import Optimizer, State
+from cce_core.training.optimizer import Optimizer
+from cce_core.training.state import State
 
 
 class Fused(torch.optim.Optimizer):

@@ -12,6 +12,7 @@ import numpy as np
 
 from cce_core.sketching.arrays import array_specs as array_specs
 from cce_core.sketching.block_method import BlockMethod
+from cce_core.sketching.checked import checked
 from cce_core.sketching.layout import POINTER, Layout
 from cce_core.sketching.methods import get_method
 from cce_core.sketching.methods.tt import TensorTrain
@@ -65,7 +66,7 @@ def text_of(spec: TableSpec) -> str:
 @functools.lru_cache(maxsize=4096)
 def spec_of(text: str) -> TableSpec:
     """The spec of such a line."""
-    return TableSpec.from_json(json.loads(text))
+    return checked(TableSpec.from_json(json.loads(text)))
 
 
 class Part(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,7 @@ from cce_core.sketching.layout import Column, Layout
 from cce_core.sketching.method import INITIAL_NORM, Request
 from cce_core.sketching.rows import RowMethod
 from cce_core.sketching.spec import TableSpec
-
-if TYPE_CHECKING:
-    from cce_core.sketching.table import Table
+from cce_core.sketching.state import TableState
 
 COMBINES = ("concat", "add", "mul")
 
@@ -68,7 +66,7 @@ class Combining(RowMethod):
             values *= np.float32(scale ** (1 / spec.n_chunks) / scale)
         return values
 
-    def forward(self, table: Table, ids: NDArray[np.uint64], keep: bool) -> tuple[NDArray[np.float32], Any]:
+    def forward(self, table: TableState, ids: NDArray[np.uint64], keep: bool) -> tuple[NDArray[np.float32], Any]:
         """The product of the blocks, which are kept; otherwise as for all."""
         vectors, saved = super().forward(table, ids, keep)
         if self.is_linear(table.spec):
@@ -77,7 +75,7 @@ class Combining(RowMethod):
         return factors.prod(1), (saved, factors) if keep else None
 
     def backward(
-        self, table: Table, ids: NDArray[np.uint64], saved: Any, grads: NDArray[np.float32], dense: bool
+        self, table: TableState, ids: NDArray[np.uint64], saved: Any, grads: NDArray[np.float32], dense: bool
     ) -> dict[str, Gradient]:
         """Each factor's gradient is the product's times all other factors."""
         if self.is_linear(table.spec):

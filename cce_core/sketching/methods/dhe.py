@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +15,9 @@ from cce_core._jit import jit
 from cce_core._threads import sliced
 from cce_core.hashing.mix import derive_key, keyed, multiply_high_32, premix
 from cce_core.sketching.gradient import Gradient
-from cce_core.sketching.method import INITIAL_NORM, ArraySpec, Method, Request
-from cce_core.sketching.spec import KEYS, BudgetError, TableSpec
-
-if TYPE_CHECKING:
-    from cce_core.sketching.table import Table
+from cce_core.sketching.method import INITIAL_NORM, Method, Request
+from cce_core.sketching.spec import KEYS, ArraySpec, BudgetError, TableSpec
+from cce_core.sketching.state import TableState
 
 BUCKETS = 1_000_000  # the paper's m
 TRANSFORMS = ("uniform", "gaussian")
@@ -213,7 +211,7 @@ class DeepHash(Method):
         out[f"w{depth}"] *= np.float32(INITIAL_NORM / max(float(norm), 1e-30))
         return out
 
-    def forward(self, table: Table, ids: NDArray[np.uint64], keep: bool) -> tuple[NDArray[np.float32], Any]:
+    def forward(self, table: TableState, ids: NDArray[np.uint64], keep: bool) -> tuple[NDArray[np.float32], Any]:
         """The network over blocks of ids; what it saw is kept where one block was enough."""
         arrays = table.arrays()
         if len(ids) <= _BLOCK:
@@ -224,7 +222,7 @@ class DeepHash(Method):
         return out, None
 
     def backward(
-        self, table: Table, ids: NDArray[np.uint64], saved: Any, grads: NDArray[np.float32], dense: bool
+        self, table: TableState, ids: NDArray[np.uint64], saved: Any, grads: NDArray[np.float32], dense: bool
     ) -> dict[str, Gradient]:
         """The chain rule, a block of ids after the other; every gradient is whole."""
         arrays = table.arrays()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +13,10 @@ from cce_core import _check
 from cce_core.hashing.digits import balanced_bases
 from cce_core.sketching import trains
 from cce_core.sketching.gradient import Gradient
-from cce_core.sketching.method import INITIAL_NORM, ArraySpec, Method, Request, divisors
-from cce_core.sketching.spec import BudgetError, TableSpec
+from cce_core.sketching.method import INITIAL_NORM, Method, Request, divisors
+from cce_core.sketching.spec import ArraySpec, BudgetError, TableSpec
+from cce_core.sketching.state import TableState
 from cce_core.sketching.trains import Core
-
-if TYPE_CHECKING:
-    from cce_core.sketching.table import Table
 
 _AT_ONCE = 1 << 14  # ids of one tree: larger batches are taken in parts, so that the products in hand stay few
 
@@ -102,12 +100,12 @@ class TensorTrain(Method):
             values *= np.float32(scale)
         return out
 
-    def cores(self, table: Table) -> list[Core]:
+    def cores(self, table: TableState) -> list[Core]:
         """The cores with their shapes."""
         parameters = table.arrays()
         return [Core(parameters[f"core{k}"].reshape(-1), *shape) for k, shape in enumerate(_shapes(table.spec))]
 
-    def forward(self, table: Table, ids: NDArray[np.uint64], keep: bool) -> tuple[NDArray[np.float32], Any]:
+    def forward(self, table: TableState, ids: NDArray[np.uint64], keep: bool) -> tuple[NDArray[np.float32], Any]:
         """Products along the train, each prefix of digits once; the tree of them is kept for the way back."""
         cores, tree = self.cores(table), None
         out = np.empty((ids.shape[0], table.spec.dim), np.float32)
@@ -117,7 +115,7 @@ class TensorTrain(Method):
         return out, tree if keep and ids.shape[0] <= _AT_ONCE else None
 
     def backward(
-        self, table: Table, ids: NDArray[np.uint64], saved: Any, grads: NDArray[np.float32], dense: bool
+        self, table: TableState, ids: NDArray[np.uint64], saved: Any, grads: NDArray[np.float32], dense: bool
     ) -> dict[str, Gradient]:
         """From the leaves of the tree to its root, a gradient for each core on the way."""
         total: list[Any] = []

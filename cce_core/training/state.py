@@ -1,0 +1,50 @@
+"""What an optimiser knows of a parameter, and what the fused loops ask of an optimiser."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cce_core.sketching.collection import Collection
+from cce_core.sketching.table import Table
+
+
+@dataclasses.dataclass
+class State:
+    """What an optimiser knows of one parameter: how many steps it has taken, and arrays such as moments."""
+
+    step: int = 0
+    arrays: dict[str, NDArray[np.float32]] = dataclasses.field(default_factory=dict)
+
+    def array(self, name: str, size: int) -> NDArray[np.float32]:
+        """The array of that name, zeros when it is first asked for."""
+        if name not in self.arrays:
+            self.arrays[name] = np.zeros(size, np.float32)
+        return self.arrays[name]
+
+
+class Fused(Protocol):
+    """An optimiser as the fused loops see it; each of these stands with `Optimizer`."""
+
+    rule: Any
+    max_norm: float | None
+
+    def moves_all(self) -> bool: ...
+
+    def constants(self, step: int) -> tuple[float, ...]: ...
+
+    def plans(self, both: Collection, now: list[int], make: Callable[[Any, Collection, Any], Any]) -> list[Any]: ...
+
+    def state_of(self, table: Table, name: str) -> State: ...
+
+    def state_arrays(self, size: int, unit: int, state: State) -> list[NDArray[np.float32]]: ...
+
+    def state_bytes(self, table: Table) -> int: ...
+
+    def apply(self, p: NDArray[Any], index: Any, g: NDArray[Any], unit: int, state: State) -> None: ...
+
+    def take(self, gradients: list[tuple[Table, dict[str, Any]]]) -> None: ...
