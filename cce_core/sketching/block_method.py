@@ -129,7 +129,9 @@ class BlockMethod(Method):
         kept = None
         if keep and ids.shape[0] <= _KEPT_IDS:
             kept = np.empty(len(table.sketch.layout.columns) * ids.shape[0], np.uint64)
-        weights, found = self.weights_of(table, ids)
+        weights = found = None
+        if table.weigher is not None or table.sketch.layout.signed:
+            weights, found = self.weights_of(table, ids)
         vectors = blocks.lookup(table.sketch, table.stored.view, ids, weights, kept, table.bundle)
         if found is not None and self.appends_weights(table.spec):
             vectors = np.concatenate([vectors, found], axis=1)

@@ -101,7 +101,9 @@ class Table(TableState):
         words = self._words(ids)
         flat, guard = words.reshape(-1), self.guard
         clock = guard.clock
-        vectors = self._vectors(flat)
+        vectors, _ = self.method.forward(self, flat, keep=False)
+        if self._projection is not None:
+            vectors = self._widened(vectors)
         if clock & 1 or guard.clock != clock:  # the table changed meanwhile
             with guard.door:
                 vectors = self._vectors(flat)

@@ -100,7 +100,10 @@ def _fit(weights: Tensor | None, n: int, layout: Layout) -> Any:
 
 def _in_core(*tensors: Tensor | None) -> bool:
     """Whether the core's loops take them: float32."""
-    return all(t is None or t.dtype == torch.float32 for t in tensors)
+    for tensor in tensors:  # a generator would cost a call each
+        if tensor is not None and tensor.dtype != torch.float32:
+            return False
+    return True
 
 
 # --- the three sums ---------------------------------------------------------------------------------------------------
@@ -348,10 +351,11 @@ _ORDINARY = torch._C._dispatch_keys(torch.empty(0, device="cpu")).raw_repr()
 
 def _is_ordinary(inputs: Any) -> bool:
     """Whether all tensors are of the CPU and of no subclass or transform, and nothing listens to what the dispatcher calls."""
-    tensors = (x for x in inputs if isinstance(x, Tensor))
+    for x in inputs:  # a generator would cost a call each
+        if isinstance(x, Tensor) and torch._C._dispatch_keys(x).raw_repr() != _ORDINARY:
+            return False
     return (
-        all(torch._C._dispatch_keys(x).raw_repr() == _ORDINARY for x in tensors)
-        and not torch._C._len_torch_dispatch_stack()
+        not torch._C._len_torch_dispatch_stack()
         and not torch._C._are_functorch_transforms_active()
         and torch._C._get_tracing_state() is None
     )

@@ -100,11 +100,9 @@ def _vectors(
         return _vectors_anywhere(memory, projection, ids, offsets, amounts, keys, pointers, spec, sparse)
     layout, end = part_of(spec, MEMORY)
     batch, kept = _batch(ids, end, offsets, amounts), None
-    arrays = [
-        None if t is None else t.contiguous() for t in (_shaped(memory, layout.n_units, layout.unit), keys, pointers)
-    ]
-    (first, _), *rest = (_at(t) for t in arrays)
-    bundle = _bundle_at(spec, first, *rest[0], *rest[1])
+    memory = _shaped(memory, layout.n_units, layout.unit)
+    keys, pointers = None if keys is None else keys.contiguous(), None if pointers is None else pointers.contiguous()
+    bundle = _bundle_at(spec, memory.data_ptr(), *_at(keys), *_at(pointers))
     n = len(batch.words)
     if ops._kept.wanted and n <= ops._KEPT_IDS:
         kept = ops._kept.addresses = np.empty(len(layout.columns) * n, np.uint64)
