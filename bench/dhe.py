@@ -29,7 +29,7 @@ def eager_network(table: cce.Table, hashing: bool) -> Any:
     """The table as a torch module in plain tensor operations."""
     import torch
 
-    from cce_core.sketching.methods.dhe import BUCKETS, encode
+    from cce_core.method.deep_hash import BUCKETS, encode
 
     spec = table.spec
     hashes, width, depth = spec.sizes

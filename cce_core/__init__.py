@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from cce_core.clustering import KMeans as KMeans
     from cce_core.hashing import hash_strings as hash_strings
     from cce_core.hashing import mix_hash as mix_hash
-    from cce_core.sketching import BudgetError as BudgetError
-    from cce_core.sketching import Collection as Collection
-    from cce_core.sketching import SparseGradient as SparseGradient
-    from cce_core.sketching import Table as Table
-    from cce_core.sketching import TableSpec as TableSpec
-    from cce_core.sketching import load as load
-    from cce_core.sketching import make_table as make_table
-    from cce_core.sketching.learning import ClusterReport as ClusterReport
-    from cce_core.sketching.methods import methods as methods
+    from cce_core.learning.cluster import ClusterReport as ClusterReport
+    from cce_core.method import methods as methods
     from cce_core.storage import FileFormatError as FileFormatError
     from cce_core.storage import Ledger as Ledger
+    from cce_core.tables import BudgetError as BudgetError
+    from cce_core.tables import Collection as Collection
+    from cce_core.tables import SparseGradient as SparseGradient
+    from cce_core.tables import Table as Table
+    from cce_core.tables import TableSpec as TableSpec
+    from cce_core.tables import load as load
+    from cce_core.tables import make_table as make_table
     from cce_core.training import SGD as SGD
     from cce_core.training import Adagrad as Adagrad
     from cce_core.training import Adam as Adam
@@ -43,9 +43,9 @@ _ROOMS = {
     "cce_core._threads": ("get_num_threads", "set_num_threads"),
     "cce_core.clustering": ("KMeans",),
     "cce_core.hashing": ("hash_strings", "mix_hash"),
-    "cce_core.sketching": ("BudgetError", "Collection", "SparseGradient", "Table", "TableSpec", "load", "make_table"),
-    "cce_core.sketching.methods": ("methods",),
-    "cce_core.sketching.learning": ("ClusterReport",),
+    "cce_core.tables": ("BudgetError", "Collection", "SparseGradient", "Table", "TableSpec", "load", "make_table"),
+    "cce_core.method": ("methods",),
+    "cce_core.learning.cluster": ("ClusterReport",),
     "cce_core.storage": ("FileFormatError", "Ledger"),
     "cce_core.training": ("SGD", "Adagrad", "Adam", "AdamW"),
 }

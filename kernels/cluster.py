@@ -1,9 +1,9 @@
 """`cluster()` on the device: vectors → k-means → packed pointers, for every method that learns its sketch.
 
-The steps are those of `cce_core.sketching.runs`, `windows` and `codes`: for each chunk, the vectors of a sample of ids (the same
-ids), k-means, all ids decoded and assigned in batches, their labels packed by the kernel that finds them; the fresh hash drawn
-once, before anything is decoded; M' the mean residual. No table of vectors is ever built, and no id's pointer leaves the device.
-Two things differ: the first clustering of codebooks starts from k-means++ with one draw a centre, and sums are taken in another
+The steps are those of the learners in `cce_core.learning`: for each chunk, the vectors of a sample of ids (the same ids),
+k-means, all ids decoded and assigned in batches, their labels packed by the kernel that finds them; the fresh hash drawn once,
+before anything is decoded; M' the mean residual. No table of vectors is ever built, and no id's pointer leaves the device. Two
+things differ: the first clustering of codebooks starts from k-means++ with one draw a centre, and sums are taken in another
 fixed order.
 """
 
@@ -16,13 +16,13 @@ import numpy as np
 
 from cce_core import _check
 from cce_core.hashing import derive_key
-from cce_core.sketching.block_method import BlockMethod
-from cce_core.sketching.codes import dictionary
+from cce_core.learning.cluster import ClusterReport
+from cce_core.learning.sampling import some_ids
+from cce_core.learning.sparse_codes import dictionary
+from cce_core.method import get_method
+from cce_core.method.block import BlockMethod
+from cce_core.method.spec import SAMPLES, TableSpec
 from cce_core.sketching.layout import HASH, POINTER, Column, Layout
-from cce_core.sketching.learning import ClusterReport
-from cce_core.sketching.methods import get_method
-from cce_core.sketching.samples import some_ids
-from cce_core.sketching.spec import SAMPLES, TableSpec
 from cce_core.storage.codec import codec as get_codec
 from cce_kernels import circular, codecs, kmeans, packing, scatter, segments
 from cce_kernels import lookup as forward

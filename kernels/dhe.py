@@ -13,8 +13,8 @@ from __future__ import annotations
 import functools
 
 from cce_core.hashing import derive_key
-from cce_core.sketching.methods.dhe import BUCKETS
-from cce_core.sketching.spec import KEYS, TableSpec
+from cce_core.method.deep_hash import BUCKETS
+from cce_core.method.spec import KEYS, TableSpec
 from cce_kernels.hashing import as_word, keyed, multiply_high, premix
 from cce_kernels.needs import INTERPRETED, call, checked_ids, floats, on_device, power_of_two, tl, torch, triton
 from cce_kernels.parts import Arrays

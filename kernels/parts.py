@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cce_core.sketching.block_method import BlockMethod
+from cce_core.method import get_method
+from cce_core.method.block import BlockMethod
+from cce_core.method.spec import TableSpec
 from cce_core.sketching.layout import HASH, POINTER, Layout
-from cce_core.sketching.methods import get_method
-from cce_core.sketching.spec import TableSpec
 from cce_core.storage.codec import BFLOAT16, FLOAT32, INT4, INT8
 from cce_core.storage.codec import codec as get_codec
 from cce_kernels.addresses import COLUMN, GIVEN, MIXED, NONE

@@ -1,4 +1,4 @@
-"""Orthogonal matching pursuit on the device, in plain torch: the sparse codes of `cce_core.clustering.omp`.
+"""Orthogonal matching pursuit on the device, in plain torch: the sparse codes of `cce_core.clustering.pursuit.omp`.
 
     x ≈ Σ_t weight_t · D[index_t],   each index the atom with the largest |⟨residual, D_j⟩| / |D_j|, weights by least squares
 

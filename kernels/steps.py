@@ -17,7 +17,7 @@ import numpy as np
 
 from cce_core import _check
 from cce_core.hashing.mix import derive_key
-from cce_core.sketching.spec import ROUNDINGS
+from cce_core.method.spec import ROUNDINGS
 from cce_core.storage.codec import codec as get_codec
 from cce_core.training import SGD, Adagrad, AdamW
 from cce_core.training.optimizer import Optimizer

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cce_core.sketching.block_method import BlockMethod
-from cce_core.sketching.methods import get_method
-from cce_core.sketching.spec import TableSpec
+from cce_core.method import get_method
+from cce_core.method.block import BlockMethod
+from cce_core.method.spec import TableSpec
 from cce_kernels import lookup as forward
 from cce_kernels import scatter, segments
 from cce_kernels.needs import INTEGERS, floats, on_device, torch

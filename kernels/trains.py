@@ -9,8 +9,8 @@ shorter. Gradients come from torch's own differentiation, as `grad_fn` or throug
 
 from __future__ import annotations
 
-from cce_core.sketching.methods.tt import _shapes
-from cce_core.sketching.spec import TableSpec
+from cce_core.method.spec import TableSpec
+from cce_core.method.tensor_train import _shapes
 from cce_kernels.needs import checked_ids, floats, on_device, torch
 from cce_kernels.parts import Arrays
 

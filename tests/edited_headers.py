@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import cce_core as cce
-from cce_core.sketching.checked import checked
-from cce_core.sketching.methods import get_method
+from cce_core.method import get_method
+from cce_core.method.checked import checked
 from cce_core.storage import save_arrays
 
 VOCAB, DIM = 24, 8

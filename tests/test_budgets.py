@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cce_core as cce
-from cce_core.sketching.methods import get_method
+from cce_core.method import get_method
 
 BUDGETED = [m.name for m in cce.methods() if m.budgeted]
 KINDS = ("num_params", "num_bytes")

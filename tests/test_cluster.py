@@ -12,7 +12,7 @@ from reference import tables as naive
 
 import cce_core as cce
 from cce_core._jit import COMPILED
-from cce_core.sketching import runs
+from cce_core.learning import codebooks
 
 
 def arrays(table):
@@ -23,7 +23,7 @@ def same(a, b):
     return all(np.array_equal(a[k], b[k]) for k in a)
 
 
-def codebooks(table):
+def halves_of(table):
     """M and M' of every chunk, (chunks, rows, width) each."""
     rows, hashed, c = table.spec.sizes[0], table.spec.sizes[-1], table.spec.n_chunks
     both = table.parameters()["memory"].reshape(c, rows + hashed, -1)
@@ -66,7 +66,7 @@ def test_every_id_goes_to_its_nearest_centroid(residual, table, batch, generatio
     for _ in range(generations):
         before = table.lookup(np.arange(table.spec.vocab)).astype(np.float64)
         report = table.cluster(batch_size=batch, residual=residual)
-    learned, fresh = codebooks(table)
+    learned, fresh = halves_of(table)
     assigned = pointers(table)
     width = table.layout.width
     used = []
@@ -109,7 +109,7 @@ def test_the_residual_is_the_mean_of_what_is_left():
     table = cce.make_table("cce", 60, 4, n_chunks=2, rank=0, num_params=8 * 8, seed=1)
     before = table.lookup(np.arange(60)).astype(np.float64)
     table.cluster()
-    learned, fresh = codebooks(table)
+    learned, fresh = halves_of(table)
     assigned = pointers(table)
     for c in range(2):
         left = before[:, 2 * c : 2 * c + 2] - learned[c][assigned[:, c]]
@@ -141,7 +141,7 @@ def test_arrays_are_edited_in_place():
 def test_a_trained_table_is_kept_nearly_as_it_was():
     """Vectors that do lie in clusters are found again, from whatever half of the sketch they came."""
     table = cce.make_table("cce", 500, 8, n_chunks=4, rank=0, num_params=64 * 16, seed=2)
-    learned, _ = codebooks(table)
+    learned, _ = halves_of(table)
     table.parameters()["memory"].reshape(4, 2, 64, 2)[:, 0] = np.round(learned * 20)
     table.parameters()["memory"].reshape(4, 2, 64, 2)[:, 1] *= 0.001
     before = table.lookup(np.arange(500))
@@ -154,7 +154,7 @@ def test_a_trained_table_is_kept_nearly_as_it_was():
 def test_interrupted_half_way_the_table_is_as_before(fails_at, monkeypatch):
     table = cce.make_table("cce", 300, 8, num_params=256, seed=3)
     before, calls = arrays(table), []
-    whole = runs.assign
+    whole = codebooks.assign
 
     def interrupted(*args):
         calls.append(1)
@@ -162,7 +162,7 @@ def test_interrupted_half_way_the_table_is_as_before(fails_at, monkeypatch):
             raise KeyboardInterrupt
         return whole(*args)
 
-    monkeypatch.setattr(runs, "assign", interrupted)
+    monkeypatch.setattr(codebooks, "assign", interrupted)
     with pytest.raises(KeyboardInterrupt):
         table.cluster(batch_size=100)
     assert len(calls) == fails_at

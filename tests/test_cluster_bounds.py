@@ -14,7 +14,7 @@ import pytest
 
 import cce_core as cce
 from cce_core._jit import COMPILED
-from cce_core.sketching import runs
+from cce_core.learning import codebooks
 
 
 def arrays(table):
@@ -28,8 +28,8 @@ def same(a, b):
 @pytest.mark.parametrize("turn", range(12))
 def test_an_interrupt_at_any_moment_leaves_one_table_or_the_other(turn, monkeypatch):
     """Ctrl-C at moments that nobody chose, with chunks side by side: the table is as it was or wholly new."""
-    monkeypatch.setattr(runs, "_APART", 0)
-    monkeypatch.setattr(runs, "_LEAST_BATCH", 16)
+    monkeypatch.setattr(codebooks, "_APART", 0)
+    monkeypatch.setattr(codebooks, "_LEAST_BATCH", 16)
     cce.set_num_threads(3)
     vocab = 4000 if COMPILED else 60
     table = cce.make_table("cce", vocab, 16, n_chunks=4, rank=0, num_params=2048 if COMPILED else 256, seed=3)
@@ -58,10 +58,10 @@ def test_an_interrupt_at_any_moment_leaves_one_table_or_the_other(turn, monkeypa
 
 @pytest.mark.parametrize("fails_at", [1, 2, 5])
 def test_an_error_in_a_chunk_beside_ends_them_all(fails_at, monkeypatch):
-    monkeypatch.setattr(runs, "_APART", 0)
+    monkeypatch.setattr(codebooks, "_APART", 0)
     cce.set_num_threads(4)
     table = cce.make_table("cce", 300, 16, n_chunks=4, rank=0, num_params=256, seed=3)
-    before, calls, whole, here = arrays(table), [], runs.assign, threading.current_thread()
+    before, calls, whole, here = arrays(table), [], codebooks.assign, threading.current_thread()
 
     def failing(*args):
         if threading.current_thread() is not here:
@@ -70,7 +70,7 @@ def test_an_error_in_a_chunk_beside_ends_them_all(fails_at, monkeypatch):
                 raise MemoryError("no room")
         return whole(*args)
 
-    monkeypatch.setattr(runs, "assign", failing)
+    monkeypatch.setattr(codebooks, "assign", failing)
     with pytest.raises(MemoryError, match="no room"):
         table.cluster(batch_size=100)
     assert same(before, arrays(table))
@@ -85,7 +85,7 @@ def test_chunks_side_by_side_give_the_same_table(chunks, weighted, monkeypatch):
     weights = np.random.default_rng(0).integers(0, 5, vocab) if weighted else None
     seen, beside = [], set()
     for threads, apart in ((1, 1 << 60), (2, 0), (3, 0), (7, 0)):
-        monkeypatch.setattr(runs, "_APART", apart)
+        monkeypatch.setattr(codebooks, "_APART", apart)
         cce.set_num_threads(threads)
         twin = cce.Table(table.spec, arrays(table))
         reports = [twin.cluster(batch_size=700, weights=weights, points_per_centroid=20, n_iter=8) for _ in range(2)]
@@ -131,7 +131,7 @@ def test_two_threads_cluster_two_tables_or_the_same_one():
 )
 def test_extra_memory_is_what_the_ledger_says(method, options, given_vectors, side, monkeypatch):
     """NumPy tells tracemalloc of every array, so a peak that is above what is reported shows."""
-    monkeypatch.setattr(runs, "_APART", 0)
+    monkeypatch.setattr(codebooks, "_APART", 0)
     cce.set_num_threads(side)
     vocab, dim = 20_000, 16
     table = cce.make_table(method, vocab, dim, seed=1, **options)
@@ -201,9 +201,9 @@ def test_a_vocabulary_of_one_id():
 
 
 def test_the_bar_counts_to_its_end_and_is_silent_when_piped(capfd, monkeypatch):
-    from cce_core.sketching import learning
+    from cce_core.learning import cluster
 
-    bars, real = [], learning.progress
+    bars, real = [], cluster.progress
 
     def kept(*args, **kwargs):
         bars.append(real(*args, **kwargs, delay=0))
@@ -212,7 +212,7 @@ def test_the_bar_counts_to_its_end_and_is_silent_when_piped(capfd, monkeypatch):
     table = cce.make_table("cce", 500, 8, n_chunks=2, rank=0, num_params=256)
     table.cluster()
     assert capfd.readouterr() == ("", "")
-    monkeypatch.setattr(learning, "progress", kept)
+    monkeypatch.setattr(cluster, "progress", kept)
     for method in ("cce", "cce_robe", "sparse"):
         cce.make_table(method, 300, 8, num_params=256).cluster(show_progress=True)
         assert bars[-1].n == bars[-1].total > 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -11,6 +13,7 @@ from reference import codec as naive
 
 import cce_core as cce
 from cce_core._jit import COMPILED
+from cce_core.learning import cluster
 from cce_core.storage.codec import BLOCK, CODECS, codec
 
 ROUNDED = CODECS[1:]
@@ -181,3 +184,21 @@ def test_stochastic_rounding_keeps_no_float_values_that_a_later_step_rounds_anew
     table.parameters()
     table.cluster()
     np.testing.assert_array_equal(table.parameters()["memory"], table.stored.decoded())
+
+
+@pytest.mark.parametrize("rounding", ["straight-through", "stochastic"])
+def test_values_that_are_asked_for_while_a_clustering_ends_are_the_new_ones(rounding, monkeypatch):
+    table = cce.make_table("cce", 60, 8, num_params=512, codec="bfloat16", rank=0, rounding=rounding, seed=1)
+    changes, asking = cluster._changes, threading.Thread(target=table.parameters)
+
+    def then_asked(*made):
+        out = changes(*made)
+        asking.start()
+        asking.join(0.2)
+        return out
+
+    monkeypatch.setattr(cluster, "_changes", then_asked)
+    table.cluster()
+    asking.join()
+    at_most = 2.0**-8 * np.abs(table.stored.decoded())  # of bfloat16, where exact values are kept
+    assert (np.abs(table.parameters()["memory"] - table.stored.decoded()) <= at_most).all()

@@ -11,7 +11,7 @@ from reference import dhe as naive
 
 import cce_core as cce
 from cce_core._jit import COMPILED
-from cce_core.sketching.methods import dhe
+from cce_core.method import deep_hash
 
 TRANSFORMS = ("uniform", "gaussian")
 
@@ -20,7 +20,7 @@ TRANSFORMS = ("uniform", "gaussian")
 def _fewer_ids_to_scale_by_in_plain_python():
     with pytest.MonkeyPatch.context() as patch:
         if not COMPILED:
-            patch.setattr(dhe, "_SAMPLE", 64)
+            patch.setattr(deep_hash, "_SAMPLE", 64)
         yield
 
 
@@ -67,10 +67,10 @@ def test_lookup_equals_its_definition(data):
 def test_features_are_the_papers_and_the_last_bits_of_ids_count(transform):
     ids = np.array([0, 1, 2**32, 2**63, 2**64 - 1, 2**64 - 2], np.uint64)
     table = make(None, n_hashes=64, transform=transform, seed=2**64 - 1)
-    got = dhe.encode(table.spec, ids)
+    got = deep_hash.encode(table.spec, ids)
     want = [naive.encoding(int(i), 2**64 - 1, 64, transform) for i in ids]
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-6)
-    many = dhe.encode(table.spec, np.arange(500, dtype=np.uint64))
+    many = deep_hash.encode(table.spec, np.arange(500, dtype=np.uint64))
     assert abs(many.mean()) < 0.05
     assert many.var() == pytest.approx(1.0 if transform == "gaussian" else 1 / 3, rel=0.1)
     assert np.isfinite(many).all()
@@ -89,23 +89,23 @@ def test_gaussian_features_are_finite_at_the_ends_of_the_buckets():
 
     keys = np.array([key_of(0), key_of(0), key_of(2**64 - 1), key_of(2**64 - 1)], np.uint64)
     out = np.empty((1, 4), np.float32)
-    dhe._gaussian(0, 1, np.zeros(1, np.uint64), keys, out)
+    deep_hash._gaussian(0, 1, np.zeros(1, np.uint64), keys, out)
     np.testing.assert_allclose(out[0], [np.sqrt(2 * np.log(1e6)), 0, 0, 0], rtol=1e-5, atol=1e-5)
-    dhe._uniform(0, 1, np.zeros(1, np.uint64), keys, out)
+    deep_hash._uniform(0, 1, np.zeros(1, np.uint64), keys, out)
     np.testing.assert_allclose(out[0], [-1, -1, 1, 1], atol=1e-6)
 
 
 def test_mish_and_its_slope():
     z = np.concatenate([np.linspace(-100, 100, 2001), [-1e30, 1e30, 0.0, -0.0, 1e-20]]).astype(np.float32)
     got, slope = z.copy(), np.empty_like(z)
-    dhe._mish(0, z.size, got, slope)
+    deep_hash._mish(0, z.size, got, slope)
     x = z.astype(np.float64)
     want = np.array([naive.mish(v) for v in x])
     np.testing.assert_allclose(got, want, rtol=3e-6, atol=1e-12)
     t, sigma = np.tanh(np.logaddexp(0, x)), np.exp(-np.logaddexp(0, -x))
     np.testing.assert_allclose(slope, t + np.where(t < 1, x, 0) * (1 - t * t) * sigma, rtol=1e-5, atol=1e-6)
     spoiled = np.full(40, np.nan, np.float32)  # never a number that looks right
-    dhe._mish(0, 40, spoiled, np.empty_like(spoiled))
+    deep_hash._mish(0, 40, spoiled, np.empty_like(spoiled))
     assert np.isnan(spoiled).all()
 
 
@@ -178,8 +178,8 @@ def test_first_vectors_have_the_same_norm_at_every_size(data):
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_results_do_not_depend_on_the_number_of_threads_or_on_what_is_kept(transform, monkeypatch):
-    monkeypatch.setattr(dhe, "_GRAIN", 64)
-    monkeypatch.setattr(dhe, "_BLOCK", 128)
+    monkeypatch.setattr(deep_hash, "_GRAIN", 64)
+    monkeypatch.setattr(deep_hash, "_BLOCK", 128)
     table = make(None, 8, 900, transform=transform)
     n = 1000 if COMPILED else 200
     rng = np.random.default_rng(0)
@@ -192,7 +192,7 @@ def test_results_do_not_depend_on_the_number_of_threads_or_on_what_is_kept(trans
     for other in seen[1:]:
         for a, b in zip(seen[0], other, strict=True):
             np.testing.assert_array_equal(a, b)
-    monkeypatch.setattr(dhe, "_BLOCK", 4096)  # in one block, from a forward pass: the same sums in another order
+    monkeypatch.setattr(deep_hash, "_BLOCK", 4096)  # in one block, from a forward pass: the same sums in another order
     whole = table.forward(ids)
     np.testing.assert_allclose(whole.vectors, seen[0][0], rtol=1e-5, atol=1e-6)
     gradients = table.backward(whole, grads)
@@ -204,7 +204,7 @@ def test_results_do_not_depend_on_the_number_of_threads_or_on_what_is_kept(trans
 def test_every_id_is_found_once(words):
     ids = np.array(words, np.uint64)
     first, where = np.empty(len(ids), np.uint64), np.empty(len(ids), np.int64)
-    count = dhe._distinct(ids, np.full(2 << len(ids).bit_length(), -1, np.int64), first, where)
+    count = deep_hash._distinct(ids, np.full(2 << len(ids).bit_length(), -1, np.int64), first, where)
     assert first[:count].tolist() == list(dict.fromkeys(words))
     assert first[where].tolist() == words
 

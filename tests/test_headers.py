@@ -17,9 +17,9 @@ from hypothesis import settings
 from reference import tt as naive
 
 import cce_core as cce
-from cce_core.sketching.checked import checked
-from cce_core.sketching.method import divisors
-from cce_core.sketching.methods import get_method, tt
+from cce_core.method import get_method, tensor_train
+from cce_core.method.base import divisors
+from cce_core.method.checked import checked
 from cce_core.storage import FileFormatError, load_arrays, save_arrays
 
 
@@ -192,5 +192,5 @@ def test_a_generation_that_nobody_counted_is_refused(generation, file):
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 6])
 def test_factors_of_every_small_dim(n):
     for dim in range(1, 60 if n > 3 else 300):
-        assert list(tt._factors(dim, n)) == naive.factors(dim, n) if n > 1 else True
+        assert list(tensor_train._factors(dim, n)) == naive.factors(dim, n) if n > 1 else True
         assert divisors(dim) == [d for d in range(1, dim + 1) if dim % d == 0]

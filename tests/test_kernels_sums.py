@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kernel_tables import DEVICE, METHODS, make, poisoned, tensor, torch
 
 from cce_core.sketching import blocks
-from cce_core.sketching.bundle import Memory
+from cce_core.sketching.descriptors import Memory
 from cce_core.storage.codec import BFLOAT16, FLOAT32
 from cce_kernels import lookup, scatter, segments, sums
 

@@ -11,7 +11,7 @@ from reference import dhe as reference_dhe
 from reference import tt as reference_tt
 
 import cce_core as cce
-from cce_core.sketching.methods.dhe import encode as cpu_encode
+from cce_core.method.deep_hash import encode as cpu_encode
 from cce_kernels import dhe, trains
 from cce_kernels.tables import from_table
 

@@ -15,10 +15,11 @@ from reference import kmeans as twin
 
 from cce_core import _threads
 from cce_core._jit import COMPILED
-from cce_core.clustering import KMeans, assign, k_means_plus_plus, lloyd, shortlists, update
+from cce_core.clustering import KMeans, assign, k_means_plus_plus, lloyd, update
 from cce_core.clustering import kmeans as driver
-from cce_core.clustering import search as searching
-from cce_core.clustering import tiles as tiling
+from cce_core.clustering.nearest import search as searching
+from cce_core.clustering.nearest import shortlists
+from cce_core.clustering.nearest import tiles as tiling
 
 # Lloyd's iteration
 

@@ -16,8 +16,8 @@ from reference import kmeans as twin
 from cce_core import _threads
 from cce_core._jit import COMPILED
 from cce_core.clustering import KMeans, NotFittedError, k_means_plus_plus, random_points
-from cce_core.clustering import init as starts
-from cce_core.clustering.tiles import tile
+from cce_core.clustering import seeding as starts
+from cce_core.clustering.nearest.tiles import tile
 
 # Starts
 

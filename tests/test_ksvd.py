@@ -16,7 +16,7 @@ from cce_core import _threads
 from cce_core._jit import COMPILED
 from cce_core.clustering import k_svd
 
-MODULE = sys.modules["cce_core.clustering.ksvd"]
+MODULE = sys.modules["cce_core.clustering.pursuit.ksvd"]
 
 
 def check(X, found, n_nonzero):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cce_core._jit import jit
-from cce_core.sketching.moves import add_blocks, add_scaled, array_at, copy_blocks, copy_rows, load_bits, sum_blocks
+from cce_core.sketching.block_ops import add_blocks, add_scaled, array_at, copy_blocks, copy_rows, load_bits, sum_blocks
 from cce_core.storage.codec import CODECS, codec
 
 

@@ -17,7 +17,7 @@ from cce_core import _threads
 from cce_core._jit import COMPILED
 from cce_core.clustering import omp
 
-MODULE = sys.modules["cce_core.clustering.omp"]  # the function has its name in the package
+MODULE = sys.modules["cce_core.clustering.pursuit.omp"]  # the function has its name in the package
 
 
 def check(X, D, s):

@@ -18,9 +18,9 @@ from kmeans_problems import blobs, problems, same_bits
 import cce_core._atomic as atomic
 from cce_core import _threads
 from cce_core._jit import COMPILED, jit
-from cce_core.clustering import KMeans, assign, plain, update
-from cce_core.clustering.search import in_columns, middle_of
-from cce_core.clustering.tiles import tile
+from cce_core.clustering import KMeans, assign, iterations, update
+from cce_core.clustering.nearest.search import in_columns, middle_of
+from cce_core.clustering.nearest.tiles import tile
 
 helped = pytest.mark.skipif(not COMPILED, reason="without a compiler there are no helpers")
 
@@ -122,9 +122,9 @@ class Alone:
         self.costs, self.spare_costs = tiles.empty(np.float32), tiles.empty(np.float32)
         self.labels[:], self.spare[:] = rng.integers(0, k, (2, len(self.labels)))
         self.moved = self.x[:k].copy()
-        self.sums = np.full((plain.blocks_of(n, k), k, d + 1), np.nan)
-        self.board = np.zeros(plain._BOARD, np.int64)
-        self.board[plain._OPEN] = plain._TICKET
+        self.sums = np.full((iterations.blocks_of(n, k), k, d + 1), np.nan)
+        self.board = np.zeros(iterations._BOARD, np.int64)
+        self.board[iterations._OPEN] = iterations._TICKET
         self.fit = (
             tiles.points, n, self.weights, pieces, self.sums, in_columns(self.moved), self.moved, middle_of(self.moved),
             (tiles.mids, tiles.halves, tiles.firsts), d > 4, self.labels, self.costs, self.spare, self.spare_costs,
@@ -151,9 +151,9 @@ def test_a_helper_can_do_every_ticket(n, k, d, pieces, boxed, part):
     alone = Alone(n, k, d, pieces, boxed)
     tickets = pieces if part % 2 else len(alone.sums)
     before = alone.labels.copy(), alone.spare.copy()
-    alone.board[plain._OPEN] = part << 32
-    assert plain._helper(*alone.args()) is None  # until its patience ends
-    assert alone.board[plain._GIVEN] == tickets
+    alone.board[iterations._OPEN] = part << 32
+    assert iterations._helper(*alone.args()) is None  # until its patience ends
+    assert alone.board[iterations._GIVEN] == tickets
     if part % 2:
         found, costs = (alone.labels, alone.costs) if part == 3 else (alone.spare, alone.spare_costs)
         labels, distances = assign(alone.x, alone.moved)
@@ -180,7 +180,7 @@ def test_helpers_change_no_bit(problem, n_iter, tol, rounded, data):
         x, start = x * np.float32(0.1), start * np.float32(0.3)
     weights = data.draw(st.none() | st.just(np.arange(len(x)) % 3 + 0.0 if len(x) > 1 else None))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plain, "_THREAD", 1)
+        patch.setattr(iterations, "_THREAD", 1)
         found = [
             fitted(KMeans(len(start), init=start, n_iter=n_iter, tol=tol, n_threads=n).fit(x, sample_weight=weights))
             for n in (1, 2, 4)
@@ -202,15 +202,15 @@ def test_helpers_change_no_bit_of_larger_fits(n, k, d):
 
 def called(monkeypatch, x, k, threads, **options):
     """How many helpers each call of the fit has."""
-    asked, lead = [], plain._lead_or_help
+    asked, lead = [], iterations._lead_or_help
 
     def leading(leads, *args):
         if leads:
-            asked.append(max(1, args[8] // plain._PIECES) - 1)
+            asked.append(max(1, args[8] // iterations._PIECES) - 1)
         return lead(leads, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(plain, "_lead_or_help", leading)
+        patch.setattr(iterations, "_lead_or_help", leading)
         fit(x, k, threads, **options)
     return asked
 
@@ -229,7 +229,7 @@ def test_a_call_is_short_and_a_fit_may_be_long(monkeypatch):
     x = np.random.default_rng(0).normal(size=(600, 2)).astype(np.float32)
     once = fitted(fit(x, 3, 1, n_iter=10**30))
     assert called(monkeypatch, x, 3, 1, n_iter=10**30) == [0]
-    monkeypatch.setattr(plain, "_CALL", 1)
+    monkeypatch.setattr(iterations, "_CALL", 1)
     assert fitted(fit(x, 3, 1, n_iter=10**30)) == once
     assert len(called(monkeypatch, x, 3, 1, n_iter=10**30)) == once[3]
 
@@ -238,14 +238,14 @@ def test_a_call_is_short_and_a_fit_may_be_long(monkeypatch):
 def test_helpers_that_never_come_are_not_waited_for(monkeypatch):
     x = blobs(20_000, 20, 4)
     first = fitted(fit(x, 20, 1))
-    monkeypatch.setattr(plain, "beside", lambda *_: [])
+    monkeypatch.setattr(iterations, "beside", lambda *_: [])
     assert fitted(fit(x, 20, 4)) == first
 
 
 @helped
 def test_a_helper_that_comes_too_late_touches_nothing(monkeypatch):
     x, late = blobs(20_000, 20, 4), []
-    monkeypatch.setattr(plain, "beside", lambda n, call, *args: late.append((call, args)) or [])
+    monkeypatch.setattr(iterations, "beside", lambda n, call, *args: late.append((call, args)) or [])
     km = fit(x, 20, 4)
     first = fitted(km)
     assert late
@@ -261,7 +261,7 @@ def test_a_helper_that_comes_too_late_touches_nothing(monkeypatch):
 def test_a_helper_loses_patience():
     alone = Alone(40, 3, 2, 4)
     started = time.monotonic()
-    assert plain._helper(*alone.args()) is None  # no part is ever opened, and nobody ends
+    assert iterations._helper(*alone.args()) is None  # no part is ever opened, and nobody ends
     assert time.monotonic() < started + 30
 
 
@@ -272,34 +272,34 @@ def test_the_error_of_a_helper_is_raised_and_the_model_is_as_it_was(monkeypatch)
     before = fitted(km)
 
     def one_took_a_ticket_and_failed(n, call, board, *args):
-        board[plain._GIVEN] -= 1
-        board[plain._FAILED] = 1
+        board[iterations._GIVEN] -= 1
+        board[iterations._FAILED] = 1
         failed = Future()
         failed.set_exception(MemoryError("no room for a helper"))
         return [failed]
 
-    monkeypatch.setattr(plain, "beside", one_took_a_ticket_and_failed)
+    monkeypatch.setattr(iterations, "beside", one_took_a_ticket_and_failed)
     with pytest.raises(MemoryError, match="no room for a helper"):
         km.fit(x)
     assert fitted(km) == before
 
 
 def test_a_helper_that_fails_says_so():
-    board = np.zeros(plain._BOARD, np.int64)
+    board = np.zeros(iterations._BOARD, np.int64)
     with pytest.raises(TypeError):
-        plain._helper(board)
-    assert board[plain._FAILED] == 1
+        iterations._helper(board)
+    assert board[iterations._FAILED] == 1
 
 
 @helped
 def test_helpers_leave_when_their_leader_is_interrupted(monkeypatch):
-    x, futures, beside = blobs(20_000, 20, 4), [], plain.beside
+    x, futures, beside = blobs(20_000, 20, 4), [], iterations.beside
 
     def interrupted(*args):
         futures.extend(beside(*args))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(plain, "beside", interrupted)
+    monkeypatch.setattr(iterations, "beside", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fit(x, 20, 4)
     assert futures

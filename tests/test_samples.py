@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cce_core._jit import COMPILED
-from cce_core.sketching import samples
-from cce_core.sketching.samples import as_rows, some_ids, weighted_ids
+from cce_core.learning import sampling
+from cce_core.learning.sampling import as_rows, some_ids, weighted_ids
 
 
 def rng(seed=0):
@@ -56,7 +56,7 @@ def test_weighted_ids_have_weight(values, n, block, seed):
     if not weights.any():
         weights[-1] = 1
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(samples, "_BLOCK", block)
+        patch.setattr(sampling, "_BLOCK", block)
         ids, counts = weighted_ids(rng(seed), weights, n)
     assert (np.diff(ids.astype(np.int64)) > 0).all()
     assert (weights[ids] > 0).all()
@@ -68,7 +68,7 @@ def test_weighted_ids_have_weight(values, n, block, seed):
 def test_weighted_ids_come_in_proportion(kind, monkeypatch):
     weights = np.array([0, 4, 1, 0, 0, 0, 0, 3, 2, 0], kind)
     n, whole = 40_000, weighted_ids(rng(1), weights, 40_000)
-    monkeypatch.setattr(samples, "_BLOCK", 3)  # blocks without a weight among them, the last one too
+    monkeypatch.setattr(sampling, "_BLOCK", 3)  # blocks without a weight among them, the last one too
     ids, counts = weighted_ids(rng(1), weights, n)
     assert ids.tolist() == [1, 2, 7, 8]
     assert np.abs(counts / n - weights[ids] / 10).max() < 0.02

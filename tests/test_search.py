@@ -11,9 +11,10 @@ from kmeans_problems import DIMS, blobs, problems, same_bits
 from reference import kmeans as twin
 
 from cce_core._jit import COMPILED
-from cce_core.clustering import search as searching
-from cce_core.clustering.labelled import _add_tile_plain, _apart_plain, add_tile, apart
-from cce_core.clustering.lanes import (
+from cce_core.clustering.nearest import search as searching
+from cce_core.clustering.nearest.label_kernels import _add_tile_plain, _apart_plain, add_tile, apart
+from cce_core.clustering.nearest.search import search
+from cce_core.clustering.nearest.tile_kernels import (
     LANES,
     TURN,
     _scan_named_plain,
@@ -27,8 +28,7 @@ from cce_core.clustering.lanes import (
     turn,
     within,
 )
-from cce_core.clustering.search import search
-from cce_core.clustering.tiles import FAN, tile
+from cce_core.clustering.nearest.tiles import FAN, tile
 
 # Tiles
 

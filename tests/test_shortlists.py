@@ -10,11 +10,11 @@ from kmeans_problems import DIMS, blobs, problems, same_bits
 from reference import kmeans as twin
 
 from cce_core._jit import COMPILED
-from cce_core.clustering import shortlists
 from cce_core.clustering.kmeans import _iterate
-from cce_core.clustering.lanes import LANES
-from cce_core.clustering.shortlists import Nearest
-from cce_core.clustering.tiles import tile
+from cce_core.clustering.nearest import shortlists
+from cce_core.clustering.nearest.shortlists import Nearest
+from cce_core.clustering.nearest.tile_kernels import LANES
+from cce_core.clustering.nearest.tiles import tile
 
 
 @pytest.fixture(autouse=True)

@@ -14,9 +14,9 @@ from reference import tt as naive
 
 import cce_core as cce
 from cce_core._jit import COMPILED
-from cce_core.sketching import trains
-from cce_core.sketching.methods import tt
-from cce_core.sketching.products import add_product
+from cce_core.method import tensor_train as tt_method
+from cce_core.sketching import tensor_train
+from cce_core.sketching.small_matmul import add_product
 
 
 @st.composite
@@ -121,7 +121,7 @@ def test_a_budget_is_kept_and_used(kind, vocab, dim, cores, budget):
 @pytest.mark.parametrize("dim", range(1, 61))
 @pytest.mark.parametrize("cores", [2, 3, 4])
 def test_every_small_dim_is_factorised(dim, cores):
-    assert list(tt._factors(dim, cores)) == naive.factors(dim, cores)
+    assert list(tt_method._factors(dim, cores)) == naive.factors(dim, cores)
 
 
 @pytest.mark.parametrize("dim", [1, 7, 32, 64])
@@ -139,7 +139,7 @@ def test_first_vectors_have_the_same_norm_at_every_size(dim, cores, size):
 
 @pytest.mark.parametrize("cores", [2, 3])
 def test_results_do_not_depend_on_the_number_of_threads(cores, monkeypatch):
-    monkeypatch.setattr(trains, "_WORK", 100)  # so that slices are many
+    monkeypatch.setattr(tensor_train, "_WORK", 100)  # so that slices are many
     n = 20_000 if COMPILED else 200  # compiled, more than are taken at once
     table = cce.make_table("tt", 3000, 12, num_params=3000, cores=cores, seed=3)
     rng = np.random.default_rng(0)
@@ -162,7 +162,7 @@ def test_a_large_batch_is_taken_in_parts(table, seed):
     ids, grads = rng.integers(0, table.spec.vocab, 20), rng.standard_normal((20, table.spec.dim))
     whole = table.lookup(ids), table.backward(ids, grads, dense=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tt, "_AT_ONCE", 7)
+        patch.setattr(tt_method, "_AT_ONCE", 7)
         np.testing.assert_array_equal(table.lookup(ids), whole[0])
         sparse, dense = table.backward(table.forward(ids), grads), table.backward(ids, grads, dense=True)
     for name in dense:
@@ -204,7 +204,7 @@ def test_small_products_exhaustively(width):
 def test_keys_are_numbered_in_order_of_first_touch(keys):
     array = np.array(keys, np.uint64)
     numbers, firsts = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
-    count = trains._number(array, numbers, firsts)
+    count = tensor_train._number(array, numbers, firsts)
     distinct = list(dict.fromkeys(keys))
     assert count == len(distinct)
     assert [distinct[m] for m in numbers] == keys

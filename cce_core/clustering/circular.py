@@ -25,7 +25,7 @@ from cce_core._jit import jit
 from cce_core._threads import sliced
 from cce_core.clustering.lloyd import nearest
 from cce_core.clustering.narrow import Frame, as_array, as_points, as_weights, kind_of, narrowed, some_of
-from cce_core.clustering.tiles import Points
+from cce_core.clustering.nearest.tiles import Points
 
 _LAID_OUT = 1 << 16  # floats of windows searched at a time: they stay in the second cache
 _BLOCKS = 16  # at most, for sums; their number may depend on the sizes alone, so that threads change no bit

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core._threads import using
-from cce_core.clustering.lanes import TURN
 from cce_core.clustering.lloyd import find
 from cce_core.clustering.narrow import as_array, as_points, as_weights, narrowed
+from cce_core.clustering.nearest.tile_kernels import TURN
+from cce_core.clustering.nearest.tiles import Points
 from cce_core.clustering.protocol import Protocol
-from cce_core.clustering.tiles import Points
 
 MOST = 2**31 - 1 - TURN  # centroids
 STARTS = ("k-means++", "k-means||", "random")

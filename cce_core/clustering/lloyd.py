@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from cce_core import _check
 from cce_core._jit import jit
 from cce_core._threads import sliced
-from cce_core.clustering.labelled import add_tile
-from cce_core.clustering.lanes import LANES, TURN
 from cce_core.clustering.narrow import as_array, as_weights, kind_of, narrowed, some_of
-from cce_core.clustering.search import search, worth_narrowing
-from cce_core.clustering.tiles import Points, Tiles, tile
+from cce_core.clustering.nearest.label_kernels import add_tile
+from cce_core.clustering.nearest.search import search, worth_narrowing
+from cce_core.clustering.nearest.tile_kernels import LANES, TURN
+from cce_core.clustering.nearest.tiles import Points, Tiles, tile
 
 _MANY = 2048  # centroids from which even a single search is worth arranging the points for
 _BATCH = 1 << 18  # points of `assign` at a time, so that its scratch stays small

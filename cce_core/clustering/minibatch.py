@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core.clustering.estimator import MOST, Estimator, first_centroids, measured
-from cce_core.clustering.init import any_points, run_seed, start_places
 from cce_core.clustering.kmeans import refill
 from cce_core.clustering.lloyd import means
 from cce_core.clustering.narrow import as_array, as_weights, kind_of, narrowed, origin_of, some_of
+from cce_core.clustering.nearest.search import search
+from cce_core.clustering.nearest.tiles import Points, tile
 from cce_core.clustering.protocol import column_names
-from cce_core.clustering.search import search
-from cce_core.clustering.tiles import Points, tile
+from cce_core.clustering.seeding import any_points, run_seed, start_places
 
 _STARTED_FROM = 3  # batches of `fit` that the first centroids are drawn from
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
-from cce_core.clustering.tiles import Points
+from cce_core.clustering.nearest.tiles import Points
 
 _MOST = np.finfo(np.float32).max
 _SAMPLE = 4096  # points that tell whether a coordinate stands behind an offset

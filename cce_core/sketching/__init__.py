@@ -1,10 +1,1 @@
-"""Addresses and memory to vectors, and back: the one lookup, the one scatter, and a small file a method."""
-
-from cce_core.sketching.collection import Collection as Collection
-from cce_core.sketching.gradient import SparseGradient as SparseGradient
-from cce_core.sketching.loading import load as load
-from cce_core.sketching.make import make_table as make_table
-from cce_core.sketching.method import Method as Method
-from cce_core.sketching.spec import BudgetError as BudgetError
-from cce_core.sketching.spec import TableSpec as TableSpec
-from cce_core.sketching.table import Table as Table
+"""The compiled loops: layouts, descriptors, addresses, the one gather and the one scatter, projections, batches."""

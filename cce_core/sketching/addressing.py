@@ -8,9 +8,9 @@ import numpy as np
 
 from cce_core._jit import jit
 from cce_core.hashing.mix import keyed, multiply_high, multiply_high_32, premix
-from cce_core.sketching.bundle import LAST, STEP, WORD
+from cce_core.sketching.block_ops import load_bits
+from cce_core.sketching.descriptors import LAST, STEP, WORD
 from cce_core.sketching.layout import BASE, HASH, IDENTITY, KIND, PER_ID, POINTER, ROWS, STRIDE, A, B
-from cce_core.sketching.moves import load_bits
 
 TILE = 256  # ids whose addresses are found before their blocks are moved
 _zero, _one, _three, _low = np.uint64(0), np.uint64(1), np.uint64(3), np.uint64(0xFFFFFFFF)

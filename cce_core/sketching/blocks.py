@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from cce_core._threads import get_num_threads, sliced
 from cce_core.sketching.addressing import addresses_range, signs_range
-from cce_core.sketching.bundle import COUNT, UNIT, Bundle, Memory, Part, Sketch
-from cce_core.sketching.gathering import dot_of, gather_of
+from cce_core.sketching.descriptors import COUNT, UNIT, Bundle, Memory, Part, Sketch
+from cce_core.sketching.gather import dot_of, gather_of
 from cce_core.sketching.gradient import SparseGradient
 from cce_core.sketching.layout import Layout
-from cce_core.sketching.scattering import scatter_range, touch, untouch
+from cce_core.sketching.scatter import scatter_range, touch, untouch
 from cce_core.storage.codec import FLOAT32
 
 _IDS_A_THREAD = 1 << 12

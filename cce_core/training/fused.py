@@ -19,15 +19,14 @@ from cce_core import _check
 from cce_core._guard import Changing, Writer
 from cce_core._jit import jit
 from cce_core._threads import sliced
-from cce_core.sketching import projecting
-from cce_core.sketching.bundle import COLUMNS, COUNT, SPAN, UNIT, WIDTH
-from cce_core.sketching.bundle import SIZE as SIZE_OF_PART
-from cce_core.sketching.collection import Collection, Group, Seen
+from cce_core.sketching.block_ops import array_at
+from cce_core.sketching.descriptors import COLUMNS, COUNT, SPAN, UNIT, WIDTH
+from cce_core.sketching.descriptors import SIZE as SIZE_OF_PART
 from cce_core.sketching.gradient import Gradient
-from cce_core.sketching.moves import array_at
-from cce_core.sketching.projecting import narrow_rows, slope_rows
-from cce_core.sketching.scattering import owned, scatter_range, touch, untouch
-from cce_core.sketching.table import Table
+from cce_core.sketching.projection import narrow_rows, slope_rows, unwidened
+from cce_core.sketching.scatter import owned, scatter_range, touch, untouch
+from cce_core.tables.collection import Collection, Group, Seen
+from cce_core.tables.table import Table
 from cce_core.training.rules import ADAM, ROWWISE, SGD, dense, touched
 from cce_core.training.state import Fused, State
 
@@ -221,9 +220,7 @@ def _dense(optimizer: Fused, both: Collection, seen: Seen, grads: NDArray[np.flo
             return
         source = grads
         if inner is not None:
-            source, g[size:] = projecting.unwidened(
-                group.projections, inner, grads, size, group.n_projected, group.within
-            )
+            source, g[size:] = unwidened(group.projections, inner, grads, size, group.n_projected, group.within)
         sliced(
             _scatter_zeroed, size, min(_FLOATS_A_THREAD, -(-size // 2)), bundle.parts, bundle.columns, batch.words, places,
             offsets, batch.amounts, kept, source.shape[1], source.reshape(-1), g,
@@ -243,7 +240,7 @@ def _touched(optimizer: Fused, both: Collection, seen: Seen, grads: NDArray[np.f
     for group, inner in zip(both.groups, seen.inner):
         source, slopes = grads, np.empty(0, np.float32)
         if inner is not None:
-            source, slopes = projecting.unwidened(
+            source, slopes = unwidened(
                 group.projections, inner, grads, group.bundle.size, group.n_projected, group.within
             )
         most = max(float(np.abs(x).max(initial=0.0)) for x in (source, slopes))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from cce_core import _check
 from cce_core._jit import jit
 from cce_core._threads import sliced
-from cce_core.sketching.moves import array_at
+from cce_core.sketching.block_ops import array_at
 
 _GRAIN = 1 << 15
 _0, _1 = np.float32(0.0), np.float32(1.0)

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from cce_core import _check
 from cce_core._guard import Changing, Writer, in_order
 from cce_core._threads import sliced
-from cce_core.sketching.collection import Collection
 from cce_core.sketching.gradient import Gradient, SparseGradient
-from cce_core.sketching.table import Table
+from cce_core.tables.collection import Collection
+from cce_core.tables.table import Table
 from cce_core.training import rules
 from cce_core.training.state import State
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cce_core._jit import jit
-from cce_core.sketching.moves import copy_blocks
+from cce_core.sketching.block_ops import copy_blocks
 from cce_core.storage.codec import FLOAT32
 
 SGD, ADAGRAD, ROWWISE, ADAM = range(4)  # how compiled loops know the formulas

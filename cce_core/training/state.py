@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cce_core.sketching.collection import Collection
-from cce_core.sketching.table import Table
+from cce_core.tables.collection import Collection
+from cce_core.tables.table import Table
 
 
 @dataclasses.dataclass

@@ -12,8 +12,8 @@ from cce_core.adapters.torch import cuda, distributed, guard
 from cce_core.adapters.torch.arrays import float32, put
 from cce_core.adapters.torch.moments import Pointed, carried, forget, refitted
 from cce_core.adapters.torch.plan import MEMORY, WEIGHTS, array_specs
-from cce_core.sketching.learning import ClusterReport
-from cce_core.sketching.table import Table
+from cce_core.learning.cluster import ClusterReport
+from cce_core.tables.table import Table
 
 
 def cluster(

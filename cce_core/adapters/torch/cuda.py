@@ -24,11 +24,11 @@ from torch import Tensor
 from cce_core.adapters.torch import plain, steps
 from cce_core.adapters.torch.arrays import write_tensor
 from cce_core.adapters.torch.plan import MEMORY, WEIGHTS, part_of, spec_of, text_of
+from cce_core.learning.cluster import ClusterReport, _checked_weights
+from cce_core.method.spec import TableSpec
 from cce_core.sketching.layout import POINTER, Layout
-from cce_core.sketching.learning import ClusterReport, _checked_weights
-from cce_core.sketching.spec import TableSpec
-from cce_core.sketching.table import Table
 from cce_core.storage.codec import BFLOAT16, FLOAT32, codec
+from cce_core.tables.table import Table
 
 _MODULES = ("cluster", "codecs", "dhe", "lookup", "steps", "sums", "tables")
 _CODECS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
@@ -320,7 +320,7 @@ def cluster(
     spec: TableSpec, arrays: Mapping[str, Tensor], *, vectors: Any = None, weights: Any = None,
     show_progress: bool | None = None, max_bytes: None = None, **settings: Any,
 ) -> ClusterReport:  # fmt: skip
-    """`cce_core.sketching.learning.cluster` on the device, of a module's parameters and buffers by name, in place.
+    """`cce_core.learning.cluster.cluster` on the device, of a module's parameters and buffers by name, in place.
 
     Args:
         spec: with its seed.

@@ -18,15 +18,15 @@ from cce_core._progress import progress
 from cce_core.adapters.torch.ranks import Exact, Floats, Ranks, ranks_of
 from cce_core.clustering import KMeans, assign, circular_assign
 from cce_core.hashing.mix import derive_key
+from cce_core.learning.circular import WindowsRun
+from cce_core.learning.cluster import MAX_BYTES, ClusterReport, _checked_weights
+from cce_core.learning.codebooks import Run
+from cce_core.learning.sparse_codes import CodesRun
+from cce_core.learning.targets import Source
+from cce_core.method.spec import SAMPLES
 from cce_core.sketching import blocks
-from cce_core.sketching.codes import CodesRun
 from cce_core.sketching.layout import HASH, POINTER, Layout
-from cce_core.sketching.learning import MAX_BYTES, ClusterReport, _checked_weights
-from cce_core.sketching.runs import Run
-from cce_core.sketching.source import Source
-from cce_core.sketching.spec import SAMPLES
-from cce_core.sketching.table import Table
-from cce_core.sketching.windows import WindowsRun
+from cce_core.tables.table import Table
 
 _START_POINTS = 32  # a centroid, from which the first centroids are drawn, on every rank alike
 
@@ -315,7 +315,7 @@ def cluster(
     max_bytes: int = MAX_BYTES,
     show_progress: bool | None = None,
 ) -> ClusterReport:
-    """`cce_core.sketching.learning.cluster`, of one table that every rank holds, by all of them together.
+    """`cce_core.learning.cluster.cluster`, of one table that every rank holds, by all of them together.
 
     Every rank decodes and assigns its share of the ids; sums and counts are reduced over all. Of `sparse` and `sparse2` K-SVD is
     not shared: on its sample, all ranks do the same.

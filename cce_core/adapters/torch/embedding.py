@@ -15,7 +15,7 @@ class Embedding(Compressed):
     """A drop-in for `torch.nn.Embedding` whose table takes a hundredth of the memory: `T[input]`.
 
     With `method="full"`, no rank and no codec, it is torch's own embedding in values, gradients and errors. Every other method of
-    `cce_core.methods()` takes a budget.
+    `cce_core.method()` takes a budget.
 
     Args:
         num_embeddings: ids go from 0 to num_embeddings − 1; None, for methods that only hash, takes every 64-bit id.
@@ -26,7 +26,7 @@ class Embedding(Compressed):
         scale_grad_by_freq: divide an id's gradient by how often it comes in the batch.
         sparse: sparse gradients of memory and weights, for SparseAdam and the like; a projection's stays dense.
         device, dtype: of the parameters, as in torch.
-        method: a name among `cce_core.methods()`, or one that users of the paper's own code know.
+        method: a name among `cce_core.method()`, or one that users of the paper's own code know.
         num_params: the most trained numbers, or
         num_bytes: the most stored bytes.
         n_chunks, rank: as for `cce_core.make_table`.

@@ -17,10 +17,10 @@ from cce_core.adapters.torch.embedding import Embedding
 from cce_core.adapters.torch.module import Compressed
 from cce_core.adapters.torch.tied import TiedLinear
 from cce_core.hashing.mix import derive_key
-from cce_core.sketching.block_method import BlockMethod
-from cce_core.sketching.learning import ClusterReport
-from cce_core.sketching.methods import get_method
-from cce_core.sketching.table import Table
+from cce_core.learning.cluster import ClusterReport
+from cce_core.method import get_method
+from cce_core.method.block import BlockMethod
+from cce_core.tables.table import Table
 
 _SAMPLE = 4096  # ids that tell a table's scale
 Skip = str | Iterable[str] | Callable[[str, nn.Module], bool] | None

@@ -26,12 +26,12 @@ from cce_core.adapters.torch.stamp import checksum, stamped
 from cce_core.adapters.torch.states import SMALL, Stated, reading
 from cce_core.adapters.torch.weight import PADDING, Weighted
 from cce_core.hashing.mix import derive_key
-from cce_core.sketching.learning import ClusterReport
-from cce_core.sketching.make import make_table
-from cce_core.sketching.spec import KEYS, TableSpec
-from cce_core.sketching.table import Table
+from cce_core.learning.cluster import ClusterReport
+from cce_core.method.spec import KEYS, TableSpec
 from cce_core.storage.codec import codec as get_codec
 from cce_core.storage.ledger import Ledger
+from cce_core.tables.make import make_table
+from cce_core.tables.table import Table
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
@@ -301,7 +301,7 @@ class Compressed(Stated, Weighted):
                 clusterings: AUC 0.838 and 0.837, means of three seeds).
             averaged: a module that averages this one, or several; its copy of this table, or a model that holds one.
             group: the process group; None is the default one, where there is one.
-            settings: as for `cce_core.sketching.learning.cluster`.
+            settings: as for `cce_core.learning.cluster.cluster`.
 
         Returns:
             A `ClusterReport`.

@@ -30,10 +30,10 @@ from cce_core.adapters.torch.arrays import array
 from cce_core.adapters.torch.plan import bases_of, end_of, part_of, spec_of
 from cce_core.adapters.torch.team import used
 from cce_core.hashing.digits import digits as core_digits
+from cce_core.method import deep_hash
 from cce_core.sketching import blocks
-from cce_core.sketching.bundle import Memory, Sketch
+from cce_core.sketching.descriptors import Memory, Sketch
 from cce_core.sketching.layout import Layout
-from cce_core.sketching.methods import dhe
 from cce_core.storage.codec import FLOAT32, codec
 
 _LIBRARY = torch.library.Library("cce", "DEF")
@@ -100,7 +100,7 @@ def _fit(weights: Tensor | None, n: int, layout: Layout) -> Any:
 
 def _in_core(*tensors: Tensor | None) -> bool:
     """Whether the core's loops take them: float32."""
-    for tensor in tensors:  # a generator would cost a call each
+    for tensor in tensors:  # noqa: SIM110 (a generator would cost a call each)
         if tensor is not None and tensor.dtype != torch.float32:
             return False
     return True
@@ -190,8 +190,8 @@ def _digits(ids: Tensor, spec: str) -> Tensor:
 def _features(ids: Tensor, keys: Tensor, spec: str) -> Tensor:
     words, hashed = words_of(ids, end_of(spec)), array(keys.contiguous())
     out = np.empty((len(words), len(hashed)), np.float32)
-    kernel = dhe._uniform if spec_of(spec).option("transform") == "uniform" else dhe._gaussian
-    sliced(kernel, len(words), max(1, dhe._GRAIN // len(hashed)), words, hashed, out)
+    kernel = deep_hash._uniform if spec_of(spec).option("transform") == "uniform" else deep_hash._gaussian
+    sliced(kernel, len(words), max(1, deep_hash._GRAIN // len(hashed)), words, hashed, out)
     return torch.from_numpy(out)
 
 

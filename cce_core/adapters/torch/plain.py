@@ -16,8 +16,8 @@ from torch import Tensor
 from cce_core import _check
 from cce_core.adapters.torch.plan import bases_of, part_of, spec_of
 from cce_core.hashing import mix
+from cce_core.method import deep_hash
 from cce_core.sketching.layout import HASH, IDENTITY, POINTER, Column, Layout
-from cce_core.sketching.methods import dhe
 from cce_core.storage.codec import BLOCK, codec
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -233,7 +233,7 @@ def digits(ids: Tensor, text: str) -> Tensor:
 def features(ids: Tensor, keys: Tensor, text: str) -> Tensor:
     """`ops.features`."""
     check_range(ids, text)
-    spec, words, m = spec_of(text), premix(ids), dhe.BUCKETS
+    spec, words, m = spec_of(text), premix(ids), deep_hash.BUCKETS
     hashed = torch.stack([multiply_high(keyed(words, key), m) for key in keys], 1).to(torch.float32)
     if spec.option("transform") == "uniform":
         return hashed * (2.0 / (m - 1)) - 1.0

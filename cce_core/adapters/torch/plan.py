@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cce_core.sketching.arrays import array_specs as array_specs
-from cce_core.sketching.block_method import BlockMethod
-from cce_core.sketching.checked import checked
+from cce_core.method import get_method
+from cce_core.method.arrays import array_specs as array_specs
+from cce_core.method.block import BlockMethod
+from cce_core.method.checked import checked
+from cce_core.method.spec import TableSpec
+from cce_core.method.tensor_train import TensorTrain
 from cce_core.sketching.layout import POINTER, Layout
-from cce_core.sketching.methods import get_method
-from cce_core.sketching.methods.tt import TensorTrain
-from cce_core.sketching.spec import TableSpec
 
 MEMORY, WEIGHTS = "memory", "weights"
 POINTED, HASHED = ":pointed", ":hashed"  # the columns of a part that read pointers, and those that do not

@@ -25,9 +25,10 @@ from torch import Tensor
 from cce_core.adapters.torch import ops, plain
 from cce_core.adapters.torch.arrays import array
 from cce_core.adapters.torch.plan import MEMORY, part_of
-from cce_core.sketching import blocks, projecting
-from cce_core.sketching.bags import Batch
-from cce_core.sketching.bundle import Bundle, Memory, Part, Sketch
+from cce_core.sketching import blocks
+from cce_core.sketching.batch import Batch
+from cce_core.sketching.descriptors import Bundle, Memory, Part, Sketch
+from cce_core.sketching.projection import unwidened, widened
 from cce_core.storage.codec import FLOAT32
 
 
@@ -115,7 +116,7 @@ def _vectors(
     projection = projection.contiguous()
     row, dim = _projection(projection, layout.dim)
     out = np.empty((batch.rows, dim), np.float32)
-    projecting.widened(row, batch.masses([0]), inner, out)
+    widened(row, batch.masses([0]), inner, out)
     if ops._kept.wanted:
         ops._kept.inner = torch.from_numpy(inner)
     return torch.from_numpy(out)
@@ -144,7 +145,7 @@ def _unwiden(grads: Tensor, inner: Tensor, projection: Tensor) -> tuple[Tensor, 
     rows, within = inner.shape
     projection = projection.contiguous()
     row, dim = _projection(projection, within - 1)
-    to_inner, to_projection = projecting.unwidened(
+    to_inner, to_projection = unwidened(
         row, array(_shaped(inner, rows, within)).reshape(rows, within), array(_shaped(grads, rows, dim)).reshape(rows, dim),
         0, projection.numel(), within - 1,
     )  # fmt: skip

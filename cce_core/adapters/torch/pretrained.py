@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cce_core.learning.targets import Source
+from cce_core.method.block import BlockMethod
 from cce_core.sketching import blocks
-from cce_core.sketching.block_method import BlockMethod
-from cce_core.sketching.bundle import Memory
-from cce_core.sketching.source import Source
-from cce_core.sketching.table import Table
+from cce_core.sketching.descriptors import Memory
 from cce_core.storage.codec import FLOAT32
+from cce_core.tables.table import Table
 
 _BATCH = 1 << 16
 _STEPS = 100

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core.sketching import blocks
-from cce_core.sketching.bundle import Sketch
+from cce_core.sketching.descriptors import Sketch
 from cce_core.storage.codec import BLOCK, Codec
 
 _WORTH = 4  # with fewer than a block in so many to round, the rest is left out

@@ -9,7 +9,7 @@ from torch import nn
 
 from cce_core import _check
 from cce_core.adapters.torch.models import cluster_
-from cce_core.sketching.learning import ClusterReport
+from cce_core.learning.cluster import ClusterReport
 
 _TIMES = 6  # more often was not found to be better
 

@@ -16,15 +16,15 @@ from torch.nn import functional
 from cce_core.adapters.torch import ops, plain
 from cce_core.adapters.torch.arrays import array
 from cce_core.adapters.torch.plan import end_of, spec_of
-from cce_core.sketching import trains
-from cce_core.sketching.methods.tt import _AT_ONCE, _shapes
+from cce_core.method.tensor_train import _AT_ONCE, _shapes
+from cce_core.sketching import tensor_train
 
 
-def _cores(flat: Tensor, spec: str) -> list[trains.Core]:
+def _cores(flat: Tensor, spec: str) -> list[tensor_train.Core]:
     values, out, at = array(flat.contiguous()), [], 0
     for base, left, d, right in _shapes(spec_of(spec)):
         size = base * left * d * right
-        out.append(trains.Core(values[at : at + size], base, left, d, right))
+        out.append(tensor_train.Core(values[at : at + size], base, left, d, right))
         at += size
     if flat.dtype != torch.float32 or at != values.size:
         raise RuntimeError(f"this operator takes float32 ({at},) here, got {flat.dtype} {tuple(flat.shape)}")
@@ -35,7 +35,7 @@ def _train(flat: Tensor, ids: Tensor, spec: str) -> Tensor:
     words, cores = ops.words_of(ids, end_of(spec)), _cores(flat, spec)
     out = np.empty((len(words), spec_of(spec).dim), np.float32)
     for start in range(0, len(words), _AT_ONCE):
-        trains.vectors(trains.grow(words[start : start + _AT_ONCE], cores), out[start : start + _AT_ONCE])
+        tensor_train.vectors(tensor_train.grow(words[start : start + _AT_ONCE], cores), out[start : start + _AT_ONCE])
     return torch.from_numpy(out)
 
 
@@ -45,7 +45,7 @@ def _train_back(grads: Tensor, flat: Tensor, ids: Tensor, spec: str) -> Tensor:
     total = np.zeros(flat.numel(), np.float32)
     for start in range(0, len(words), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
-        found: list[Any] = trains.gradients(trains.grow(words[part], cores), vectors[part], True)
+        found: list[Any] = tensor_train.gradients(tensor_train.grow(words[part], cores), vectors[part], True)
         total += np.concatenate([gradient.reshape(-1) for gradient in found])
     return torch.from_numpy(total)
 

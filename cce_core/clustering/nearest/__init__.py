@@ -1,0 +1,1 @@
+"""The nearest centroid of every point, exactly: tiles of points against tiles of centroids."""

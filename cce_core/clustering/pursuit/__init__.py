@@ -1,0 +1,1 @@
+"""Sparse codes: orthogonal matching pursuit, and the dictionary that it learns."""

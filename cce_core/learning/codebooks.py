@@ -1,0 +1,294 @@
+"""One clustering of a table whose chunks have codebooks: the new arrays as they are made, beside the old ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cce_core import _check
+from cce_core._jit import jit
+from cce_core._threads import get_num_threads, side_by_side, sliced
+from cce_core.clustering import KMeans, assign, least_entropies, update
+from cce_core.hashing.mix import derive_key
+from cce_core.learning.sampling import some_ids, weighted_ids
+from cce_core.learning.targets import Source
+from cce_core.method import get_method
+from cce_core.method.block import BlockMethod
+from cce_core.method.spec import SAMPLES
+from cce_core.method.state import TableState
+from cce_core.sketching import blocks
+from cce_core.sketching.descriptors import Memory, Sketch
+from cce_core.sketching.layout import HASH, POINTER, Column, Layout
+from cce_core.storage.codec import FLOAT32
+
+_ENTROPY_IDS = 1 << 20
+_LEAST_BATCH = 256  # ids, below which a smaller batch saves nothing worth having
+_APART = 1 << 24  # multiply-adds of a search of the sample from which chunks are clustered side by side
+_ROWS = 1 << 12  # at a time, where each needs more than its floats
+_GRAIN = 1 << 14  # ids that make another thread worth waking
+SUNDRIES = 1 << 17  # bytes of whatever is small
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How much is held at once. It follows from the sizes and `max_bytes` alone (but for `beside`), so results do too.
+
+    Attributes:
+        points: ids that k-means sees.
+        batch: ids decoded at once.
+        entropy_ids: ids over which entropies are taken.
+        beside: chunks clustered at the same time.
+        scratch: most bytes that are held for these, beside the new arrays.
+    """
+
+    points: int
+    batch: int
+    entropy_ids: int
+    beside: int
+    scratch: int
+
+
+@jit
+def _leave(start: int, stop: int, vectors: Any, labels: Any, centroids: Any) -> None:
+    """What the centroids leave over of the vectors [start, stop), in their place."""
+    for i in range(start, stop):
+        for j in range(vectors.shape[1]):
+            vectors[i, j] -= centroids[labels[i], j]
+
+
+def cost(x: NDArray[np.float32], near: Callable[[slice], Any], weights: Any) -> float:
+    """Σ_n w_n |x_n − near_n|², in float64 and a few rows at a time: no square is too large, and no copy."""
+    total = 0.0
+    for low in range(0, len(x), _ROWS):
+        rows = slice(low, low + _ROWS)
+        apart = x[rows].astype(np.float64)
+        apart -= near(rows)
+        squares = np.square(apart, out=apart).sum(1)
+        total += float(squares.sum() if weights is None else squares @ weights[rows])
+    return total
+
+
+class Run:
+    """One `cluster()`: the new arrays as they are made, beside the table, which is only read.
+
+    Args:
+        table: of a method that learns its sketch.
+        weights: (vocab,), at least 0, or None.
+        points_per_centroid: ids of the sample, a centroid.
+        batch_size: most ids decoded at once.
+        max_bytes: most bytes to hold beside the new arrays.
+        source: vectors to learn in place of the table's, or None.
+
+    Raises:
+        ValueError: the memory is not finite, or `max_bytes` is too few for a point a centroid and a small batch.
+    """
+
+    _side_by_side = True  # whether chunks may be clustered at the same time
+    _most = 1 << 18  # ids of a batch
+
+    def __init__(
+        self,
+        table: TableState,
+        weights: Any,
+        points_per_centroid: int,
+        batch_size: int,
+        max_bytes: int,
+        source: Source | None,
+    ) -> None:
+        self.table, self.layout, self.source = table, table.layout, source
+        self.vocab = table.spec.vocab or 0
+        self.n_clusters = next(c.rows for c in self.layout.columns if c.kind == POINTER)
+        self.old, old_memory = table.sketch, table.stored.decoded()
+        _check.as_float32("the memory", old_memory, old_memory.shape)
+        self.weights = weights
+        self.plan = self._plan(points_per_centroid, batch_size, max_bytes)
+        self.old_memory, self.memory = Memory(FLOAT32, old_memory), old_memory.copy()
+        # The fresh hash is drawn once, before anything is decoded, and decoding goes on with the old one to the end.
+        method = get_method(table.spec.method)
+        assert isinstance(method, BlockMethod)
+        self.packing = method.packing(table.spec)
+        keys = method.keys(table.spec, table.generation + 1)
+        self.new = Sketch(self.layout, keys, self.packing.empty())
+        self.factors: NDArray[np.float32] | None = None  # new weights of a table that has some
+        self.costs = np.zeros((self.layout.n_chunks, 2))  # of each chunk, before and after
+        self.empty = np.zeros(self.layout.n_chunks, np.int64)
+        self.iterations = np.zeros(self.layout.n_chunks, np.int64)
+        self.ended, self._one = threading.Event(), threading.Lock()
+        coded = 0 if table.spec.codec == "float32" else 2  # the old memory decoded, the new one encoded
+        self.scratch = (1 + coded) * self.memory.nbytes + self.new.pointers.nbytes + keys.nbytes + self.plan.scratch
+
+    # --- how much is held at once -------------------------------------------------------------------------------------
+
+    def _source_bytes(self) -> int:
+        return 0 if self.source is None else 4 * (3 * self.table.spec.dim + self.layout.dim)
+
+    def _point_bytes(self) -> int:
+        """Of a point of the sample: ids, vectors, and what `KMeans` keeps of each, its short lists too."""
+        w = self.layout.width
+        return 17 * w + 70 + min(max(5 * w, 28), 72) + self._source_bytes()
+
+    def _id_bytes(self) -> int:
+        """Of an id of a batch: its vector, that in a tile, and a few numbers."""
+        return 13 * self.layout.width + 72 + self._source_bytes()
+
+    def _flat_bytes(self) -> int:
+        """What takes its room however few points there are: centroids in many copies, and the sums of what is left."""
+        w = self.layout.width
+        hashed = next((c.rows for c in self.layout.columns if c.kind == HASH), 0)
+        return SUNDRIES + 300 * self.n_clusters * (w + 1) + hashed * (8 * w + 16)
+
+    def _plan(self, points_per_centroid: int, batch_size: int, max_bytes: int) -> Plan:
+        flat, per_point, per_id = self._flat_bytes(), self._point_bytes(), self._id_bytes()
+        most, size = min(self.vocab, points_per_centroid * self.n_clusters), min(batch_size, self.vocab, self._most)
+        least, least_size = min(self.vocab, self.n_clusters), min(size, _LEAST_BATCH)
+        points, batch = (min(n, (max_bytes - flat) // each) for n, each in ((most, per_point), (size, per_id)))
+        if points < least or batch < least_size:
+            needed = flat + max(least * per_point, least_size * per_id)
+            raise ValueError(
+                f"max_bytes must be at least {needed:,} for {self.n_clusters:,} clusters of width {self.layout.width}, "
+                f"got {max_bytes:,}"
+            )
+        chunk = flat + max(points * per_point, batch * per_id)
+        beside = 1
+        if self._side_by_side and points * self.n_clusters * self.layout.width >= _APART:
+            beside = max(1, min(get_num_threads(), self.layout.n_chunks, max_bytes // chunk))
+        each = 96 + 8 * self.layout.n_chunks
+        entropy_ids = max(1, min(self.vocab, _ENTROPY_IDS, max_bytes // (each + 96)))
+        pairs = 24 * min(self.n_clusters**2, 1 << 20, 4 * entropy_ids)  # a table of their counts
+        return Plan(points, batch, entropy_ids, beside, max(beside * chunk, entropy_ids * each + pairs))
+
+    # --- a chunk ------------------------------------------------------------------------------------------------------
+
+    def sample(self, chunk: int) -> tuple[NDArray[np.uint64], NDArray[np.float32] | None]:
+        """Ids for k-means, and what each counts: all of them, or a sample without and (weighted) with replacement."""
+        if self.plan.points == self.vocab:
+            counts = None if self.weights is None else self.weights.astype(np.float32, copy=False)
+            return np.arange(self.vocab, dtype=np.uint64), counts
+        rng = np.random.Generator(
+            np.random.PCG64(derive_key(self.table.spec.seed, SAMPLES, self.table.generation, chunk))
+        )
+        if self.weights is None:
+            return some_ids(rng, self.vocab, self.plan.points), None
+        return weighted_ids(rng, self.weights, self.plan.points)
+
+    def decode(self, part: Layout, ids: NDArray[np.uint64]) -> NDArray[np.float32]:
+        """The chunk's vectors as the table or the source has them."""
+        if self.source is not None:
+            chunk = self.layout.columns.index(part.columns[0]) // self.layout.terms
+            return np.ascontiguousarray(self.source.rows(ids)[:, chunk * part.width : (chunk + 1) * part.width])
+        return blocks.lookup(self.old.part(part), self.old_memory, ids)
+
+    def batches(self) -> Any:
+        """All ids, a batch at a time, until the end is called."""
+        for low in range(0, self.vocab, self.plan.batch):
+            if self.ended.is_set():
+                return
+            yield np.arange(low, min(low + self.plan.batch, self.vocab), dtype=np.uint64)
+
+    def write(self, field: int, low: int, values: Any) -> None:
+        """New pointers of ids from `low` on. Those of all chunks share words: one thread at a time."""
+        with self._one:
+            self.packing.write(self.new.pointers, field, low, values)
+
+    def tell(self, bar: Any, n: int) -> None:
+        """Move the bar on."""
+        with self._one:
+            bar.update(n)
+
+    def work(self, n_iter: int) -> int:
+        """What the bar counts to: ids looked at, in each iteration and at the end, by all chunks."""
+        return self.layout.n_chunks * (self.vocab + n_iter * self.plan.points)
+
+    def learn(self, n_iter: int, residual: bool, warm: bool, bar: Any) -> None:
+        """New memory and pointers: here, a codebook for each chunk."""
+        terms = self.layout.terms
+
+        def one(chunk: int) -> None:
+            part = self.layout.part(self.layout.columns[chunk * terms : (chunk + 1) * terms], terms)
+            self.chunk(chunk, part, n_iter, residual, warm, bar)
+
+        side_by_side(one, self.layout.n_chunks, self.plan.beside, self.ended)
+
+    def chunk(self, chunk: int, part: Layout, n_iter: int, residual: bool, warm: bool, bar: Any) -> None:
+        """Cluster one chunk: k-means on a sample, then every id to its nearest centroid."""
+        k, width = self.n_clusters, part.width
+        pointer = next(c for c in part.columns if c.kind == POINTER)
+        hashed = next((c for c in part.columns if c.kind == HASH), None)
+        centroids = self._codebook(chunk, part, pointer, n_iter, warm, bar)
+        self.memory[pointer.base : pointer.base + k * width] = centroids.reshape(-1)
+        rows = hashed.rows if hashed is not None and residual else 0
+        sums, seen, used = np.zeros(rows * width, np.float32), np.zeros(rows, np.float32), np.zeros(k, np.int64)
+        for batch in self.batches():
+            vectors = self.decode(part, batch)
+            labels, _ = assign(vectors, centroids)
+            self.write(chunk, int(batch[0]), labels)
+            used += np.bincount(labels, minlength=k)
+            if hashed is not None and rows:
+                sliced(_leave, len(batch), _GRAIN, vectors, labels, centroids)
+                sums += blocks.scatter(self._alone(hashed, width), batch, vectors)
+                seen += blocks.scatter(self._alone(hashed, 1), batch, np.ones((len(batch), 1), np.float32))
+            self.tell(bar, len(batch))
+        self.empty[chunk] = np.count_nonzero(used == 0)
+        if hashed is not None:
+            left = (sums.reshape(rows, width) / np.maximum(seen, 1)[:, None]).reshape(-1) if rows else 0.0
+            self.memory[hashed.base : hashed.base + hashed.rows * width] = left
+
+    def _codebook(
+        self, chunk: int, part: Layout, pointer: Column, n_iter: int, warm: bool, bar: Any
+    ) -> NDArray[np.float32]:
+        """k-means on a sample, which is let go of here."""
+        ids, counts = self.sample(chunk)
+        x = self.decode(part, ids)
+        means, before = self._present(part, pointer, ids, x, counts)
+        seed = derive_key(self.table.spec.seed, SAMPLES, self.table.generation, chunk, 1)
+
+        def iterated(step: int, inertia: float) -> bool:
+            self.tell(bar, self.plan.points)
+            return self.ended.is_set()
+
+        start: Any = means if warm else "k-means++"
+        found = KMeans(self.n_clusters, init=start, n_iter=n_iter, seed=seed)
+        found.fit(x, sample_weight=counts, on_iteration=iterated)
+        total = float(len(ids) if counts is None else counts.sum(dtype=np.float64))
+        self.costs[chunk] = before / total, float(found.inertia_) / total
+        self.iterations[chunk] = found.n_iter_
+        self.tell(bar, (n_iter - found.n_iter_) * self.plan.points)
+        return found.cluster_centers_
+
+    def _alone(self, column: Column, width: int) -> Sketch:
+        """The new hash of one chunk into a memory of its own."""
+        own = column._replace(base=0, stride=width, region=0)
+        return self.new.part(
+            dataclasses.replace(self.layout, columns=(own,), terms=1, width=width, size=column.rows * width, unit=width)
+        )
+
+    def _present(self, part: Layout, pointer: Column, ids: Any, x: Any, counts: Any) -> tuple[Any, float]:
+        """The means of the present clusters, and what they cost."""
+        column = part.part((pointer,))
+        at = blocks.addresses(self.old.part(column), ids)[:, 0]
+        at -= pointer.base
+        at //= pointer.stride
+        labels = at.astype(np.int32)
+        del at
+        means, _ = update(x, labels, self.n_clusters, counts)
+        return means, cost(x, lambda rows: means[labels[rows]], counts)
+
+    def entropies(self) -> tuple[float, float]:
+        """The two least entropies of the new pointers, over at most a million ids."""
+        n = self.plan.entropy_ids
+        ids = np.arange(n, dtype=np.uint64)
+        ids *= np.uint64(self.vocab - 1)
+        ids //= np.uint64(max(n - 1, 1))
+        labels = []
+        for column in self.layout.columns:
+            if column.kind == POINTER:
+                at = blocks.addresses(self.new.part(self.layout.part((column,))), ids)[:, 0]
+                at -= column.base
+                at //= column.stride
+                labels.append(at.astype(np.int32))
+        return least_entropies(labels, self.n_clusters)

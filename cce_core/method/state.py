@@ -1,0 +1,170 @@
+"""A table's spec and arrays, with the views of them that compiled loops read: what methods and learners are given."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cce_core._guard import Changing, Guard
+from cce_core.method.memory import StoredMemory
+from cce_core.method.spec import ArraySpec, TableSpec
+from cce_core.sketching import blocks
+from cce_core.sketching.descriptors import Bundle, Memory, Part, Sketch
+from cce_core.sketching.layout import Layout
+from cce_core.storage.codec import FLOAT32
+
+_EMPTY, _NEVER = np.empty(0, np.uint64), np.zeros(1, np.int64)
+
+
+class TableState:
+    """What a table is made of, without what it does: `Table` adds lookups, gradients, clustering and files.
+
+    Args:
+        spec: all sizes and seeds.
+        specs: type, shape and unit of each array, by name.
+        arrays: the arrays themselves, as `specs` say.
+        layout: the addresses, for methods that are made of blocks; None for others.
+        weighing: the addresses of the weights of the blocks, where they have any.
+    """
+
+    sketch: Sketch
+    weigher: Sketch | None
+    stored: StoredMemory
+
+    def __init__(
+        self,
+        spec: TableSpec,
+        specs: Mapping[str, ArraySpec],
+        arrays: Mapping[str, NDArray[Any]],
+        layout: Layout | None,
+        weighing: Layout | None,
+    ) -> None:
+        self.spec, self._specs = spec, dict(specs)
+        self._arrays = {name: arrays[name] for name in specs}
+        self._units = {name: array.unit for name, array in specs.items() if array.unit}
+        self._parameters = {name: self._arrays[name] for name in self._units}
+        self._first = next(iter(self._parameters.values()))  # a file is mapped as a whole or not at all
+        self.guard = Guard()
+        self._age = self._arrays.get("generation", _NEVER)
+        self._slots: dict[str, NDArray[Any]] = {}
+        self.training_bytes: dict[str, int] = {}
+        if layout is not None:
+            keys, pointers = self._arrays.get("keys", _EMPTY), self._arrays.get("pointers", _EMPTY)
+            self.sketch = Sketch(layout, keys, pointers)
+            self.weigher = None if weighing is None else Sketch(weighing, keys, pointers)
+            scales = self._arrays.get("scales", np.empty(0, np.float32))
+            self.stored = StoredMemory(spec, layout.size, self._arrays["memory"], scales)
+
+    @property
+    def layout(self) -> Layout:
+        """The addresses, for methods that are made of blocks."""
+        return self.sketch.layout
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays themselves as they are saved: with a codec, codes and scales."""
+        return dict(self._arrays)
+
+    def parameters(self) -> dict[str, NDArray[np.float32]]:
+        """The trained arrays themselves, not copies, by name: `memory` (size,), with a rank `projection` (rank + 1, dim), …
+
+        The last row of the projection is its bias b.
+
+        With a codec, `memory` is the float32 values behind the codes; who changes them calls `settle` afterwards.
+        """
+        trained = dict(self._parameters)
+        if self.spec.codec != "float32":
+            with self.guard.door:
+                trained["memory"] = self.stored.values()
+                self.training_bytes["values"] = self.stored.training_bytes
+        return trained
+
+    def buffers(self) -> dict[str, NDArray[Any]]:
+        """The arrays that are learned or drawn but not trained: hash `keys`, packed `pointers`, the `generation`.
+
+        With a codec, `scales` too, and the codes as `memory`: together with the other parameters, all that is saved.
+        """
+        coded = self.spec.codec != "float32"
+        return {n: self._arrays[n] for n, array in self._specs.items() if not array.unit or (coded and n == "memory")}
+
+    def settle(self) -> None:
+        """Say that trained values were changed: with a codec they are rounded into the codes. Optimisers do it themselves.
+
+        Raises:
+            ValueError: the table is mapped read-only.
+        """
+        if not self._first.flags.writeable:
+            raise ValueError("the table is mapped read-only; load it with mmap=False to change it")
+        with Changing((self.guard,)):
+            if self.spec.codec != "float32":
+                self.stored.settle()
+                self.training_bytes["values"] = self.stored.training_bytes
+
+    def units(self) -> dict[str, int]:
+        """Floats of the blocks that each parameter is made of: what "row" means to sparse gradients and optimisers."""
+        return dict(self._units)
+
+    @functools.cached_property
+    def bundle(self) -> Bundle:
+        """Sketch and memory as the compiled loops read them."""
+        return Bundle([Part(self.sketch, self.stored.view, vocab=self.spec.vocab or 0)])
+
+    @functools.cached_property
+    def weigher_bundle(self) -> Bundle:
+        """The same of the weights."""
+        assert self.weigher is not None
+        own = self._arrays.get("weights")  # else they lie in the memory
+        return Bundle([Part(self.weigher, self.stored.view if own is None else Memory(FLOAT32, own))])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of one moment, for copies of the table: pickling it may go on while the table is trained."""
+        return self._state({})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.guard, self._slots = Guard(), {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        made = memo[id(self)] = type(self).__new__(type(self))
+        made.__setstate__(self._state(memo))
+        return made
+
+    def _state(self, memo: dict[int, Any]) -> dict[str, Any]:
+        with self.guard.door:  # bundles hold addresses; guard and scratch are each table's own
+            kept = {n: v for n, v in dict(self.__dict__).items() if not n.endswith("bundle")}
+            del kept["guard"], kept["_slots"]
+            return copy.deepcopy(kept, memo)
+
+    @property
+    def writeable(self) -> bool:
+        """Whether the arrays may be changed: not where they are mapped from a file."""
+        return all(array.flags.writeable for array in self._arrays.values())
+
+    @property
+    def num_params(self) -> int:
+        """Trained numbers in all."""
+        sizes = {name: array.size for name, array in self._parameters.items()}
+        if self.spec.codec != "float32":
+            sizes["memory"] = self.layout.size
+        return sum(sizes.values())
+
+    @property
+    def generation(self) -> int:
+        """How often `cluster()` has changed this table; optimisers drop what they know of an earlier generation."""
+        return self._age.item()
+
+    @contextlib.contextmanager
+    def slots(self, name: str, layout: Layout) -> Iterator[NDArray[Any]]:
+        """Scratch for the sparse gradient of an array.
+
+        It is taken out while it is used: an interrupt loses it, and two threads never share it.
+        """
+        slots = self._slots.pop(name, None)
+        slots = blocks.new_slots(layout) if slots is None else slots
+        yield slots
+        self._slots[name] = slots

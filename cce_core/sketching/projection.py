@@ -1,0 +1,117 @@
+"""The projections of a bundle's tables, all in one compiled call: T = inner · W + b, and the same way back.
+
+`inner` holds the vectors of all projected tables side by side, a row an id or bag; so do `out` and the gradients. Behind each
+stands its mass, by which the bias is multiplied: 1, or, where a row is a bag, what its ids weigh together.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cce_core._jit import jit
+from cce_core._threads import sliced
+from cce_core.sketching.block_ops import array_at
+from cce_core.sketching.small_matmul import set_product
+
+# Of a projection's row: its address, its rows without the bias, its columns, where its vectors begin in a row of `inner` and of
+# `out`, and where its gradient begins.
+MATRIX, RANK, DIM, INNER, OUTER, START = range(6)
+
+_ROWS_A_THREAD, ROWS_A_SUM = 1 << 10, 1 << 12
+_0, _1, _MASS = np.uint64(0), np.uint64(1), np.float32(1.0)
+
+
+@jit
+def widen_rows(
+    start: int, stop: int, projections: Any, masses: Any, inner: Any, within: int, out: Any, stride: int
+) -> None:
+    """out[n] = inner[n] · W + mass[n] · b for the rows [start, stop); the masses are written into `inner`."""
+    for p in range(projections.shape[0]):
+        rank, dim, left = projections[p, RANK], projections[p, DIM], projections[p, OUTER]
+        w = array_at(projections[p, MATRIX], (rank + 1) * dim, np.float32)
+        for n in range(start, stop):
+            inner[np.uint64(n * within + projections[p, INNER] + rank)] = _MASS if masses is None else masses[p, n]
+        set_product(
+            out, np.uint64(start * stride + left), np.uint64(stride),
+            inner, np.uint64(start * within + projections[p, INNER]), np.uint64(within), _1,
+            w, _0, np.uint64(dim), np.uint64(stop - start), np.uint64(rank + 1), np.uint64(dim),
+        )  # fmt: skip
+
+
+@jit
+def narrow_rows(start: int, stop: int, projections: Any, grads: Any, stride: int, out: Any, within: int) -> None:
+    """The gradient of `inner`: out[n] = grads[n] · Wᵀ for the rows [start, stop)."""
+    for p in range(projections.shape[0]):
+        rank, dim, left = projections[p, RANK], projections[p, DIM], projections[p, INNER]
+        w = array_at(projections[p, MATRIX], (rank + 1) * dim, np.float32)
+        turned = np.empty(rank * dim, np.float32)
+        for k in range(rank):
+            for i in range(dim):
+                turned[i * rank + k] = w[k * dim + i]
+        set_product(
+            out, np.uint64(start * within + left), np.uint64(within),
+            grads, np.uint64(start * stride + projections[p, OUTER]), np.uint64(stride), _1,
+            turned, _0, np.uint64(rank), np.uint64(stop - start), np.uint64(dim), np.uint64(rank),
+        )  # fmt: skip
+
+
+@jit
+def slope_rows(
+    start: int, stop: int, rows: int, projections: Any, inner: Any, within: int, grads: Any, stride: int, origin: int,
+    sums: Any,
+) -> None:  # fmt: skip
+    """The gradients of W and b, summed over the rows of the parts [start, stop), ROWS_A_SUM rows each: a row of `sums` a part.
+
+    Gradients begin at START − origin.
+    """
+    for part in range(start, stop):
+        first = part * ROWS_A_SUM
+        count = min(rows - first, ROWS_A_SUM)
+        for p in range(projections.shape[0]):
+            rank, dim = projections[p, RANK], np.uint64(projections[p, DIM])
+            set_product(
+                sums[part], np.uint64(projections[p, START] - origin), dim,
+                inner, np.uint64(first * within + projections[p, INNER]), _1, np.uint64(within),
+                grads, np.uint64(first * stride + projections[p, OUTER]), np.uint64(stride),
+                np.uint64(rank + 1), np.uint64(count), dim,
+            )  # fmt: skip
+
+
+@jit
+def _unwiden_rows(
+    start: int, stop: int, rows: int, projections: Any, inner: Any, within: int, grads: Any, stride: int, origin: int,
+    sums: Any, out: Any, outside: int,
+) -> None:  # fmt: skip
+    """Both for the parts [start, stop), each while its gradients are in the cache."""
+    for part in range(start, stop):
+        slope_rows(part, part + 1, rows, projections, inner, within, grads, stride, origin, sums)
+        first = part * ROWS_A_SUM
+        narrow_rows(first, min(first + ROWS_A_SUM, rows), projections, grads, stride, out, outside)
+
+
+def widened(projections: Any, masses: Any, inner: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    """Fill in `out` the vectors of projected tables."""
+    sliced(
+        widen_rows, len(out), _ROWS_A_THREAD, projections, masses, inner.reshape(-1), inner.shape[1], out.reshape(-1),
+        out.shape[1],
+    )  # fmt: skip
+
+
+def unwidened(
+    projections: Any, inner: NDArray[np.float32], grads: NDArray[np.float32], origin: int, size: int, within: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The gradient of `inner` in rows of `within` floats, 0 for the masses; and those of all W and b, flat (size,).
+
+    Sums of ROWS_A_SUM rows are added in their order, so that the result does not depend on the number of threads.
+    """
+    rows = len(grads)
+    parts = max(1, -(-rows // ROWS_A_SUM))
+    out, sums = np.zeros((rows, within), np.float32), np.zeros((parts, size), np.float32)
+    sliced(
+        _unwiden_rows, parts, 1, rows, projections, inner.reshape(-1), inner.shape[1], grads.reshape(-1),
+        grads.shape[1], origin, sums, out.reshape(-1), within,
+    )  # fmt: skip
+    return out, sums.sum(0) if parts > 1 else sums[0]

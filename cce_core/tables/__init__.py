@@ -1,0 +1,10 @@
+"""Addresses and memory to vectors, and back: the one lookup, the one scatter, and a small file a method."""
+
+from cce_core.method.base import Method as Method
+from cce_core.method.spec import BudgetError as BudgetError
+from cce_core.method.spec import TableSpec as TableSpec
+from cce_core.sketching.gradient import SparseGradient as SparseGradient
+from cce_core.tables.collection import Collection as Collection
+from cce_core.tables.loading import load as load
+from cce_core.tables.make import make_table as make_table
+from cce_core.tables.table import Table as Table

@@ -1,0 +1,198 @@
+"""`make_table`: from a method's name and a budget to a table."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from cce_core import _check
+from cce_core.method import get_method, resolved
+from cce_core.method.base import Method, Request, checked_chunks
+from cce_core.method.checked import MOST_DIM, MOST_IDS, check_codec, checked_options, checked_rank
+from cce_core.method.spec import ROUNDINGS, BudgetError, TableSpec
+from cce_core.storage.codec import codec as get_codec
+from cce_core.tables.table import Table
+
+_MOST = 1 << 62
+_MEMORY = 1 << 47  # bytes that a program can address
+
+
+def make_table(
+    method: str,
+    vocab: int | None,
+    dim: int,
+    *,
+    num_params: int | None = None,
+    num_bytes: int | None = None,
+    n_chunks: int | None = None,
+    rank: int | str | None = None,
+    codec: str | None = None,
+    rounding: str = "straight-through",
+    seed: int = 0,
+    **options: Any,
+) -> Table:
+    """Make a compressed embedding table within a budget; every size follows from the budget in closed form.
+
+    Args:
+        method: a name among `methods()`, or one that users of the paper's own code know, such as "simple" or "hemb_flat".
+        vocab: ids go from 0 to vocab − 1; None, for methods that only hash, takes every 64-bit id.
+        dim: floats of a vector.
+        num_params: the most trained numbers (the field's habit), or
+        num_bytes: the most stored bytes: memory, projection, pointers and hash keys (the truth). `full` needs neither.
+        n_chunks: chunks of a vector, 4 if None; methods without chunks ignore it.
+        rank: floats of the vectors in the memory, with a trained projection (rank × dim, and a bias) behind them; 0 for
+            none, "auto" for the method's own choice, None for the method's default (0, but "auto" for `cce`).
+        codec: how the memory is kept: "float32", "bfloat16" (2 bytes a float), "int8" or "int4" (1 or 1/2, and a float32
+            scale for each 64); None for the method's own, which is float32 for all but `int8` and `int4`.
+        rounding: how training rounds into a codec: "straight-through" keeps float32 values beside it while training,
+            "stochastic" keeps none and rounds up or down at random.
+        seed: of the hashes and the first values.
+        options: the method's own.
+
+    A table never stores more than the full table of its vocabulary does (4 · vocab · dim bytes), whatever the budget, unless its
+    method can't do with less; a `UserWarning` says so then, and `full` is the better choice.
+
+    Returns:
+        The table; its repr says what was chosen.
+
+    Raises:
+        BudgetError: the budget is too small; the message says the least that fits.
+        ValueError: an unknown method or option, a dim (or rank) that n_chunks does not divide, both or no budgets.
+        TypeError: a size is not a whole number.
+
+    Example:
+        >>> import cce_core as cce
+        >>> table = cce.make_table("cce", vocab=1_000_000, dim=32, num_params=65_536, n_chunks=4, rank=0)
+        >>> table.spec.sizes
+        (1024,)
+        >>> cce.make_table("cce", vocab=1_000_000, dim=32, num_bytes=100, rank=0)
+        Traceback (most recent call last):
+        ...
+        cce_core.method.spec.BudgetError: 100 bytes are too few for 'cce' with vocab 1,000,000, dim 32, rank 0 \
+and 4 chunks: the least that fits is 296 bytes
+    """
+    method, implied = resolved(_check.instance("method", method, str, "a method's name"))
+    options = {**implied, **options}
+    rule = get_method(method)
+    kept = get_codec(rule.default_codec if codec is None else codec)
+    check_codec(rule, kept)
+    dim = _check.size("dim", dim, 1, MOST_DIM)
+    seed = _check.seed(seed)
+    if vocab is not None:
+        vocab = _check.integer("vocab", vocab, 1, MOST_IDS)
+    if num_params is not None and num_bytes is not None:
+        raise ValueError("give num_params or num_bytes, not both")
+    if rule.budgeted and num_params is None and num_bytes is None:
+        raise ValueError(f"method {method!r} needs a budget: num_params= or num_bytes=")
+    chosen = checked_options(rule, {**rule.options, **options})
+    request = Request(
+        vocab=vocab,
+        dim=dim,
+        rank=0,
+        n_chunks=checked_chunks(rule, chosen, n_chunks, dim, "dim"),
+        num_params=None if num_params is None else _check.size("num_params", num_params, 1, _MOST),
+        num_bytes=None if num_bytes is None else _check.size("num_bytes", num_bytes, 1, _MOST),
+        options=chosen,
+        codec=kept,
+    )
+    rounding = _check.choice("rounding", rounding, ROUNDINGS)
+
+    def resolve(request: Request) -> TableSpec:
+        request = _with_rank(rule, request, rank)
+        return TableSpec(
+            method=rule.name,
+            vocab=vocab,
+            dim=dim,
+            rank=request.rank,
+            n_chunks=request.n_chunks,
+            sizes=rule.sizes(request),
+            seed=seed,
+            options=tuple(sorted(request.options.items())),
+            codec=kept.name,
+            rounding=rounding,
+        )
+
+    spec = within_full(rule, request, resolve) if rule.budgeted and vocab is not None else resolve(request)
+    if (nbytes := rule.nbytes(spec)) > _MEMORY:
+        raise ValueError(
+            f"this {method!r} table would take {nbytes:,} bytes, more than any memory: give it a smaller vocab, dim, num_params "
+            "or num_bytes"
+        )
+    return Table(spec)
+
+
+def within_full(rule: Method, request: Request, resolve: Callable[[Request], TableSpec]) -> TableSpec:
+    """The spec of the largest table within the budget that stores no more bytes than the full table; a warning where they differ.
+
+    Where even the least that the method takes is more than that, it is the least.
+    """
+    assert request.vocab is not None
+    params, nbytes = request.vocab * request.dim, 4 * request.vocab * request.dim
+    in_params = request.num_params is not None
+    asked = (request.num_params if in_params else request.num_bytes) or 0
+    most = min(asked, params if in_params else nbytes)
+
+    def of(budget: int) -> TableSpec | None:
+        try:
+            return resolve(
+                dataclasses.replace(request, num_params=budget)
+                if in_params
+                else dataclasses.replace(request, num_bytes=budget)
+            )
+        except BudgetError:
+            return None
+
+    def fits(spec: TableSpec) -> bool:
+        return rule.nbytes(spec) <= nbytes
+
+    spec = of(most)
+    if spec is not None and fits(spec) and most == asked:
+        return spec
+    if spec is None or not fits(spec):
+        if spec is None and of(asked) is None:
+            resolve(request)  # says what would fit
+        least = _first(lambda budget: of(budget) is not None, 1, asked)
+        spec = of(least)
+        assert spec is not None
+        if fits(spec) and least < most:
+
+            def too_large(budget: int) -> bool:
+                tried = of(budget)
+                return tried is not None and not fits(tried)
+
+            spec = of(_first(too_large, least + 1, most) - 1)
+            assert spec is not None
+    stored = rule.nbytes(spec)
+    outcome = (
+        f"this one is kept within that, at {stored:,} bytes"
+        if stored <= nbytes
+        else f"even the smallest of this kind, at {stored:,} bytes, is larger"
+    )
+    _check.warn(
+        f"{request.budget} for {rule.name!r}: the full table of vocab {request.vocab:,} and dim {request.dim} has {params:,} "
+        f"parameters and {nbytes:,} bytes; {outcome}. method='full' gives every id a row of its own for these bytes"
+    )
+    return spec
+
+
+def _first(holds: Callable[[int], bool], low: int, high: int) -> int:
+    """The first of [low, high] where `holds`, which it does at `high` and from some number on."""
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low
+
+
+def _with_rank(rule: Method, request: Request, rank: int | str | None) -> Request:
+    """The request with its rank: as given, or the method's own choice."""
+    rule.check(request)
+    if rank is None or (isinstance(rank, str) and rank == "auto"):
+        rank = rule.rank(request)
+    elif isinstance(rank, str):
+        raise ValueError(f'rank must be a whole number or "auto", got {rank!r}')
+    rank = checked_rank(rule, rank, request.dim)
+    checked_chunks(rule, request.options, request.n_chunks, rank or request.dim, "rank" if rank else "dim")
+    request = dataclasses.replace(request, rank=rank)
+    rule.check(request)
+    return request

@@ -1,0 +1,300 @@
+"""A compressed embedding table: a frozen spec, plain arrays, and pure functions of the two."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cce_core import _check
+from cce_core.learning.cluster import ClusterReport, cluster
+from cce_core.method import get_method
+from cce_core.method.arrays import array_specs, fitting, fresh
+from cce_core.method.block import BlockMethod
+from cce_core.method.checked import checked
+from cce_core.method.spec import TableSpec
+from cce_core.method.state import TableState
+from cce_core.sketching.gradient import Gradient
+from cce_core.storage.files import save_arrays
+from cce_core.storage.ledger import Ledger
+from cce_core.tables.factors import factors
+from cce_core.tables.passes import Forward
+
+if TYPE_CHECKING:
+    import scipy.sparse
+
+
+class Table(TableState):
+    """A compressed embedding table; `make_table` and `load` make one.
+
+    For linear methods `T = H · M`, or, where the spec has a rank, `T = H · M · W + b`: the sketch H (hashes and pointers), the
+    memory M, and the projection, W and its bias b.
+
+    Args:
+        spec: all sizes and seeds.
+        arrays: the arrays to use, which stay the caller's own; None draws fresh ones from the spec's seed.
+
+    Raises:
+        ValueError: an array is missing, foreign, or of another shape or type than the spec says.
+
+    Example:
+        >>> import cce_core as cce
+        >>> table = cce.make_table("ce", vocab=1000, dim=16, num_params=1024, seed=0)
+        >>> table.lookup([[1, 2, 3], [4, 5, 6]]).shape
+        (2, 3, 16)
+    """
+
+    def __init__(self, spec: TableSpec, arrays: Mapping[str, NDArray[Any]] | None = None) -> None:
+        spec = checked(_check.instance("spec", spec, TableSpec, "a TableSpec"))
+        self.method = method = get_method(spec.method)
+        specs = array_specs(spec)
+        arrays = fresh(spec) if arrays is None else fitting(spec, specs, arrays)
+        layout = weighing = None
+        if isinstance(method, BlockMethod):
+            layout, weighing = method.layout(spec), method.weighing(spec)
+        super().__init__(spec, specs, arrays, layout, weighing)
+        self._projection = self._arrays.get("projection")
+        self._end = None if spec.vocab is None else np.uint64(spec.vocab)
+
+    def __repr__(self) -> str:
+        spec, ratio = self.spec, self.ledger().ratio
+        kept = "" if spec.codec == "float32" else f"{spec.codec}, "
+        return (
+            f"<{spec.method} table: vocab {'unbounded' if spec.vocab is None else format(spec.vocab, ',')}, dim {spec.dim}, "
+            f"rank {spec.rank}, {spec.n_chunks} chunks, sizes {spec.sizes}, {kept}{self.num_params:,} parameters, "
+            f"{self.ledger().total:,} bytes{'' if ratio is None else f', {ratio:.1f}x smaller'}>"
+        )
+
+    # --- the way of an id, and of a gradient --------------------------------------------------------------------------
+
+    def _words(self, ids: Any) -> NDArray[np.uint64]:
+        words = _check.as_ids(ids)
+        if self._end is not None:
+            _check.ids_within(words, self._end)
+        return words
+
+    def lookup(self, ids: Any) -> NDArray[np.float32]:
+        """The vectors of ids, `T[ids]`.
+
+        Args:
+            ids: integers of any type and shape: an array, a list, a tensor of the CPU, a column of pandas or Arrow.
+
+        Returns:
+            float32 (*ids.shape, dim), a new array.
+
+        Raises:
+            IndexError: an id is negative or not below the vocabulary; the message names it and its position.
+            TypeError: ids are not integers.
+
+        Cost:
+            A hash or a packed pointer a column, a block of memory each, and rank · dim multiplications with a rank.
+
+        Example:
+            >>> import cce_core as cce
+            >>> table = cce.make_table("hash", vocab=100, dim=8, num_params=80, seed=0)
+            >>> table.lookup(7).shape
+            (8,)
+        """
+        words = self._words(ids)
+        flat, guard = words.reshape(-1), self.guard
+        clock = guard.clock
+        vectors, _ = self.method.forward(self, flat, keep=False)
+        if self._projection is not None:
+            vectors = self._widened(vectors)
+        if clock & 1 or guard.clock != clock:  # the table changed meanwhile
+            with guard.door:
+                vectors = self._vectors(flat)
+        return vectors.reshape(*words.shape, self.spec.dim)
+
+    def _vectors(self, flat: NDArray[np.uint64]) -> NDArray[np.float32]:
+        vectors, _ = self.method.forward(self, flat, keep=False)
+        return vectors if self._projection is None else self._widened(vectors)
+
+    def forward(self, ids: Any) -> Forward:
+        """`lookup`, with what `backward` of the same ids would otherwise have to work out again.
+
+        Args:
+            ids: integers of any type and shape.
+
+        Returns:
+            A `Forward`: its `vectors` are those of `lookup`; hand it to `backward` in place of the ids. What it
+            keeps is not used after a `settle`, which every step of an optimiser ends with.
+
+        Raises:
+            IndexError, TypeError: as for `lookup`.
+
+        Example:
+            >>> import numpy as np, cce_core as cce
+            >>> table = cce.make_table("cce", vocab=100, dim=8, num_params=256, seed=0)
+            >>> seen = table.forward([7, 8])
+            >>> bool(np.array_equal(seen.vectors, table.lookup([7, 8])))
+            True
+            >>> gradients = table.backward(seen, np.ones((2, 8)))
+        """
+        words = self._words(ids)
+        flat = words.flatten()  # a copy: the caller's array may be another batch's by the time of the backward pass
+        shape, guard = (*words.shape, self.spec.dim), self.guard
+        clock = guard.clock
+        seen = self._pass(flat, shape, clock)
+        if clock & 1 or guard.clock != clock:  # the table changed meanwhile
+            with guard.door:
+                seen = self._pass(flat, shape, guard.clock)
+        return seen
+
+    def _pass(self, flat: NDArray[np.uint64], shape: tuple[int, ...], clock: int) -> Forward:
+        vectors, saved = self.method.forward(self, flat, keep=True)
+        inner = None
+        if self._projection is not None:
+            inner, vectors = vectors, self._widened(vectors)
+        return Forward(vectors.reshape(shape), flat, inner, saved, self, self.generation, clock)
+
+    def _widened(self, inner: NDArray[np.float32]) -> NDArray[np.float32]:
+        """inner · W + b."""
+        assert self._projection is not None
+        vectors = inner @ self._projection[:-1]
+        vectors += self._projection[-1]
+        return vectors
+
+    def backward(self, ids: Any, grads: Any, *, dense: bool = False) -> dict[str, Gradient]:
+        """The gradients of the parameters, given those of the vectors: the adjoint of `lookup`.
+
+            ∂M = Hᵀ · G · Wᵀ            ∂W = (H · M)ᵀ · G            ∂b = Σ_n G_n
+
+        Args:
+            ids: the ids that were looked up, or the `Forward` of them; an id that comes twice counts twice.
+            grads: real numbers (*ids.shape, dim), finite.
+            dense: give the whole gradient of the memory, float32 (size,), instead of the touched units alone. It is the
+                quicker one where a batch touches most of the memory.
+
+        Returns:
+            For `memory` a `SparseGradient` (or the dense array), for `projection`, if any, float32 (rank + 1, dim), and likewise
+            for whatever else `parameters()` names.
+
+        Raises:
+            IndexError, TypeError: as for `lookup`.
+            ValueError: the gradients have another shape, or hold NaN or infinity, or the table was clustered since the
+                `Forward`; nothing is changed.
+
+        Example:
+            >>> import numpy as np, cce_core as cce
+            >>> table = cce.make_table("full", vocab=10, dim=2)
+            >>> gradient = table.backward([3, 3], np.ones((2, 2)))["memory"]
+            >>> gradient.index, gradient.values
+            (array([3]), array([[2., 2.]], dtype=float32))
+        """
+        dense, seen = _check.flag("dense", dense), ids if isinstance(ids, Forward) else None
+        words = self._words(ids) if seen is None else seen.ids
+        shape = (*words.shape, self.spec.dim) if seen is None else seen.vectors.shape
+        vectors = _check.as_float32("gradients", grads, shape).reshape(-1, self.spec.dim)
+        with self.guard.door:  # its loops read pointers more than once
+            return self._backward(seen, words.reshape(-1), vectors, dense)
+
+    def _backward(
+        self, seen: Forward | None, flat: NDArray[np.uint64], vectors: NDArray[np.float32], dense: bool
+    ) -> dict[str, Gradient]:
+        inner = saved = None
+        if seen is not None:
+            if seen.table is not self:
+                raise ValueError("this forward pass is another table's: hand it to the table that made it")
+            if seen.generation != self.generation:
+                raise ValueError("the table was clustered since this forward pass: look the ids up again")
+            if seen.clock == self.guard.clock:  # else trained since: what was kept may be out of date
+                inner, saved = seen.inner, seen.saved
+        if self._projection is None:
+            out = self.method.backward(self, flat, saved, vectors, dense)
+        else:
+            inner = self.method.forward(self, flat, keep=False)[0] if inner is None else inner
+            out = self.method.backward(self, flat, saved, vectors @ self._projection[:-1].T, dense)
+            out["projection"] = slope = np.empty_like(self._projection)
+            np.matmul(inner.T, vectors, out=slope[:-1])
+            np.matmul(np.ones(len(vectors), np.float32), vectors, out=slope[-1])
+        held = [array.nbytes for array in (*out.values(), *self._slots.values())]
+        self.training_bytes["gradient"] = sum(held)
+        return out
+
+    # --- learning the sketch ------------------------------------------------------------------------------------------
+
+    def cluster(self, **settings: Any) -> ClusterReport:
+        """Learn the sketch from the vectors as they are now, or from given `vectors=` (an array, or a trained table).
+
+        All settings stand with `cce_core.learning.cluster.cluster`.
+
+        Returns:
+            A `ClusterReport`.
+
+        Raises:
+            ValueError: the method does not learn its sketch, or the memory holds NaN or infinity. The table is as before.
+
+        Example:
+            >>> import cce_core as cce
+            >>> table = cce.make_table("cce", vocab=1000, dim=16, num_params=2048, seed=0)
+            >>> report = table.cluster()
+            >>> report.inertia_after <= report.inertia_before
+            True
+        """
+        return cluster(self, **settings)
+
+    # --- bytes, matrices, files ---------------------------------------------------------------------------------------
+
+    def ledger(self) -> Ledger:
+        """Every byte that this table costs; see `Ledger`.
+
+        Example:
+            >>> import cce_core as cce
+            >>> table = cce.make_table("cce", vocab=1_000_000, dim=32, num_params=65_536, n_chunks=4, rank=0)
+            >>> table.ledger().stored["pointers"], table.ledger().stored["memory"]
+            (5000000, 262144)
+        """
+        stored = {name: array.nbytes for name, array in self._arrays.items()}
+        full = None if self.spec.vocab is None else 4 * self.spec.vocab * self.spec.dim
+        return Ledger(stored, dict(self.training_bytes), full)
+
+    def factors(self) -> tuple[scipy.sparse.csr_array, scipy.sparse.csr_array, NDArray[np.float32]]:
+        """H, M and W with `lookup(ids) == (H @ M @ W)[ids]`, for linear methods with a vocabulary.
+
+        Returns:
+            H (vocab, n_blocks): ±1 where an id uses a block; M (n_blocks, inner): every distinct block, in the columns
+            of its chunk; W (inner, dim), the identity where there is no projection. With one, W ends in the bias, and H and
+            M in a block that all ids share, the constant 1.
+
+        Raises:
+            ValueError: the method is not linear, or the vocabulary is unbounded.
+        """
+        with self.guard.door:
+            return factors(self)
+
+    def sketch_matrix(self) -> scipy.sparse.csr_array:
+        """H of `factors()`: which blocks of the memory are summed for each id, with what weight, in which chunk.
+
+        Example:
+            >>> import cce_core as cce
+            >>> table = cce.make_table("cce", vocab=50, dim=8, num_params=128, n_chunks=2, rank=0)
+            >>> H = table.sketch_matrix()
+            >>> H.shape[0], H.nnz
+            (50, 200)
+        """
+        return self.factors()[0]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the table to one safetensors file: whole, or (where anything fails) not at all.
+
+        Lookups go on meanwhile; steps and clusterings in other threads wait.
+
+        Raises:
+            OSError: the folder does not exist or cannot be written.
+
+        Example:
+            >>> import os, tempfile, numpy as np, cce_core as cce
+            >>> table = cce.make_table("robe", vocab=100, dim=8, num_params=64)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     path = os.path.join(folder, "user.safetensors")
+            ...     table.save(path)
+            ...     again = cce.load(path)
+            >>> bool(np.array_equal(again.lookup([1, 2]), table.lookup([1, 2])))
+            True
+        """
+        with self.guard.door:  # the file holds one moment
+            save_arrays(path, self.arrays(), self.spec.as_json())
