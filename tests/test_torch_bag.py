@@ -311,3 +311,18 @@ def test_a_trained_bag_is_compressed():
     bag = EmbeddingBag.from_pretrained(weight, mode="sum", method="pq", num_params=600, seed=0)
     assert not bag.memory.requires_grad
     torch.testing.assert_close(bag(torch.tensor([[1, 2]]))[0], weight[1] + weight[2], rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_padding_row_that_is_nan_counts_for_nothing(mode):
+    weight = torch.randn(VOCAB, DIM, generator=torch.Generator().manual_seed(0))
+    weight[3] = float("nan")
+    ids, starts = torch.tensor([1, 3, 2, 3, 3, 0]), torch.tensor([0, 3, 5])
+    theirs = torch.nn.EmbeddingBag.from_pretrained(weight, mode=mode, padding_idx=3, freeze=False)
+    ours = EmbeddingBag.from_pretrained(weight, mode=mode, padding_idx=3, freeze=False)
+    torch.testing.assert_close(ours(ids, starts), theirs(ids, starts))
+    ours(ids, starts).sum().backward()
+    theirs(ids, starts).sum().backward()
+    torch.testing.assert_close(ours.memory.grad.view_as(weight), theirs.weight.grad)
+    with pytest.raises(IndexError, match="at position 4"):
+        ours(torch.tensor([1, 3, 3, 3, VOCAB]), torch.tensor([0]))

@@ -186,6 +186,7 @@ def step(e):
 
 
 WRITES = {
+    "swap_tensors": lambda e: torch.utils.swap_tensors(e.weight, torch.nn.Parameter(W.clone())),
     "data.copy_": lambda e: e.weight.data.copy_(W),
     "data =": lambda e: setattr(e.weight, "data", W),
     "data.data": lambda e: e.weight.data.data.zero_(),
@@ -241,6 +242,7 @@ WRITES = {
 }  # fmt: skip
 ELSEWHERE = {
     "optimiser": "non-leaf",
+    "swap_tensors": "weakref",
     "init.dirac_": "3, 4, or 5 dimensions",
     "numpy": "read-only",
     "asarray": "read-only",

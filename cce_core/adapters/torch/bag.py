@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from cce_core.adapters.torch import ops
 from cce_core.adapters.torch.lookup import pool
@@ -14,6 +15,15 @@ from cce_core.adapters.torch.plain import wide_type
 from cce_core.adapters.torch.pooled import Bags, counts
 
 _MODES = ("sum", "mean", "max")
+
+
+def _may_drop(ids: Tensor) -> bool:
+    """Whether padding may be left out, rather than count as 0 times its row, which is NaN where the row holds NaN.
+
+    How many ids are left is known on the CPU alone, and not while a graph or a transform is made.
+    """
+    plain_one = type(ids) is Tensor and ids.device.type == "cpu"
+    return plain_one and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
 
 
 class EmbeddingBag(Compressed):
@@ -90,10 +100,20 @@ class EmbeddingBag(Compressed):
         self._check(input, offsets, per_sample_weights)
         ids = self._row(input)
         ends = self._ends(input, offsets)
-        keep = None if self.padding_idx is None else ids != self.padding_idx
+        weights, keep = per_sample_weights, None if self.padding_idx is None else ids != self.padding_idx
+        if keep is None or not _may_drop(ids):
+            return self._pooled(ids, ends, weights, keep)
+        within = functional.pad(keep.cumsum(0), (1, 0))
+        try:
+            weights = None if weights is None else weights.reshape(-1)[keep]
+            return self._pooled(ids[keep], within[ends], weights, None)
+        except IndexError:
+            return self._pooled(ids, ends, per_sample_weights, keep)  # which names the place in what came
+
+    def _pooled(self, ids: Tensor, ends: Tensor, weights: Tensor | None, keep: Tensor | None) -> Tensor:
+        """The same of one row of ids, of which those count that `keep` says, None for all."""
         if self.mode == "max":
             return self._largest(self._vectors(ids), ops.bags(ends, ids), ends.shape[0] - 1, keep)
-        weights = per_sample_weights
         if weights is not None or keep is not None:
             wide = wide_type(getattr(self, self._plan.arrays[0]).dtype)
             weights = None if weights is None else weights.reshape(-1).to(wide)

@@ -6,6 +6,7 @@ a write would end in a copy that nobody looks at: it raises instead, also where 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -82,6 +83,7 @@ class Weight(ReadOnly):
 
     owner: Weighted
     detached: bool
+    _itself: weakref.ref[Weight]
     _is_param = True  # so that modules take it where they take torch's own; `tied` makes of it what it should be
 
     @classmethod
@@ -91,6 +93,7 @@ class Weight(ReadOnly):
         shape = (owner.num_embeddings or 0, owner.embedding_dim)
         made: Weight = Tensor._make_wrapper_subclass(cls, shape, dtype=like.dtype, device=like.device)
         made.owner, made.detached = owner, detached
+        made._itself = weakref.ref(made)  # torch.utils.swap_tensors refuses what somebody refers to
         if detached:
             made._is_param = False
         return made
