@@ -245,3 +245,12 @@ def test_ten_thousand_ids_in_odd_batches():
     table.cluster(batch_size=999, residual=False)
     twin.cluster(residual=False)
     assert same(arrays(table), arrays(twin))
+
+
+@pytest.mark.skipif(not COMPILED, reason="two million ids in plain Python")
+@pytest.mark.parametrize(("method", "params"), [("cce", 8), ("pq", 4)])
+def test_ids_that_all_have_the_same_row_are_not_all_looked_at(method, params):
+    """A spec may speak of 2^40 ids that take no byte."""
+    table = cce.make_table(method, 2**40, 4, num_params=params, rank=0, n_chunks=1)
+    assert table.cluster().generation == 1
+    assert np.isfinite(table.lookup(np.arange(0, 2**40, 2**37))).all()

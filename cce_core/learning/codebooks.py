@@ -27,6 +27,7 @@ from cce_core.sketching.layout import HASH, POINTER, Column, Layout
 from cce_core.storage.codec import FLOAT32
 
 _ENTROPY_IDS = 1 << 20
+_ALIKE = 1 << 21  # ids that are enough where all have the same row: a spec may speak of 2^48 that take no byte
 _LEAST_BATCH = 256  # ids, below which a smaller batch saves nothing worth having
 _APART = 1 << 24  # multiply-adds of a search of the sample from which chunks are clustered side by side
 _ROWS = 1 << 12  # at a time, where each needs more than its floats
@@ -103,6 +104,7 @@ class Run:
         self.table, self.layout, self.source = table, table.layout, source
         self.vocab = table.spec.vocab or 0
         self.n_clusters = next(c.rows for c in self.layout.columns if c.kind == POINTER)
+        self.walked = self.vocab if self.n_clusters > 1 else min(self.vocab, _ALIKE)
         self.old, old_memory = table.sketch, table.stored.decoded()
         _check.as_float32("the memory", old_memory, old_memory.shape)
         self.weights = weights
@@ -184,11 +186,13 @@ class Run:
         return blocks.lookup(self.old.part(part), self.old_memory, ids)
 
     def batches(self) -> Any:
-        """All ids, a batch at a time, until the end is called."""
-        for low in range(0, self.vocab, self.plan.batch):
+        """All ids (of one row, evenly spaced ones), a batch at a time, until the end is called."""
+        step = self.vocab // self.walked
+        for low in range(0, self.walked, self.plan.batch):
             if self.ended.is_set():
                 return
-            yield np.arange(low, min(low + self.plan.batch, self.vocab), dtype=np.uint64)
+            ids = np.arange(low, min(low + self.plan.batch, self.walked), dtype=np.uint64)
+            yield ids if step == 1 else ids * np.uint64(step)
 
     def write(self, field: int, low: int, values: Any) -> None:
         """New pointers of ids from `low` on. Those of all chunks share words: one thread at a time."""
@@ -202,7 +206,7 @@ class Run:
 
     def work(self, n_iter: int) -> int:
         """What the bar counts to: ids looked at, in each iteration and at the end, by all chunks."""
-        return self.layout.n_chunks * (self.vocab + n_iter * self.plan.points)
+        return self.layout.n_chunks * (self.walked + n_iter * self.plan.points)
 
     def learn(self, n_iter: int, residual: bool, warm: bool, bar: Any) -> None:
         """New memory and pointers: here, a codebook for each chunk."""

@@ -61,7 +61,7 @@ class CodesRun(Run):
 
     def work(self, n_iter: int) -> int:
         """All ids once, after a K-SVD."""
-        return self.vocab
+        return self.walked
 
     def learn(self, n_iter: int, residual: bool, warm: bool, bar: Any) -> None:
         """Weights go to the nearest of a few levels, or to the mean of all weights that share a hashed place."""
@@ -78,7 +78,7 @@ class CodesRun(Run):
                 seen += blocks.scatter(new, batch, np.ones_like(factors))
             error += float(costs.sum())
             self.tell(bar, len(batch))
-        self.costs[0, 1] = error / self.vocab
+        self.costs[0, 1] = error / self.walked
         self.empty = np.array([self.n_clusters - used.sum()])
         self.factors = np.divide(sums, np.maximum(seen, 1), dtype=np.float32) if levels is None else levels[:, 0].copy()
 
