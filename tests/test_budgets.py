@@ -123,3 +123,12 @@ def test_a_budget_that_is_too_small_is_refused_as_ever():
     for budget in ({"num_params": 10}, {"num_bytes": 10}):
         with pytest.raises(cce.BudgetError, match="too few"):
             cce.make_table("cce", 3, 16, **budget)
+
+
+@pytest.mark.parametrize("method", ["full", "int8", "int4"])
+def test_a_method_without_a_budget_warns_where_a_rank_makes_it_larger_than_the_full_table(method):
+    with pytest.warns(UserWarning, match="more than the 4,096 of the full one"):
+        cce.make_table(method, 16, 64, rank=60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cce.make_table(method, 1000, 64, rank=8)

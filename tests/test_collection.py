@@ -272,3 +272,19 @@ def test_another_collections_pass_is_refused():
     seen = one.forward(np.zeros((2, 1), int))
     with pytest.raises(ValueError, match="another collection"):
         two.backward(seen, np.zeros((2, two.dim)))
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_a_padding_row_that_is_nan_counts_for_nothing(mode):
+    tables = [cce.make_table("full", 5, 2, seed=t) for t in range(2)]
+    tables[0].parameters()["memory"][2:4] = np.nan
+    ids, lengths = [[0, 1, 1, 3, 1], [4, 0, 1]], [[3, 2, 0], [0, 1, 2]]
+    both = cce.Collection(tables)
+    got = both.lookup(ids, lengths=lengths, mode=mode, padding_id=1)
+    expected = both.lookup([[0, 3], [4, 0]], lengths=[[1, 1, 0], [0, 1, 1]], mode=mode)
+    np.testing.assert_array_equal(got, expected)
+    seen = both.forward(ids, lengths=lengths, mode=mode, padding_id=1)
+    touched = [sorted(g["memory"].index) for g in both.backward(seen, np.ones((3, 4)))]
+    assert touched == [[0, 3], [0, 4]]
+    with pytest.raises(IndexError, match="table 0: id 7 at position 3"):
+        both.lookup([[0, 1, 1, 7, 1], [4, 0, 1]], lengths=lengths, mode=mode, padding_id=1)

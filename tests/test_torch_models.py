@@ -14,7 +14,14 @@ from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from torch import nn  # noqa: E402
 
-from cce_core.adapters.torch import ClusterSchedule, Embedding, EmbeddingBag, cluster_, compress_  # noqa: E402
+from cce_core.adapters.torch import (  # noqa: E402
+    ClusterSchedule,
+    Embedding,
+    EmbeddingBag,
+    cluster_,
+    compress_,
+    leave_out_pointers,
+)
 from cce_core.adapters.torch.module import Compressed  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -406,3 +413,26 @@ def test_what_compress_makes_is_what_it_says():
     model = Tower()
     compress_(model, method="cce", ratio=4, min_rows=10)
     assert sum(isinstance(m, Compressed) for m in model.modules()) == 2
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: compress_(torch.zeros(3), ratio=2), "model must be a torch.nn.Module"),
+    (lambda: compress_(None, ratio=2), "model must be a torch.nn.Module"),
+    (lambda: compress_(nn.Sequential(nn.Embedding(2000, 8)), method=[], ratio=2), "method must be a method's name"),
+    (lambda: compress_(nn.Sequential(nn.Embedding(2000, 8)), ratio=2, skip=0.1), "skip must be a name"),
+    (lambda: compress_(nn.Sequential(nn.Embedding(2000, 8)), ratio=2, skip=[1]), "skip must be a name"),
+    (lambda: cluster_(True), "model must be a torch.nn.Module"),
+    (lambda: cluster_(nn.Sequential(nn.Linear(2, 2)), weights=torch.ones(0)), "weights must be a dict"),
+    (lambda: leave_out_pointers(torch.zeros(3)), "model must be a torch.nn.Module"),
+    (lambda: Embedding(50, 8, method="cce", num_params=200).cluster(optimizer={"a": 1}), "optimizer must be a torch optimiser"),
+    (lambda: Embedding.from_pretrained(1.5, method="pq", num_params=64), "embeddings must be a tensor"),
+    (lambda: EmbeddingBag.from_pretrained([1.5]), "embeddings must be a tensor"),
+    (lambda: Embedding(50, 8, _weight={}), "weight must be a tensor"),
+    (lambda: EmbeddingBag(50, 8, _weight={}), "weight must be a tensor"),
+    (lambda: Embedding(50, 8, dtype="cuda"), "dtype must be a torch.dtype"),
+    (lambda: Embedding(50, 8, padding_idx="x"), "padding_idx must be a whole number"),
+    (lambda: Embedding.from_pretrained(torch.rand(50, 8), padding_idx=0.5), "padding_idx must be a whole number"),
+])  # fmt: skip
+def test_what_is_no_module_tensor_or_name_is_refused_by_name(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()

@@ -215,3 +215,17 @@ def test_a_child_looks_up_whatever_the_parents_threads_were_at():
     reader.join()
     writer.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("case", [("full", {}), *LEARNS[:3], ("hash", {"num_params": 200})], ids=str)
+def test_what_is_assigned_to_the_weight_comes_as_a_whole(case):
+    emb, whole = made(case), set()
+    given = torch.randn(2, VOCAB, DIM, generator=torch.Generator().manual_seed(0))
+    whole.add(emb(IDS).detach().numpy().tobytes())
+
+    def assign():
+        for k in range(6):
+            emb.weight = given[k % 2]
+            whole.add(emb(IDS).detach().numpy().tobytes())
+
+    assert set(beside(assign, lambda: emb(IDS).detach().numpy().tobytes())) <= whole

@@ -304,3 +304,20 @@ def test_freezing_by_the_weight():
     assert not emb.weight.requires_grad
     emb.weight.requires_grad = True
     assert all(p.requires_grad for p in emb.parameters())
+
+
+def test_no_other_weight_is_lent_by_functional_call():
+    model = torch.nn.Sequential(table())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(TypeError, match="functional_call can't lend"):
+        torch.func.functional_call(model, {"0.weight": W}, (ALL,))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_an_unbounded_table_has_no_weight_to_ask_for():
+    emb = Embedding(None, DIM, method="hash", num_params=80)
+    assert not hasattr(emb, "weight")
+    with pytest.raises(RuntimeError, match="a vector for every 64-bit id"):
+        _ = emb.weight
+    with pytest.raises(AttributeError, match="no attribute 'wait'"):
+        _ = emb.wait

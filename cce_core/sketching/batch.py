@@ -30,7 +30,7 @@ class Batch:
         rows: bags, or ids a table.
         offsets: int64 (tables, rows + 1): where the bags of a table begin within its words; None where a row is an id.
         amounts: float32, a factor for every word; None where all are 1.
-        present: bool, whether a word counts; None where all do.
+        present: bool (ids), of each table, whether an id that came is among the words; None where all are.
         mode: "sum", "mean" or "max".
     """
 
@@ -41,7 +41,7 @@ class Batch:
     rows: int
     offsets: NDArray[np.int64] | None = None
     amounts: NDArray[np.float32] | None = None
-    present: NDArray[np.bool_] | None = None
+    present: list[NDArray[np.bool_]] | None = None
     mode: str = "sum"
 
     def of(self, table: int) -> NDArray[np.uint64]:
@@ -63,6 +63,29 @@ class Batch:
         if self.offsets is None:
             return np.arange(self.rows)
         return np.repeat(np.arange(self.rows), np.diff(self.offsets[table]))
+
+    def leave_out(self, padding: NDArray[np.bool_]) -> None:
+        """Take words out that came table by table; 0 times a row would be NaN where the row holds NaN."""
+        if not padding.any():
+            return
+        keep, n_tables = ~padding, len(self.counts)
+        self.present = [keep[self.part(table)] for table in range(n_tables)]
+        if self.offsets is None:
+            self.offsets = np.tile(np.arange(self.rows + 1), (n_tables, 1))
+        within = [np.concatenate([[0], np.cumsum(mask)]) for mask in self.present]  # words that are left before each
+        self.offsets = np.stack([left[ends] for left, ends in zip(within, self.offsets)])
+        self.counts = [int(left[-1]) for left in within]
+        self.starts = [0, *np.cumsum(self.counts[:-1]).tolist()]
+        self.words = self.words[keep]
+        self.amounts = None if self.amounts is None else self.amounts[keep]
+
+    def as_came(self, table: int, values: NDArray[Any]) -> NDArray[Any]:
+        """What is known of each word of a table, for its ids as they came; 0 for those left out."""
+        if self.present is None:
+            return values
+        out = np.zeros(len(self.present[table]), values.dtype)
+        out[self.present[table]] = values
+        return out
 
     def slopes(
         self, table: int, vectors: NDArray[np.float32], grads: NDArray[np.float32], left: int
@@ -107,13 +130,11 @@ def read(ids: Any, offsets: Any, lengths: Any, weights: Any, mode: str, padding_
         raise ValueError(f"without offsets every table needs as many ids as the others, got {counts}")
     rows = counts[0] if offsets is None else offsets.shape[1] - 1
     batch = Batch(words, starts, 1, counts, rows, offsets, mode=mode)
-    if padding_id is not None:
-        batch.present = words != np.repeat(_paddings(padding_id, n_tables), counts)
-        if mode != "max":
-            batch.amounts = batch.present.astype(np.float32)
     if weights is not None:
-        given = _weights(weights, arrays, mode)
-        batch.amounts = given if batch.amounts is None else batch.amounts * given
+        batch.amounts = _weights(weights, arrays, mode)
+    if padding_id is not None:
+        batch.leave_out(words == np.repeat(_paddings(padding_id, n_tables), counts))
+    offsets, words = batch.offsets, batch.words
     if mode == "mean" and offsets is not None:
         ones = np.ones(len(words), np.float32) if batch.amounts is None else batch.amounts
         batch.amounts = np.empty(len(words), np.float32)
@@ -244,7 +265,7 @@ def weigh(start: int, stop: int, offsets: Any, vectors: Any, grads: Any, stride:
 
 
 @jit
-def pool_max(start: int, stop: int, offsets: Any, present: Any, vectors: Any, out: Any, where: Any) -> None:
+def pool_max(start: int, stop: int, offsets: Any, vectors: Any, out: Any, where: Any) -> None:
     """out[b] = the largest of the bag's vectors, float by float; where[b] = which id it is (the first), −1 in an empty bag.
 
     NaN is above all numbers: one in a bag is its result.
@@ -253,11 +274,10 @@ def pool_max(start: int, stop: int, offsets: Any, present: Any, vectors: Any, ou
         for i in range(out.shape[1]):
             out[b, i], where[b, i] = np.float32(0.0), -1
         for n in range(offsets[b], offsets[b + 1]):
-            if present is None or present[n]:
-                for i in range(out.shape[1]):
-                    # A comparison with NaN is false: what comes is more, or NaN, and what is there is no NaN.
-                    if where[b, i] < 0 or (not vectors[n, i] <= out[b, i] and out[b, i] == out[b, i]):
-                        out[b, i], where[b, i] = vectors[n, i], n
+            for i in range(out.shape[1]):
+                # A comparison with NaN is false: what comes is more, or NaN, and what is there is no NaN.
+                if where[b, i] < 0 or (not vectors[n, i] <= out[b, i] and out[b, i] == out[b, i]):
+                    out[b, i], where[b, i] = vectors[n, i], n
 
 
 @jit

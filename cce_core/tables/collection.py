@@ -262,16 +262,15 @@ class Collection:
                 self._gather(group, seen, keep)
         for t in alone:
             table, ids = self.tables[t], batch.of(t)
-            self._known(t, ids)
+            self._known(t, batch)
             passed = table.forward(ids) if keep else None
             vectors = table.lookup(ids) if passed is None else passed.vectors
             where = None
             if batch.mode == "max":
                 ends = np.arange(batch.rows + 1) if batch.offsets is None else batch.offsets[t]
                 where = np.empty((batch.rows, table.spec.dim), np.int64)
-                present = None if batch.present is None else batch.present[batch.part(t)]
                 into = np.empty((batch.rows, table.spec.dim), np.float32)
-                sliced(pool_max, batch.rows, 1 << 10, ends, present, vectors, into, where)
+                sliced(pool_max, batch.rows, 1 << 10, ends, vectors, into, where)
                 out[:, self._slices[t]] = into
             elif batch.offsets is None and batch.amounts is None:
                 out[:, self._slices[t]] = vectors
@@ -289,19 +288,19 @@ class Collection:
         into = seen.vectors if inner is None else inner
         if blocks.gather(group.bundle, batch.words, places, batch.flat_offsets, batch.amounts, kept, batch.rows, into):
             for t in group.tables:
-                self._known(t, batch.of(t))
+                self._known(t, batch)
         if inner is not None:
             widened(group.projections, batch.masses(group.tables), inner, seen.vectors)
         seen.kept.append(kept)
         seen.inner.append(inner)
         seen.places.append(places)
 
-    def _known(self, t: int, ids: NDArray[np.uint64]) -> None:
+    def _known(self, t: int, batch: Batch) -> None:
         """IndexError that names the first id of a table that is outside its vocabulary."""
         vocab = self.tables[t].spec.vocab
         if vocab is not None:
             try:
-                _check.ids_within(np.ascontiguousarray(ids), vocab)
+                _check.ids_within(np.ascontiguousarray(batch.as_came(t, batch.of(t))), vocab)
             except IndexError as error:
                 raise IndexError(f"table {t}: {error}") from None
 
@@ -397,9 +396,7 @@ class Collection:
             out = []
             for t, table in enumerate(self.tables):
                 slopes = seen.batch.slopes(t, table.lookup(seen.batch.of(t)), grads, self._slices[t].start)
-                if seen.batch.present is not None:
-                    slopes *= seen.batch.present[seen.batch.part(t)]
-                out.append(slopes)
+                out.append(seen.batch.as_came(t, slopes))
             return out
 
     def _of_ids(self, seen: Seen, t: int, grads: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -114,7 +114,13 @@ and 4 chunks: the least that fits is 296 bytes
         )
 
     spec = within_full(rule, request, resolve) if rule.budgeted and vocab is not None else resolve(request)
-    if (nbytes := rule.nbytes(spec)) > _MEMORY:
+    nbytes = rule.nbytes(spec)
+    if not rule.budgeted and vocab is not None and nbytes > 4 * vocab * dim:
+        _check.warn(
+            f"this {method!r} table of rank {spec.rank} has {nbytes:,} bytes, more than the {4 * vocab * dim:,} of the full one: "
+            "leave rank out, or take less. method='full' gives every id a row of its own for these bytes"
+        )
+    if nbytes > _MEMORY:
         raise ValueError(
             f"this {method!r} table would take {nbytes:,} bytes, more than any memory: give it a smaller vocab, dim, num_params "
             "or num_bytes"

@@ -395,6 +395,7 @@ def leave_out_pointers(model: torch.nn.Module, group: Any = None) -> list[str]:
         >>> leave_out_pointers(model)  # and then DistributedDataParallel(model)
         ['0.pointers']
     """
+    _check.instance("model", model, torch.nn.Module, "a torch.nn.Module")
     names = [name for name, _ in model.named_buffers() if name.rpartition(".")[2] in ("pointers", "shard")]
     owners = {name: model.get_submodule(name.rpartition(".")[0]) for name in names}
     names = [name for name, owner in owners.items() if hasattr(owner, "_plan")]

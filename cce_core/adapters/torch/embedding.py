@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cce_core import _check
 from cce_core.adapters.torch.module import Compressed, is_plain, shape_of
 from cce_core.adapters.torch.weight import PADDING
 
@@ -15,7 +16,7 @@ class Embedding(Compressed):
     """A drop-in for `torch.nn.Embedding` whose table takes a hundredth of the memory: `T[input]`.
 
     With `method="full"`, no rank and no codec, it is torch's own embedding in values, gradients and errors. Every other method of
-    `cce_core.method()` takes a budget.
+    `cce_core.methods()` takes a budget.
 
     Args:
         num_embeddings: ids go from 0 to num_embeddings − 1; None, for methods that only hash, takes every 64-bit id.
@@ -26,7 +27,7 @@ class Embedding(Compressed):
         scale_grad_by_freq: divide an id's gradient by how often it comes in the batch.
         sparse: sparse gradients of memory and weights, for SparseAdam and the like; a projection's stays dense.
         device, dtype: of the parameters, as in torch.
-        method: a name among `cce_core.method()`, or one that users of the paper's own code know.
+        method: a name among `cce_core.methods()`, or one that users of the paper's own code know.
         num_params: the most trained numbers, or
         num_bytes: the most stored bytes.
         n_chunks, rank: as for `cce_core.make_table`.
@@ -86,9 +87,17 @@ class Embedding(Compressed):
         **options: Any,
     ) -> None:
         sizes = {"num_params": num_params, "num_bytes": num_bytes, "n_chunks": n_chunks, "rank": rank, "codec": codec}
+        if _weight is not None:
+            _check.instance("_weight", _weight, Tensor, "a tensor (num_embeddings, embedding_dim)")
+        if padding_idx is not None:
+            _check.integer("padding_idx", padding_idx, -(2**63), 2**64 - 1)
         row = None if _weight is None else _kept(_weight, padding_idx)
         if num_bytes is not None and row is not None and not is_plain(method, sizes):
-            kind = torch.get_default_dtype() if dtype is None else dtype
+            kind = (
+                torch.get_default_dtype()
+                if dtype is None
+                else _check.instance("dtype", dtype, torch.dtype, "a torch.dtype")
+            )
             sizes["num_bytes"] = max(0, num_bytes - row.numel() * kind.itemsize)  # that row is stored beside the table
         super().__init__(
             num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, device, dtype,

@@ -14,7 +14,7 @@ def make_embedding(
     """A compressed embedding by the names of the paper's own code.
 
     They are robe, ce, simple, cce, full, tt, cce_robe, dhe, bloom, hemb_original, hemb_flat, hemb_indep, hemb_optional, rhemb,
-    hnet, ldim, sparse and sparse2; those of `cce_core.method()` work too. `cce` is the paper's, without a projection.
+    hnet, ldim, sparse and sparse2; those of `cce_core.methods()` work too. `cce` is the paper's, without a projection.
 
     Args:
         vocab: ids go from 0 to vocab − 1.

@@ -155,7 +155,8 @@ def compress_(
         >>> report.ratio > 10, type(model[0]).__module__
         (True, 'cce_core.adapters.torch.embedding')
     """
-    budgeted = get_method(method).budgeted
+    _check.instance("model", model, nn.Module, "a torch.nn.Module")
+    budgeted = get_method(_check.instance("method", method, str, "a method's name")).budgeted
     if budgeted and (ratio is None) == (num_bytes is None):
         raise ValueError(f"give ratio= or num_bytes=, one of them; got ratio={ratio!r} and num_bytes={num_bytes!r}")
     if not budgeted and not (ratio is num_bytes is None):
@@ -232,7 +233,10 @@ def _skipped(skip: Skip, found: Mapping[str, nn.Module]) -> set[str]:
     if callable(skip):
         return {name for name, module in found.items() if skip(name, module)}
     out = set()
-    for pattern in [skip] if isinstance(skip, str) else skip:
+    patterns = [skip] if isinstance(skip, str) else skip
+    if not isinstance(patterns, (list, tuple, set, frozenset)) or not all(isinstance(one, str) for one in patterns):
+        raise TypeError(f"skip must be a name or pattern, several of them, or a function, got {_check.shown(skip)}")
+    for pattern in patterns:
         names = fnmatch.filter(found, pattern)
         if not names:
             raise ValueError(f"skip={pattern!r} matches none of the model's embeddings: {', '.join(found)}")
@@ -384,8 +388,9 @@ def cluster_(
         >>> list(cluster_(model))
         ['item']
     """
+    _check.instance("model", model, nn.Module, "a torch.nn.Module")
     tables = {name: m for name, m in model.named_modules() if isinstance(m, Compressed) and _learns(m)}
-    weights = {} if weights is None else weights
+    weights = {} if weights is None else _check.instance("weights", weights, Mapping, "a dict by the tables' names")
     if unknown := [name for name in weights if name not in tables]:
         raise ValueError(
             f"weights names {unknown[0]!r}, which is no table that learns; those are {', '.join(tables) or 'none'}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -74,7 +75,11 @@ class Compressed(Stated, Weighted):
         if scale_grad_by_freq and num_embeddings is None:
             raise ValueError("scale_grad_by_freq counts ids up to num_embeddings: give it a number")
         device = torch.get_default_device() if device is None else torch.device(device)
-        dtype = torch.get_default_dtype() if dtype is None else dtype
+        dtype = (
+            torch.get_default_dtype()
+            if dtype is None
+            else _check.instance("dtype", dtype, torch.dtype, "a torch.dtype")
+        )
         if not dtype.is_floating_point:
             raise ValueError(f"dtype must be a float type, got {dtype}")
         plain = is_plain(method, options)
@@ -314,6 +319,9 @@ class Compressed(Stated, Weighted):
         _check.choice("moments", moments, HOW)
         optimizers = optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]
         optimizers = [one for one in optimizers if one is not None]
+        for one in optimizers:
+            if not hasattr(one, "param_groups"):
+                raise TypeError(f"optimizer must be a torch optimiser, or a list of some, got {_check.shown(one)}")
         if isinstance(weights, Tensor):
             weights = weights.detach().cpu().numpy()
         with guard.writing(self):
@@ -337,15 +345,18 @@ class Compressed(Stated, Weighted):
     def _learn(self, weight: Tensor, **settings: Any) -> None:
         """Make the table come near to a trained one: copied for a full table, else learned or solved for."""
         expected = (self.num_embeddings, self.embedding_dim)
+        _check.instance("weight", weight, Tensor, f"a tensor {expected}")
         if tuple(weight.shape) != expected:
             raise AssertionError(f"weight must have the shape {expected}, got {tuple(weight.shape)}")
         if self._plain:
-            with torch.no_grad():
-                self.memory.copy_(weight.detach())
+            with guard.changing():
+                put([(self.memory, weight)])
         elif self._is_meta():
             raise RuntimeError("a module on the meta device learns nothing: give another device")
         else:
-            table = self.table
+            table = copy.deepcopy(
+                self.table
+            )  # which may lie over the module's own memory, where others look vectors up
             learn(table, float32(weight), **settings)
             self._take(table)
 
@@ -405,6 +416,7 @@ def is_plain(method: str, options: Mapping[str, Any]) -> bool:
 
 def shape_of(embeddings: Tensor) -> tuple[int, int]:
     """Rows and dim of a trained table."""
+    _check.instance("embeddings", embeddings, Tensor, "a tensor (num_embeddings, embedding_dim)")
     if embeddings.dim() != 2:
         raise AssertionError("Embeddings parameter is expected to be 2-dimensional")
     return embeddings.shape[0], embeddings.shape[1]
@@ -413,6 +425,7 @@ def shape_of(embeddings: Tensor) -> tuple[int, int]:
 def _padding(index: int | None, vocab: int | None) -> int | None:
     if index is None:
         return index
+    index = _check.integer("padding_idx", index, -(2**63), 2**64 - 1)
     if vocab is None:  # a word of 64 bits, as ids are
         return index - (1 << 64) if index >= 1 << 63 else index
     if not -vocab <= index < vocab:

@@ -6,6 +6,7 @@ a write would end in a copy that nobody looks at: it raises instead, also where 
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -279,6 +280,13 @@ def linear(owner: Weighted, input: Tensor, bias: Tensor | None = None) -> Tensor
     return functional.linear(functional.linear(input, projection), inner, bias)
 
 
+_UNBOUNDED = "an unbounded table has no weight: it has a vector for every 64-bit id"
+
+
+class NoWeight(AttributeError, RuntimeError):
+    """There is no weight: `hasattr` and `getattr` with a default know it as such."""
+
+
 class Weighted(torch.nn.Module):
     """A module that has a table's `weight`, from its parameters and `_vectors` of a row of ids."""
 
@@ -311,7 +319,7 @@ class Weighted(torch.nn.Module):
         if self._plain:
             return self.memory
         if self.num_embeddings is None:
-            raise RuntimeError("an unbounded table has no weight: it has a vector for every 64-bit id")
+            raise NoWeight(_UNBOUNDED)
         if (
             torch.compiler.is_compiling()
             or plain.transformed()
@@ -324,9 +332,19 @@ class Weighted(torch.nn.Module):
             return found
         return Weight.of(self)
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight" and self.num_embeddings is None:  # what the property said is lost on the way here
+            raise NoWeight(_UNBOUNDED)
+        return super().__getattr__(name)
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name != "weight":
             super().__setattr__(name, value)
+        elif sys._getframe(1).f_globals.get("__name__") == "torch.nn.utils._named_member_accessor":
+            raise TypeError(
+                "functional_call can't lend a compressed table another weight, which it would have to learn: hand in its "
+                "parameters, such as memory"
+            )
         elif isinstance(value, Weight):
             if value.owner is not self:
                 raise TypeError(
