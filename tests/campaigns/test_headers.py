@@ -56,15 +56,14 @@ def _edited(tree: Any, rng: random.Random, odd: list[Any]) -> Any:
         if what == 0:
             del owner[last]
         elif what == 1 and isinstance(owner, list):
-            owner.insert(rng.randrange(len(owner) + 1), rng.choice(odd))
+            owner.insert(rng.randrange(len(owner) + 1), copy.deepcopy(rng.choice(odd)))
         elif what == 1:
-            owner[rng.choice(("", "x", "memory", "spec", "sizes", "n_hashes", "signed", "__metadata__"))] = rng.choice(
-                odd
-            )
+            name = rng.choice(("", "x", "memory", "spec", "sizes", "n_hashes", "signed", "__metadata__"))
+            owner[name] = copy.deepcopy(rng.choice(odd))
         elif what < 5 and isinstance(now, int) and not isinstance(now, bool):
             owner[last] = rng.choice((now - 1, now + 1, -now, 2 * now, now // 2, now + 2**32, now << rng.randrange(60)))
         else:
-            owner[last] = rng.choice(odd)
+            owner[last] = copy.deepcopy(rng.choice(odd))  # what holds itself is no JSON
     return tree
 
 

@@ -68,16 +68,15 @@ def changed(tally: Tally, step: int) -> None:
                     got = _load(path, mmap, tally)
                     if got is None:
                         continue
-                    try:
-                        use(got)
-                    except Exception as error:
-                        tally.lose(name, "cannot be used with byte", at, "changed, mmap", mmap, repr(error))
-                        continue
                     same = got.spec == table.spec and list(got.arrays()) == list(table.arrays())
                     if not mmap or damaged[header:] == raw[header:]:
                         same = same and np.array_equal(got.lookup(ids), truth)
                     if not same:
                         tally.lose(name, "is another table with byte", at, "of", len(raw), "changed, mmap", mmap)
+                    try:
+                        use(got)  # and changes it
+                    except Exception as error:
+                        tally.lose(name, "cannot be used with byte", at, "changed, mmap", mmap, repr(error))
 
 
 def test_every_length_of_a_file_but_the_right_one_is_refused(campaign):
