@@ -121,7 +121,7 @@ def _calls(
 def fuzzed(tally: Tally, n: int) -> None:
     """n calls, each with one or two arguments exchanged for something odd."""
     resource.setrlimit(
-        resource.RLIMIT_AS, (8 << 30, resource.getrlimit(resource.RLIMIT_AS)[1])
+        resource.RLIMIT_AS, (3 << 30, resource.getrlimit(resource.RLIMIT_AS)[1])
     )  # what asks for more is refused
     warnings.simplefilter("ignore")
     made = list(makers().values())
