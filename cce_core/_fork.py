@@ -17,6 +17,8 @@ from typing import Any
 
 from numba.core.compiler_lock import global_compiler_lock
 
+from cce_core import _progress
+
 _PATIENCE = 300.0  # seconds; a fork that could never come would be worse than a child that may hang
 # Packages whose imports end by themselves; a user's module may run for as long as the program, and fork meanwhile.
 _PACKAGES = sys.stdlib_module_names | {
@@ -39,9 +41,7 @@ _held = _Held()
 
 def _locks() -> list[Any]:
     """In the order in which they are taken: the compiler's, LLVM's, and that of progress bars."""
-    found = [global_compiler_lock._lock, _llvm.lib._lock._lock]
-    bars = sys.modules.get("tqdm.std")
-    return found if bars is None else [*found, bars.TqdmDefaultWriteLock.th_lock]
+    return [global_compiler_lock._lock, _llvm.lib._lock._lock, _progress.lock]
 
 
 def _take(end: float) -> bool:

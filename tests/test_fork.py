@@ -152,3 +152,15 @@ def test_a_fork_does_not_wait_for_a_program_that_is_itself_an_import(tmp_path, m
     importlib.import_module("program_of_a_user")
     assert shared.statuses == [0]
     del sys.modules["program_of_a_user"]
+
+
+def test_a_child_that_dies_within_a_bar_does_not_stop_its_parent():
+    bar = progress(1, "of the parent", show=False)
+    if (child := os.fork()) == 0:
+        bar.get_lock().acquire()
+        os._exit(0)
+    os.waitpid(child, 0)
+    making = threading.Thread(target=lambda: progress(1, "another", show=False).close(), daemon=True)
+    making.start()
+    making.join(10)
+    assert not making.is_alive()

@@ -355,8 +355,6 @@ BEYOND = {
     ("download.data_dir", "bytes"),
     ("path", "a str"),
     ("path", "bytes"),  # these are paths
-    ("TableSpec.from_json.values", "a dict"),
-    ("TableSpec.from_json.values", "an empty dict"),  # a KeyError, as it says
     ("KMeans.n_init", "huge"),
     ("KMeans.n_init", "2^63"),
     ("MiniBatchKMeans.n_iter", "huge"),

@@ -80,15 +80,16 @@ class TableSpec:
         The fields are there and are a spec's; what their numbers may be, `Table` and `load` see before anything is made of them.
 
         Raises:
-            KeyError: a field is missing.
             TypeError: it is no mapping, or sizes and options are of another type.
-            ValueError: a field is unknown.
+            ValueError: a field is missing or unknown.
         """
         if not isinstance(values, Mapping):
             raise TypeError(f"a spec must be a mapping, got {type(values).__name__}")
         names = [field.name for field in dataclasses.fields(cls)]
         if unknown := sorted(map(repr, values.keys() - set(names))):
             raise ValueError(f"a spec has no field {unknown[0]}")
+        if missing := [name for name in names if name not in values]:
+            raise ValueError(f"a spec must have the field {missing[0]!r}; its fields are {', '.join(names)}")
         fields = {name: values[name] for name in names}
         sizes, options = fields["sizes"], fields["options"]
         if not isinstance(sizes, (list, tuple)) or not isinstance(options, Mapping):
