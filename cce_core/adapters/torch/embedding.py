@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cce_core import _check
-from cce_core.adapters.torch.module import Compressed, is_plain, shape_of
+from cce_core.adapters.torch.module import Compressed, dtype_of, is_plain, shape_of
 from cce_core.adapters.torch.weight import PADDING
 
 
@@ -93,12 +92,9 @@ class Embedding(Compressed):
             _check.integer("padding_idx", padding_idx, -(2**63), 2**64 - 1)
         row = None if _weight is None else _kept(_weight, padding_idx)
         if num_bytes is not None and row is not None and not is_plain(method, sizes):
-            kind = (
-                torch.get_default_dtype()
-                if dtype is None
-                else _check.instance("dtype", dtype, torch.dtype, "a torch.dtype")
-            )
-            sizes["num_bytes"] = max(0, num_bytes - row.numel() * kind.itemsize)  # that row is stored beside the table
+            sizes["num_bytes"] = max(
+                0, num_bytes - row.numel() * dtype_of(dtype).itemsize
+            )  # that row is stored beside the table
         super().__init__(
             num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, device, dtype,
             method, seed, shard_pointers, {**sizes, **options},

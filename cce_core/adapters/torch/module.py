@@ -75,11 +75,7 @@ class Compressed(Stated, Weighted):
         if scale_grad_by_freq and num_embeddings is None:
             raise ValueError("scale_grad_by_freq counts ids up to num_embeddings: give it a number")
         device = torch.get_default_device() if device is None else torch.device(device)
-        dtype = (
-            torch.get_default_dtype()
-            if dtype is None
-            else _check.instance("dtype", dtype, torch.dtype, "a torch.dtype")
-        )
+        dtype = dtype_of(dtype)
         if not dtype.is_floating_point:
             raise ValueError(f"dtype must be a float type, got {dtype}")
         plain = is_plain(method, options)
@@ -354,9 +350,8 @@ class Compressed(Stated, Weighted):
         elif self._is_meta():
             raise RuntimeError("a module on the meta device learns nothing: give another device")
         else:
-            table = copy.deepcopy(
-                self.table
-            )  # which may lie over the module's own memory, where others look vectors up
+            # A copy: the table may lie over the module's own memory, in which other threads look vectors up.
+            table = copy.deepcopy(self.table)
             learn(table, float32(weight), **settings)
             self._take(table)
 
@@ -412,6 +407,12 @@ def is_plain(method: str, options: Mapping[str, Any]) -> bool:
     """Whether a table is torch's own: full, without rank and codec. A rank of "auto" is 0 for a full table."""
     narrow, coded = options.get("rank") not in (None, 0, "auto"), options.get("codec") not in (None, "float32")
     return method == "full" and not narrow and not coded
+
+
+def dtype_of(dtype: Any) -> torch.dtype:
+    """The type that is meant; None is torch's default one."""
+    given: torch.dtype = torch.get_default_dtype() if dtype is None else dtype
+    return _check.instance("dtype", given, torch.dtype, "a torch.dtype")
 
 
 def shape_of(embeddings: Tensor) -> tuple[int, int]:
