@@ -204,6 +204,7 @@ def test_each_signature_has_a_file_of_its_own(folder):
 
 @compiled
 def test_code_without_checks_of_bounds_is_not_taken_where_they_are_wanted(folder, monkeypatch):
+    monkeypatch.setattr(numba.config, "BOUNDSCHECK", 0)
     called(np.arange(3), function=first)
     monkeypatch.setattr(numba.config, "BOUNDSCHECK", 1)
     assert called(np.arange(3), function=first)[1] == 0

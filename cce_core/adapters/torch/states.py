@@ -232,12 +232,12 @@ class Stated(torch.nn.Module):
         """
         found, alone = [], False
         for other in _others(self):
-            mark = other._mark
+            mark, stamp, memory = other._mark, other.stamp, other.memory
             if mark.kin != self._mark.kin or mark.known != self._mark.known:
                 continue
-            if mark.follows or (other.stamp is mark.stamp and mark.version not in (None, other.stamp._version)):
+            if mark.follows or (stamp is mark.stamp and mark.version not in (None, other.stamp._version)):
                 found.append(other)
-            elif other.memory is mark.memory and mark.written not in (None, other.memory._version):
+            elif memory is mark.memory and mark.written not in (None, other.memory._version):
                 alone = alone or other.memory.grad is None
         if alone:
             warnings.warn(
@@ -290,7 +290,7 @@ class Stated(torch.nn.Module):
         held = {name: found.get(name, own) for name in SKETCH if (own := self._buffers.get(name)) is not None}
         if strict and held.keys() != found.keys():
             return ""  # which torch says
-        if any(t.shape != self._buffers[name].shape or t.device.type == "meta" for name, t in held.items()):  # type: ignore[union-attr]
+        if any(t.shape != getattr(self, name).shape or t.device.type == "meta" for name, t in held.items()):
             return ""  # which torch says
         if self.shard_pointers:  # those of the other ranks are not in the state
             of_pointers = 0 if given is None or stamp.size < 2 else int(stamp[1]) & (2**64 - 1)

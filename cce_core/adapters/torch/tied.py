@@ -73,10 +73,8 @@ class TiedLinear(nn.Linear):
         """The sizes, and that they are those of an embedding."""
         return f"{super().extra_repr()}, tied to {type(self.embedding).__name__}"
 
-    @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        """The embedding's."""
-        return self.embedding.weight
+    # Annotated, since to torch it is an attribute; with or without torch at hand mypy says the same.
+    weight: Any = property(lambda self: self.embedding.weight, doc="The embedding's.")
 
     def forward(self, input: Tensor) -> Tensor:
         """The scores of all ids: (*, num_embeddings)."""
@@ -96,10 +94,12 @@ class TiedLinear(nn.Linear):
 class _Becoming(TiedLinear):
     """An `nn.Linear` while it becomes a `TiedLinear`: where torch registers the parameter, it is not kept."""
 
-    @property
-    def _parameters(self) -> dict[str, Any]:  # type: ignore[override]
-        self.__class__ = TiedLinear  # type: ignore[assignment]
+    def _become(self) -> dict[str, Any]:
+        becoming: Any = self
+        becoming.__class__ = TiedLinear
         return {}
+
+    _parameters: Any = property(_become)
 
 
 def _tie(module: nn.Module, name: str, parameter: Any) -> None:

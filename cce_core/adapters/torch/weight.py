@@ -140,9 +140,7 @@ class Weight(ReadOnly):
         return super().__torch_function__(func, types, args, kwargs)
 
     @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def _dispatched(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """What comes by another way than Python's functions: below autograd, which knows where this tensor is from."""
         first, kwargs = args[0] if args else None, kwargs or {}
         if isinstance(first, Weight) and func in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
@@ -152,6 +150,8 @@ class Weight(ReadOnly):
         with torch.no_grad():
             args, kwargs = tree_map_only(ReadOnly, lambda t: t._numbers(), (args, kwargs))
             return func(*args, **kwargs)
+
+    __torch_dispatch__: Any = _dispatched
 
 
 def _writes(name: str, args: Any, kwargs: Any) -> bool:
