@@ -20,9 +20,8 @@ from cce_kernels.needs import INTERPRETED, call, floats, on_device, power_of_two
 from cce_kernels.packing import put_bits
 from cce_kernels.segments import sum_runs
 
-_POINTS, _CENTROIDS = (
-    (1024, 64) if INTERPRETED else (128, 16)
-)  # of a tile; with 32 centroids registers spill (sm_80, sm_90)
+# Of a tile; with 32 centroids registers spill (sm_80, sm_90).
+_POINTS, _CENTROIDS = (1024, 64) if INTERPRETED else (128, 16)
 
 
 @triton.jit

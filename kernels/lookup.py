@@ -67,9 +67,8 @@ def ids_at(table, ids, n, live, padding, bad, BOUNDED: tl.constexpr, PADDED: tl.
     if PADDED:
         live = live & (word.to(tl.int64) != tl.load(padding + tl.load(table + _SOURCE)))
     if BOUNDED:
-        fits = flag(
-            word <= (tl.load(table + _VOCAB) - 1).to(tl.uint64)
-        )  # no vocab is 0, and all words are at most 0 − 1
+        # No vocab is 0, and all words are at most 0 − 1.
+        fits = flag(word <= (tl.load(table + _VOCAB) - 1).to(tl.uint64))
         bad = tl.minimum(bad, tl.where(live & (fits == 0), n, 9223372036854775807))
         live = live & fits
     return word, live, bad

@@ -145,9 +145,8 @@ def test_what_holds_for_every_fit(problem, seed, init):
 @pytest.mark.parametrize("d", [1, 4])
 def test_inertia_never_rises_where_sums_are_rounded(d):
     n = 3000 if COMPILED else 150
-    x = (
-        np.random.default_rng(d).normal(1000, 1e-3, (n, d)).astype(np.float32)
-    )  # few digits left: rounding decides near the end
+    # Few digits left: rounding decides near the end.
+    x = np.random.default_rng(d).normal(1000, 1e-3, (n, d)).astype(np.float32)
     seen = []
     km = KMeans(16, n_iter=100).fit(x, on_iteration=lambda _, inertia: seen.append(inertia))
     assert all(b <= a for a, b in itertools.pairwise(seen))

@@ -18,9 +18,8 @@ def arrays(table):
 def test_as_many_rows_as_ids_lose_nothing(chunks, width, vocab, seed):
     dim = chunks * width
     x = np.random.default_rng(seed).standard_normal((vocab, dim), np.float32)
-    table = cce.Table(
-        cce.TableSpec("pq", vocab, dim, 0, chunks, (vocab,), seed)
-    )  # with its pointers it outgrows the full table
+    # With its pointers it outgrows the full table.
+    table = cce.Table(cce.TableSpec("pq", vocab, dim, 0, chunks, (vocab,), seed))
     report = table.cluster(vectors=x)
     np.testing.assert_allclose(table.lookup(np.arange(vocab)), x, atol=1e-5)
     assert report.inertia_after <= 1e-9

@@ -99,9 +99,8 @@ def test_what_a_handler_raises_before_a_slice_begins_is_raised(ours, error, monk
     def handler(number, frame):
         raise error("by the handler")
 
-    signalled = (
-        ctypes.pythonapi.PyErr_SetInterruptEx
-    )  # a signal's arrival; its handler runs with the next line of Python
+    # A signal's arrival; its handler runs with the next line of Python.
+    signalled = ctypes.pythonapi.PyErr_SetInterruptEx
 
     def parallel(region, data, size, flags):
         region(None)

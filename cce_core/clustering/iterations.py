@@ -32,9 +32,8 @@ _PIECES = 8  # of a search, a thread
 _PATIENCE = 2000  # looks at the board, a millisecond or two, after which a helper goes
 _THREAD = 1 << 21  # of `_effort`, about 50 µs: so much of each iteration makes another thread worth waking
 _TURNS = 8  # over which waking it is spread
-_CALL = (
-    1 << 30
-)  # of `_effort`, some hundredths of a second: signals and other threads of Python wait for the end of a call
+# Of `_effort`, some hundredths of a second: signals and other threads of Python wait for the end of a call.
+_CALL = 1 << 30
 
 
 @jit

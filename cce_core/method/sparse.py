@@ -35,7 +35,9 @@ class SparseCodes(RowMethod):
             )
         atoms = _check.integer("n_atoms", request.options["n_atoms"], 1, 64)
         if atoms > request.inner:
-            raise ValueError(f"n_atoms {atoms} must be at most the vector's {request.inner} floats: so many say it all")
+            raise ValueError(
+                f"n_atoms {atoms} must be at most the vector's {request.inner} floats, which give every vector exactly"
+            )
         if atoms > request.vocab:
             raise ValueError(f"n_atoms {atoms} must be at most the vocabulary's {request.vocab} ids; take fewer atoms")
         if "weight_bits" in request.options:

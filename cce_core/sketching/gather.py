@@ -36,9 +36,8 @@ from cce_core.storage.codec import BLOCK, CODECS, INT4, codec, fetch
 
 _zero, _one, _15, _block = np.uint64(0), np.uint64(1), np.uint64(15), np.uint64(BLOCK)
 _0 = np.float32(0.0)
-_APART = (
-    TILE + 8
-)  # from a column's addresses to the next one's: a power of two would put all on the same lines of the cache
+# From a column's addresses to the next one's: a power of two would put all on the same lines of the cache.
+_APART = TILE + 8
 
 
 # The loops below index flat arrays with unsigned numbers: Numba then leaves out its test for negative indices. `kept` holds

@@ -58,7 +58,7 @@ class Group:
 
 @dataclasses.dataclass(eq=False)
 class Seen:
-    """A forward pass of a collection: the vectors, and what spares the way back its work.
+    """A forward pass of a collection: the vectors, and what the backward pass reuses.
 
     Attributes:
         vectors: float32 (rows, dim), the tables' vectors side by side; the caller may overwrite them.

@@ -56,9 +56,8 @@ def _logistic(start: int, stop: int, us: Any, vs: Any, labels: Any, share: float
         wrong += labels[n] * _0  # NaN or infinity times zero is NaN
     if wrong != _0:
         return 3
-    for n in range(
-        start, stop
-    ):  # the type of a matrix does not say that a row's floats lie side by side; these arrays do
+    # The type of a matrix does not say that a row's floats lie side by side; these arrays do.
+    for n in range(start, stop):
         u, v = array_at(u_at + n * u_step, d, np.float32), array_at(v_at + n * v_step, d, np.float32)
         score = _dot(u, v, dim)
         small = np.exp(-abs(score))  # never overflows

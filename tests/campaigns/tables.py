@@ -22,7 +22,7 @@ def _maker(method: str, **more: Any) -> Callable[[], cce.Table]:
 
 
 def makers() -> dict[str, Callable[[], cce.Table]]:
-    """What makes each table: every method as it comes; those with codecs and ranks; one without a vocabulary."""
+    """What makes each table: every method with its default settings; those with codecs and ranks; one without a vocabulary."""
     made = {m.name: _maker(m.name) for m in cce.methods()}
     for method in ("cce", "cce_robe", "pq", "sparse", "hash", "hemb", "full", "robe"):
         made[f"{method} rank 4 int8"] = _maker(method, rank=4, codec="int8")

@@ -120,9 +120,8 @@ def _calls(
 
 def fuzzed(tally: Tally, n: int) -> None:
     """n calls, each with one or two arguments exchanged for something odd."""
-    resource.setrlimit(
-        resource.RLIMIT_AS, (3 << 30, resource.getrlimit(resource.RLIMIT_AS)[1])
-    )  # what asks for more is refused
+    # What asks for more is refused.
+    resource.setrlimit(resource.RLIMIT_AS, (3 << 30, resource.getrlimit(resource.RLIMIT_AS)[1]))
     warnings.simplefilter("ignore")
     made = list(makers().values())
     with tempfile.TemporaryDirectory() as folder:

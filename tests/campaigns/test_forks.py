@@ -27,9 +27,8 @@ def _forked(work: Callable[[], bool], tally: Tally, what: str) -> None:
     """Does `work` in a forked child, which must end in time, and well."""
     pid = os.fork()
     if pid == 0:
-        faulthandler.register(
-            signal.SIGALRM, chain=True
-        )  # the parent's watch is no more, and may not be asked for anew
+        # The parent's watch is no more, and may not be asked for anew.
+        faulthandler.register(signal.SIGALRM, chain=True)
         signal.alarm(PATIENCE)
         try:
             os._exit(0 if work() else 3)

@@ -50,9 +50,7 @@ def cluster(
         changes += carried(optimizers, ours, before, after, text, vocab)
     for copy in copies:
         there, device = dict(new), copy.seed.device
-        if (
-            not module._plan.weighed and settings.get("vectors") is None
-        ):  # else it is learned anew: an average begins anew
+        if not module._plan.weighed and settings.get("vectors") is None:
             values = torch.from_numpy(float32(copy.memory)).to(device)
             there[MEMORY] = refitted(values, before.to(device), after.to(device), text, vocab)
             if spec.rank:

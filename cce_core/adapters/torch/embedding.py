@@ -92,9 +92,8 @@ class Embedding(Compressed):
             _check.integer("padding_idx", padding_idx, -(2**63), 2**64 - 1)
         row = None if _weight is None else _kept(_weight, padding_idx)
         if num_bytes is not None and row is not None and not is_plain(method, sizes):
-            sizes["num_bytes"] = max(
-                0, num_bytes - row.numel() * dtype_of(dtype).itemsize
-            )  # that row is stored beside the table
+            # That row is stored beside the table.
+            sizes["num_bytes"] = max(0, num_bytes - row.numel() * dtype_of(dtype).itemsize)
         super().__init__(
             num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, device, dtype,
             method, seed, shard_pointers, {**sizes, **options},

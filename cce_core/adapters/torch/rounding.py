@@ -30,9 +30,8 @@ def rounded_for(
         ids: checked.
     """
     width, n_blocks = sketch.layout.width, -(-values.size // BLOCK)
-    offsets = sorted(
-        {*range(0, width, BLOCK), width - 1}
-    )  # places that meet every block of the codec in a block of the memory
+    # Places that meet every block of the codec in a block of the memory.
+    offsets = sorted({*range(0, width, BLOCK), width - 1})
     if len(ids) * len(sketch.layout.columns) * len(offsets) * _WORTH > n_blocks:
         return rounded(values, kept)
     touched = np.zeros(n_blocks, bool)

@@ -100,7 +100,7 @@ class ClusterSchedule:
     def _now(self, unit: str, count: int | None, model: nn.Module, optimizer: Any) -> dict[str, ClusterReport]:
         """The unit's `count`-th time is over (None: the next); cluster where that is one of ours."""
         if not self.unit:
-            raise RuntimeError("the schedule knows not how long training is: give it epochs= or steps=")
+            raise RuntimeError("the schedule does not know the length of training: give it epochs= or steps=")
         if unit != self.unit or count == self.count:  # a trainer may call twice within a step, while gradients gather
             return {}
         self.count = self.count + 1 if count is None else count

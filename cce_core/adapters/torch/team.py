@@ -87,7 +87,7 @@ class Team:
             raise raised[0]
         if any(one is _UNDONE for one in given):
             raise RuntimeError(
-                "torch's threads ran only some slices of a loop; set CCE_TEAM=0 and tell us how that came"
+                "torch's threads ran only some slices of a loop; set CCE_TEAM=0, and please report what was running"
             )
         return given
 

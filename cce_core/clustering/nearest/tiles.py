@@ -22,9 +22,8 @@ Points = NDArray[np.float32]
 FAN = 4  # boxes within a box of the next level
 _LOOKS = 24  # points that tell which coordinate of a part is the widest
 _BELOW = 1 << 14  # a part this small is halved to the end by one thread, in its cache
-_SORTED = (
-    1 << 10
-)  # points up to which they are sorted, so that no draw depends on where equal points stand, or how often
+# Points up to which they are sorted, so that no draw depends on where equal points stand, or how often.
+_SORTED = 1 << 10
 _GRAIN, _FILL_GRAIN = 1 << 14, 1 << 15  # points to be split or filled in that make another thread worth waking
 _PLACE = np.int64(2**32 - 1)
 
