@@ -16,8 +16,9 @@ if not torch.distributed.is_available():
     pytest.skip("this torch has no process groups", allow_module_level=True)
 
 from cce_core.adapters.torch import Embedding, FusedSGD, leave_out_pointers  # noqa: E402
-from cce_core.adapters.torch import distributed as shared  # noqa: E402
-from cce_core.adapters.torch.ranks import Exact, Ranks  # noqa: E402
+from cce_core.adapters.torch.ranks import Ranks  # noqa: E402
+from cce_core.learning import shared  # noqa: E402
+from cce_core.learning.exact import Exact  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

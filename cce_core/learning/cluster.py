@@ -15,22 +15,28 @@ import math
 import time
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core._guard import Changing
 from cce_core._jit import jit
 from cce_core._progress import progress
-from cce_core.learning.circular import WindowsRun
-from cce_core.learning.codebooks import Run
+from cce_core.learning.circular import CircularLearner
+from cce_core.learning.codebooks import Learner
 from cce_core.learning.sampling import as_rows
-from cce_core.learning.sparse_codes import CodesRun
+from cce_core.learning.shared import Ranks, Shared, SharedCircularLearner, SharedLearner, SharedSparseCodesLearner
+from cce_core.learning.sparse_codes import SparseCodesLearner
 from cce_core.learning.targets import Source
 from cce_core.method import get_method
 from cce_core.method.state import TableState
 
 MAX_BYTES = 1 << 29
-_RUNS: dict[str, type[Run]] = {"codebooks": Run, "windows": WindowsRun, "codes": CodesRun}
+_LEARNERS: dict[str, tuple[type[Learner], type[Shared]]] = {
+    "codebooks": (Learner, SharedLearner),
+    "windows": (CircularLearner, SharedCircularLearner),
+    "codes": (SparseCodesLearner, SharedSparseCodesLearner),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +110,7 @@ def cluster(
     batch_size: int = 1 << 18,
     max_bytes: int = MAX_BYTES,
     show_progress: bool | None = None,
+    ranks: Ranks | None = None,
 ) -> ClusterReport:
     """Learn the pointers of a table from its vectors as they are now, or from given ones.
 
@@ -122,6 +129,8 @@ def cluster(
         max_bytes: most bytes to hold beside a copy of pointers and memory. Where it asks for it, the sample and the batches
             are smaller than said above, and fewer chunks are clustered side by side.
         show_progress: a bar; None shows one on a terminal when it takes more than two seconds.
+        ranks: a group of processes that all hold the table and call this together: each decodes and assigns its share of the
+            ids, and sums are reduced over all. Of `sparse` and `sparse2` K-SVD is not shared: on its sample, all do the same.
 
     Returns:
         A `ClusterReport`.
@@ -129,6 +138,7 @@ def cluster(
     Raises:
         ValueError: the method learns nothing, a number is out of range, the weights or vectors do not fit, `max_bytes` is
             too few, or NaN or infinity is found. The table is as before, also after an interrupt.
+        RuntimeError: the ranks hold different tables, weights or vectors before, or different results afterwards; likewise.
 
     Cost:
         k-means over points_per_centroid · rows points, and one nearest-centroid search for every id, a chunk. Extra
@@ -150,47 +160,67 @@ def cluster(
     max_bytes = _check.integer("max_bytes", max_bytes, 1)
     residual, warm_start = _check.flag("residual", residual), _check.flag("warm_start", warm_start)
     show_progress = None if show_progress is None else _check.flag("show_progress", show_progress)
-    counts = _checked_weights(weights, table.spec.vocab or 0)
+    alone, shared = _LEARNERS[method.learner]
     with table.guard.learning():
+        if ranks is not None:
+            given = {"vectors": vectors, "weights": weights}
+            arrays = {
+                name: np.asarray(v) for name, v in given.items() if v is not None and not isinstance(v, TableState)
+            }
+            ranks.agree({"specs": table.spec, **table.arrays(), **arrays}, "before clustering")
+            show_progress = show_progress if ranks.rank == 0 else False
+        counts = checked_weights(weights, table.spec.vocab or 0)
         source = (
             None if vectors is None else Source(table, vectors, min(batch_size, 1 + max_bytes // (24 * table.spec.dim)))
         )
-        run = _RUNS[method.learner](table, counts, points_per_centroid, batch_size, max_bytes, source)
-        with progress(run.work(n_iter), "cluster", unit="id", show=show_progress) as bar:
-            run.learn(n_iter, residual, warm_start and table.generation > 0, bar)
-        column_entropy, pair_entropy = run.entropies()
-        report = ClusterReport(
-            generation=table.generation + 1,
-            n_clusters=run.n_clusters,
-            inertia_before=float(run.costs[:, 0].sum()),
-            inertia_after=float(run.costs[:, 1].sum()),
-            column_entropy=column_entropy,
-            pair_entropy=pair_entropy,
-            empty_clusters=int(run.empty.sum()),
-            iterations=tuple(int(n) for n in run.iterations),
-            scratch_bytes=run.scratch,
-            seconds=time.perf_counter() - start,
-        )
+        settings = table, counts, points_per_centroid, batch_size, max_bytes, source
+        learner = alone(*settings) if ranks is None else shared(*settings, ranks)
+        with progress(learner.work(n_iter), "cluster", unit="id", show=show_progress) as bar:
+            learner.learn(n_iter, residual, warm_start and table.generation > 0, bar)
+        if ranks is not None:
+            fitted = None if source is None else source.projection
+            made = {"memory": learner.memory, "pointers": learner.new.pointers, "keys": learner.new.keys}
+            more = {"projection": fitted, "weights": learner.factors}
+            ranks.agree({**made, **{name: v for name, v in more.items() if v is not None}}, "after clustering")
+        report = report_of(learner, table.generation + 1, start)
         with table.guard.door:  # nobody asks for float32 values of the old codes between here and there
-            changes = _changes(table, run)
+            changes = _changes(table, learner)
             with Changing((table.guard,)):
-                table.training_bytes["cluster"] = run.scratch
+                table.training_bytes["cluster"] = learner.scratch
                 _commit(*changes)
     return report
 
 
-def _changes(table: TableState, run: Run) -> Any:
+def report_of(learner: Learner, generation: int, start: float) -> ClusterReport:
+    """What a learner has done since `start`, of `time.perf_counter()`."""
+    column_entropy, pair_entropy = learner.entropies()
+    return ClusterReport(
+        generation=generation,
+        n_clusters=learner.n_clusters,
+        inertia_before=float(learner.costs[:, 0].sum()),
+        inertia_after=float(learner.costs[:, 1].sum()),
+        column_entropy=column_entropy,
+        pair_entropy=pair_entropy,
+        empty_clusters=int(learner.empty.sum()),
+        iterations=tuple(int(n) for n in learner.iterations),
+        scratch_bytes=learner.scratch,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _changes(table: TableState, learner: Learner) -> Any:
     """What `_commit` is to copy where: each of the table's arrays, then what it is to hold."""
-    old, new = run.old, run.new
-    arrays: Any = (*table.stored.pairs(run.memory), old.keys, new.keys, old.pointers, new.pointers)
-    held = table.arrays().get("projection", run.memory[:0])
-    fitted = None if run.source is None else run.source.projection
+    old, new = learner.old, learner.new
+    arrays: Any = (*table.stored.pairs(learner.memory), old.keys, new.keys, old.pointers, new.pointers)
+    held = table.arrays().get("projection", learner.memory[:0])
+    fitted = None if learner.source is None else learner.source.projection
     arrays += (held, held if fitted is None else fitted)
-    factors = table.arrays().get("weights", run.memory[:0])
-    return (*arrays, factors, factors if run.factors is None else run.factors, table.buffers()["generation"])
+    factors = table.arrays().get("weights", learner.memory[:0])
+    return (*arrays, factors, factors if learner.factors is None else learner.factors, table.buffers()["generation"])
 
 
-def _checked_weights(weights: Any, vocab: int) -> NDArray[Any] | None:
+def checked_weights(weights: Any, vocab: int) -> NDArray[Any] | None:
+    """How much each id counts: real numbers (vocab,), at least 0, not all 0; None where all count alike."""
     if weights is None:
         return None
     values = as_rows("weights", weights, (vocab,))

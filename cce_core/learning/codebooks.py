@@ -1,10 +1,15 @@
-"""One clustering of a table whose chunks have codebooks: the new arrays as they are made, beside the old ones."""
+"""How a table's sketch is learned: one class, over verbs that NumPy, a group of processes and a GPU supply.
+
+A learner makes the new arrays beside the old ones. `learn` and what it calls say what is done; the verbs `batches`, `decode`,
+`label`, `left`, `means_of` and `total` say where: here over NumPy's arrays, in `shared` over all processes of a group, and in the
+Triton kernels over tensors of a device.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,25 +37,25 @@ _LEAST_BATCH = 256  # ids, below which a smaller batch saves nothing worth havin
 _APART = 1 << 24  # multiply-adds of a search of the sample from which chunks are clustered side by side
 _ROWS = 1 << 12  # at a time, where each needs more than its floats
 _GRAIN = 1 << 14  # ids that make another thread worth waking
-SUNDRIES = 1 << 17  # bytes of whatever is small
+OVERHEAD_BYTES = 1 << 17  # bytes of whatever is small
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """How much is held at once. It follows from the sizes and `max_bytes` alone (but for `beside`), so results do too.
+class WorkingSet:
+    """How much is held at once. It follows from the sizes and `max_bytes` alone (but for `n_parallel`), so results do too.
 
     Attributes:
         points: ids that k-means sees.
         batch: ids decoded at once.
         entropy_ids: ids over which entropies are taken.
-        beside: chunks clustered at the same time.
+        n_parallel: chunks clustered at the same time.
         scratch: most bytes that are held for these, beside the new arrays.
     """
 
     points: int
     batch: int
     entropy_ids: int
-    beside: int
+    n_parallel: int
     scratch: int
 
 
@@ -74,7 +79,35 @@ def cost(x: NDArray[np.float32], near: Callable[[slice], Any], weights: Any) -> 
     return total
 
 
-class Run:
+class Means:
+    """The mean of what lies on each float of a fresh hash, all ids added up in their order.
+
+    Args:
+        size: floats, of which the hash writes some.
+        sketches: of each chunk, the hash.
+        counted: the same hash with blocks of one float, where blocks are whole rows: fewer numbers to count; else None.
+    """
+
+    def __init__(self, size: int, sketches: dict[int, Sketch], counted: Sketch | None = None) -> None:
+        self.sketches, self.counted = sketches, counted
+        self.sums = np.zeros(size, np.float32)
+        self.seen = np.zeros(size if counted is None else counted.layout.size, np.float32)
+
+    def add(self, chunk: int, ids: NDArray[np.uint64], values: NDArray[np.float32]) -> None:
+        """The vectors of ids, float32 (n, width)."""
+        self.sums += blocks.scatter(self.sketches[chunk], ids, values)
+        if self.counted is None:
+            self.seen += blocks.scatter(self.sketches[chunk], ids, np.ones_like(values))
+        else:
+            self.seen += blocks.scatter(self.counted, ids, np.ones((len(ids), 1), np.float32))
+
+    def means(self) -> NDArray[np.float32]:
+        """float32 (size,); 0 where nothing lies."""
+        self.sums.reshape(len(self.seen), -1)[:] /= np.maximum(self.seen, 1)[:, None]
+        return self.sums
+
+
+class Learner:
     """One `cluster()`: the new arrays as they are made, beside the table, which is only read.
 
     Args:
@@ -142,9 +175,9 @@ class Run:
         """What takes its room however few points there are: centroids in many copies, and the sums of what is left."""
         w = self.layout.width
         hashed = next((c.rows for c in self.layout.columns if c.kind == HASH), 0)
-        return SUNDRIES + 300 * self.n_clusters * (w + 1) + hashed * (8 * w + 16)
+        return OVERHEAD_BYTES + 300 * self.n_clusters * (w + 1) + hashed * (8 * w + 16)
 
-    def _plan(self, points_per_centroid: int, batch_size: int, max_bytes: int) -> Plan:
+    def _plan(self, points_per_centroid: int, batch_size: int, max_bytes: int) -> WorkingSet:
         flat, per_point, per_id = self._flat_bytes(), self._point_bytes(), self._id_bytes()
         most, size = min(self.vocab, points_per_centroid * self.n_clusters), min(batch_size, self.vocab, self._most)
         least, least_size = min(self.vocab, self.n_clusters), min(size, _LEAST_BATCH)
@@ -156,13 +189,13 @@ class Run:
                 f"got {max_bytes:,}"
             )
         chunk = flat + max(points * per_point, batch * per_id)
-        beside = 1
+        n_parallel = 1
         if self._side_by_side and points * self.n_clusters * self.layout.width >= _APART:
-            beside = max(1, min(get_num_threads(), self.layout.n_chunks, max_bytes // chunk))
+            n_parallel = max(1, min(get_num_threads(), self.layout.n_chunks, max_bytes // chunk))
         each = 96 + 8 * self.layout.n_chunks
         entropy_ids = max(1, min(self.vocab, _ENTROPY_IDS, max_bytes // (each + 96)))
         pairs = 24 * min(self.n_clusters**2, 1 << 20, 4 * entropy_ids)  # a table of their counts
-        return Plan(points, batch, entropy_ids, beside, max(beside * chunk, entropy_ids * each + pairs))
+        return WorkingSet(points, batch, entropy_ids, n_parallel, max(n_parallel * chunk, entropy_ids * each + pairs))
 
     # --- a chunk ------------------------------------------------------------------------------------------------------
 
@@ -178,14 +211,24 @@ class Run:
             return some_ids(rng, self.vocab, self.plan.points), None
         return weighted_ids(rng, self.weights, self.plan.points)
 
-    def decode(self, part: Layout, ids: NDArray[np.uint64]) -> NDArray[np.float32]:
-        """The chunk's vectors as the table or the source has them."""
+    def part(self, chunk: int) -> Layout:
+        """The layout of one chunk alone."""
+        terms = self.layout.terms
+        return self.layout.part(self.layout.columns[chunk * terms : (chunk + 1) * terms], terms)
+
+    def column(self, chunk: int, kind: int) -> Column | None:
+        """The chunk's column of a kind."""
+        terms = self.layout.terms
+        return next((c for c in self.layout.columns[chunk * terms : (chunk + 1) * terms] if c.kind == kind), None)
+
+    def decode(self, chunk: int, ids: Any) -> Any:
+        """The chunk's vectors as the table or the source has them: float32 (n, width)."""
+        part = self.part(chunk)
         if self.source is not None:
-            chunk = self.layout.columns.index(part.columns[0]) // self.layout.terms
             return np.ascontiguousarray(self.source.rows(ids)[:, chunk * part.width : (chunk + 1) * part.width])
         return blocks.lookup(self.old.part(part), self.old_memory, ids)
 
-    def batches(self) -> Any:
+    def batches(self) -> Iterator[Any]:
         """All ids (of one row, evenly spaced ones), a batch at a time, until the end is called."""
         step = self.vocab // self.walked
         for low in range(0, self.walked, self.plan.batch):
@@ -199,60 +242,86 @@ class Run:
         with self._one:
             self.packing.write(self.new.pointers, field, low, values)
 
-    def tell(self, bar: Any, n: int) -> None:
+    def tick(self, bar: Any, n: int) -> None:
         """Move the bar on."""
         with self._one:
             bar.update(n)
+
+    def label(self, chunk: int, ids: Any, vectors: Any, codebook: Any) -> Any:
+        """The nearest centroid of each vector, written as the pointers of its id."""
+        labels, _ = assign(vectors, codebook)
+        self.write(chunk, int(ids[0]), labels)
+        return labels
+
+    def left(self, vectors: Any, codebook: Any, labels: Any) -> Any:
+        """What the centroids leave over of the vectors, which may be overwritten."""
+        sliced(_leave, len(vectors), _GRAIN, vectors, labels, codebook)
+        return vectors
+
+    def means_of(self, chunks: Sequence[int], codebook: Any) -> Any:
+        """`Means` of what the codebook leaves over, on the fresh hashes of these chunks; None where they have none."""
+        (chunk,) = chunks
+        column = self.column(chunk, HASH)
+        if column is None:
+            return None
+        whole, counted = (self.new.part(self.alone(column, width)) for width in (self.layout.width, 1))
+        return Means(whole.layout.size, {chunk: whole}, counted)
+
+    def total(self, counts: Any) -> Any:
+        """The sum over all that share the work: here, what it is."""
+        return counts
 
     def work(self, n_iter: int) -> int:
         """What the bar counts to: ids looked at, in each iteration and at the end, by all chunks."""
         return self.layout.n_chunks * (self.walked + n_iter * self.plan.points)
 
+    # --- what is learned ----------------------------------------------------------------------------------------------
+
     def learn(self, n_iter: int, residual: bool, warm: bool, bar: Any) -> None:
         """New memory and pointers: here, a codebook for each chunk."""
-        terms = self.layout.terms
 
         def one(chunk: int) -> None:
-            part = self.layout.part(self.layout.columns[chunk * terms : (chunk + 1) * terms], terms)
-            self.chunk(chunk, part, n_iter, residual, warm, bar)
+            self.chunk(chunk, n_iter, residual, warm, bar)
 
-        side_by_side(one, self.layout.n_chunks, self.plan.beside, self.ended)
+        side_by_side(one, self.layout.n_chunks, self.plan.n_parallel, self.ended)
 
-    def chunk(self, chunk: int, part: Layout, n_iter: int, residual: bool, warm: bool, bar: Any) -> None:
+    def chunk(self, chunk: int, n_iter: int, residual: bool, warm: bool, bar: Any) -> None:
         """Cluster one chunk: k-means on a sample, then every id to its nearest centroid."""
-        k, width = self.n_clusters, part.width
-        pointer = next(c for c in part.columns if c.kind == POINTER)
-        hashed = next((c for c in part.columns if c.kind == HASH), None)
-        centroids = self._codebook(chunk, part, pointer, n_iter, warm, bar)
-        self.memory[pointer.base : pointer.base + k * width] = centroids.reshape(-1)
-        rows = hashed.rows if hashed is not None and residual else 0
-        sums, seen, used = np.zeros(rows * width, np.float32), np.zeros(rows, np.float32), np.zeros(k, np.int64)
-        for batch in self.batches():
-            vectors = self.decode(part, batch)
-            labels, _ = assign(vectors, centroids)
-            self.write(chunk, int(batch[0]), labels)
-            used += np.bincount(labels, minlength=k)
-            if hashed is not None and rows:
-                sliced(_leave, len(batch), _GRAIN, vectors, labels, centroids)
-                sums += blocks.scatter(self._alone(hashed, width), batch, vectors)
-                seen += blocks.scatter(self._alone(hashed, 1), batch, np.ones((len(batch), 1), np.float32))
-            self.tell(bar, len(batch))
-        self.empty[chunk] = np.count_nonzero(used == 0)
+        k, pointer, hashed = self.n_clusters, self.column(chunk, POINTER), self.column(chunk, HASH)
+        assert pointer is not None
+        codebook = self.codebook(chunk, n_iter, warm, bar)
+        self.memory[pointer.base : pointer.base + k * pointer.stride] = codebook.reshape(-1)
+        rest = self.means_of((chunk,), codebook) if residual else None
+        self.empty[chunk] = k - int((self.walk(chunk, codebook, rest, bar) > 0).sum())
         if hashed is not None:
-            left = (sums.reshape(rows, width) / np.maximum(seen, 1)[:, None]).reshape(-1) if rows else 0.0
-            self.memory[hashed.base : hashed.base + hashed.rows * width] = left
+            region = slice(hashed.base, hashed.base + hashed.rows * hashed.stride)
+            self.memory[region] = 0.0 if rest is None else rest.means()
 
-    def _codebook(
-        self, chunk: int, part: Layout, pointer: Column, n_iter: int, warm: bool, bar: Any
-    ) -> NDArray[np.float32]:
-        """k-means on a sample, which is let go of here."""
+    def walk(self, chunk: int, codebook: Any, rest: Any, bar: Any) -> Any:
+        """Point every id to its nearest centroid, and add what that leaves over to `rest`; (k,), above 0 where one is used."""
+        used = self.unused()
+        for ids in self.batches():
+            vectors = self.decode(chunk, ids)
+            labels = self.label(chunk, ids, vectors, codebook)
+            used[labels] = 1
+            if rest is not None:
+                rest.add(chunk, ids, self.left(vectors, codebook, labels))
+            self.tick(bar, len(ids))
+        return self.total(used)
+
+    def unused(self) -> Any:
+        """A zero for each centroid, to be set where an id points to it."""
+        return np.zeros(self.n_clusters, np.int64)
+
+    def codebook(self, chunk: int, n_iter: int, warm: bool, bar: Any) -> Any:
+        """k-means on a sample, which is let go of here: float32 (k, width)."""
         ids, counts = self.sample(chunk)
-        x = self.decode(part, ids)
-        means, before = self._present(part, pointer, ids, x, counts)
+        x = self.decode(chunk, ids)
+        means, before = self._present(chunk, ids, x, counts)
         seed = derive_key(self.table.spec.seed, SAMPLES, self.table.generation, chunk, 1)
 
         def iterated(step: int, inertia: float) -> bool:
-            self.tell(bar, self.plan.points)
+            self.tick(bar, self.plan.points)
             return self.ended.is_set()
 
         start: Any = means if warm else "k-means++"
@@ -261,26 +330,28 @@ class Run:
         total = float(len(ids) if counts is None else counts.sum(dtype=np.float64))
         self.costs[chunk] = before / total, float(found.inertia_) / total
         self.iterations[chunk] = found.n_iter_
-        self.tell(bar, (n_iter - found.n_iter_) * self.plan.points)
+        self.tick(bar, (n_iter - found.n_iter_) * self.plan.points)
         return found.cluster_centers_
 
-    def _alone(self, column: Column, width: int) -> Sketch:
-        """The new hash of one chunk into a memory of its own."""
+    def alone(self, column: Column, width: int) -> Layout:
+        """The hash of one chunk into a memory of its own, with blocks of `width` floats."""
         own = column._replace(base=0, stride=width, region=0)
-        return self.new.part(
-            dataclasses.replace(self.layout, columns=(own,), terms=1, width=width, size=column.rows * width, unit=width)
-        )
+        size = column.rows * width
+        return dataclasses.replace(self.layout, columns=(own,), terms=1, width=width, size=size, unit=width)
 
-    def _present(self, part: Layout, pointer: Column, ids: Any, x: Any, counts: Any) -> tuple[Any, float]:
+    def _present(self, chunk: int, ids: Any, x: Any, counts: Any) -> tuple[Any, float]:
         """The means of the present clusters, and what they cost."""
-        column = part.part((pointer,))
-        at = blocks.addresses(self.old.part(column), ids)[:, 0]
-        at -= pointer.base
-        at //= pointer.stride
-        labels = at.astype(np.int32)
-        del at
+        labels = self.labels(self.old, self.column(chunk, POINTER), ids)
         means, _ = update(x, labels, self.n_clusters, counts)
         return means, cost(x, lambda rows: means[labels[rows]], counts)
+
+    def labels(self, sketch: Sketch, column: Column | None, ids: Any) -> NDArray[np.int32]:
+        """The row that a column of pointers gives each id, int32 (n,)."""
+        assert column is not None
+        at = blocks.addresses(sketch.part(self.layout.part((column,))), ids)[:, 0]
+        at -= column.base
+        at //= column.stride
+        return at.astype(np.int32)
 
     def entropies(self) -> tuple[float, float]:
         """The two least entropies of the new pointers, over at most a million ids."""
@@ -288,11 +359,5 @@ class Run:
         ids = np.arange(n, dtype=np.uint64)
         ids *= np.uint64(self.vocab - 1)
         ids //= np.uint64(max(n - 1, 1))
-        labels = []
-        for column in self.layout.columns:
-            if column.kind == POINTER:
-                at = blocks.addresses(self.new.part(self.layout.part((column,))), ids)[:, 0]
-                at -= column.base
-                at //= column.stride
-                labels.append(at.astype(np.int32))
+        labels = [self.labels(self.new, column, ids) for column in self.layout.columns if column.kind == POINTER]
         return least_entropies(labels, self.n_clusters)

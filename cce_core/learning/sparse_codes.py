@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,9 @@ from numpy.typing import NDArray
 
 from cce_core.clustering import KSVD, KMeans, assign, k_svd, omp
 from cce_core.hashing.mix import derive_key
-from cce_core.learning.codebooks import SUNDRIES, Run
+from cce_core.learning.codebooks import OVERHEAD_BYTES, Learner, Means
 from cce_core.method.spec import SAMPLES
-from cce_core.sketching import blocks
+from cce_core.sketching.descriptors import Sketch
 from cce_core.sketching.layout import POINTER, Layout
 
 _MOST_ITERATIONS = 10  # of K-SVD: each is a pursuit of every sample
@@ -39,7 +40,22 @@ def dictionary(
     return found, KMeans(weighing.size, seed=seed).fit(found.weights.reshape(-1, 1)).cluster_centers_, before
 
 
-class CodesRun(Run):
+class Sum:
+    """A sum in float64."""
+
+    def __init__(self) -> None:
+        self._total = 0.0
+
+    def add(self, values: NDArray[np.float64]) -> None:
+        """Add all of them."""
+        self._total += float(values.sum())
+
+    def value(self) -> float:
+        """What they add up to."""
+        return self._total
+
+
+class SparseCodesLearner(Learner):
     """Vectors of a sample → K-SVD → a dictionary; every id's atoms and weights by orthogonal matching pursuit."""
 
     _side_by_side, _most = False, 1 << 16
@@ -57,7 +73,7 @@ class CodesRun(Run):
         """The dictionary in a few copies, and the rows that `omp` codes at once."""
         k, dim, s = self.n_clusters, self.layout.dim, self.layout.terms
         rows = max(self.vocab if self.weights is None else 3 * self.vocab, 1)
-        return SUNDRIES + 64 * k * (dim + 2) + min(rows * (8 * k + 8 * (2 * s + 4) * (dim + s)), 3 << 23)
+        return OVERHEAD_BYTES + 64 * k * (dim + 2) + min(rows * (8 * k + 8 * (2 * s + 4) * (dim + s)), 3 << 23)
 
     def work(self, n_iter: int) -> int:
         """All ids once, after a K-SVD."""
@@ -66,40 +82,46 @@ class CodesRun(Run):
     def learn(self, n_iter: int, residual: bool, warm: bool, bar: Any) -> None:
         """Weights go to the nearest of a few levels, or to the mean of all weights that share a hashed place."""
         found, levels = self.dictionary(n_iter)
-        assert self.table.weigher is not None
-        new = self.new.part(self.table.weigher.layout)
-        sums, seen = np.zeros((2, new.layout.size), np.float32)
-        used, error = np.zeros(self.n_clusters, bool), 0.0
-        for batch in self.batches():
-            atoms, factors, costs = self.code(batch, found, levels)
-            used[atoms] = True
-            if levels is None:
-                sums += blocks.scatter(new, batch, factors)
-                seen += blocks.scatter(new, batch, np.ones_like(factors))
-            error += float(costs.sum())
-            self.tell(bar, len(batch))
-        self.costs[0, 1] = error / self.walked
-        self.empty = np.array([self.n_clusters - used.sum()])
-        self.factors = np.divide(sums, np.maximum(seen, 1), dtype=np.float32) if levels is None else levels[:, 0].copy()
+        rest, used, error = self.means_of((0,), found) if levels is None else None, self.unused(), self.summed(found)
+        for ids in self.batches():
+            atoms, factors, costs = self.code(ids, found, levels)
+            used[atoms] = 1
+            if rest is not None:
+                rest.add(0, ids, factors)
+            error.add(costs)
+            self.tick(bar, len(ids))
+        self.costs[0, 1] = error.value() / self.walked
+        self.empty = np.array([self.n_clusters - int((self.total(used) > 0).sum())])
+        self.factors = levels[:, 0] if rest is None else rest.means()
 
-    def dictionary(self, n_iter: int) -> tuple[KSVD, NDArray[np.float32] | None]:
+    def means_of(self, chunks: Sequence[int], codebook: Any) -> Any:
+        """Of the weights that share a hashed place."""
+        new = self._weights()
+        return Means(new.layout.size, {0: new})
+
+    def summed(self, found: KSVD) -> Any:
+        """What adds up the squared errors of all ids."""
+        return Sum()
+
+    def _weights(self) -> Sketch:
+        """The new places of the weights."""
+        assert self.table.weigher is not None
+        return self.new.part(self.table.weigher.layout)
+
+    def dictionary(self, n_iter: int) -> tuple[KSVD, Any]:
         """K-SVD on a sample, and the levels (levels, 1) of its weights, None where weights are hashed."""
-        weigher = self.table.weigher
-        assert weigher is not None
         ids, counts = self.sample(0)
-        x = self.decode(self.layout, ids)
+        x = self.decode(0, ids)
         seed = derive_key(self.table.spec.seed, SAMPLES, self.table.generation)
-        found, levels, before = dictionary(x, counts, self.layout, weigher.layout, n_iter, seed)
+        found, levels, before = dictionary(x, counts, self.layout, self._weights().layout, n_iter, seed)
         self.costs, self.iterations = np.array([[before, 0.0]]), np.array([len(found.errors) - 1])
         self.memory[:] = found.dictionary.reshape(-1)
         return found, levels
 
-    def code(
-        self, batch: NDArray[np.uint64], found: KSVD, levels: NDArray[np.float32] | None
-    ) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float64]]:
+    def code(self, ids: Any, found: KSVD, levels: Any) -> tuple[Any, Any, Any]:
         """Atoms and weights of a batch of ids, written as their pointers; and the squared error of each id."""
-        layout, low = self.layout, int(batch[0])
-        vectors = self.decode(layout, batch)
+        layout, low = self.layout, int(ids[0])
+        vectors = self.decode(0, ids)
         atoms, factors = omp(vectors, found.dictionary, layout.terms)
         for t in range(layout.terms):
             self.write(t, low, np.ascontiguousarray(atoms[:, t]))

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cce_core.adapters.torch import cuda, distributed, guard
+from cce_core.adapters.torch import cuda, guard
 from cce_core.adapters.torch.arrays import float32, put
 from cce_core.adapters.torch.moments import Pointed, carried, forget, refitted
 from cce_core.adapters.torch.plan import MEMORY, WEIGHTS, array_specs
 from cce_core.learning.cluster import ClusterReport
+from cce_core.learning.cluster import cluster as learn
 from cce_core.tables.table import Table
 
 
@@ -36,10 +37,7 @@ def cluster(
         report = cuda.cluster(spec, new, weights=weights, **settings)
     else:
         table = module._copied()
-        if ranks is None:
-            report = table.cluster(weights=weights, **settings)
-        else:
-            report = distributed.cluster(table, ranks, weights=weights, **settings)
+        report = learn(table, weights=weights, ranks=ranks, **settings)
         new = tensors_of(table)
     copies = list({id(one): one for one in (*module._followers(), *copies)}.values())
     changes = module._changes(new)

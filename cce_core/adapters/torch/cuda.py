@@ -24,7 +24,7 @@ from torch import Tensor
 from cce_core.adapters.torch import plain, steps
 from cce_core.adapters.torch.arrays import write_tensor
 from cce_core.adapters.torch.plan import MEMORY, WEIGHTS, part_of, spec_of, text_of
-from cce_core.learning.cluster import ClusterReport, _checked_weights
+from cce_core.learning.cluster import ClusterReport, checked_weights
 from cce_core.method.spec import TableSpec
 from cce_core.sketching.layout import POINTER, Layout
 from cce_core.storage.codec import BFLOAT16, FLOAT32, codec
@@ -338,7 +338,7 @@ def cluster(
         decoded = rounded(values, None, None, None, text_of(spec))
         assert decoded is not None
         values = decoded
-    given = _checked_weights(weights, spec.vocab or 0)
+    given = checked_weights(weights, spec.vocab or 0)
     counts = None if given is None else torch.from_numpy(np.array(given, np.float32)).to(device)
     if vectors is not None:
         vectors = torch.as_tensor(vectors).detach().to(device, torch.float32).contiguous()
