@@ -15,7 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-# Each has a module of that name with `run(quick)`, loaded when it is asked for: what one needs the others may do without.
+# Each has a module of that name in `speed/` with `run(quick)`, loaded when it is asked for: what one needs the others may
+# do without. Sweeps and their pictures are in `methods/`.
 BENCHMARKS = ("cluster", "dhe", "epoch", "gpu", "kmeans", "lookups", "scale", "torch_step", "tt")
 DEFAULT = tuple(name for name in BENCHMARKS if name not in ("gpu", "scale"))  # a GPU, and gigabytes, are not everyone's
 
@@ -40,7 +41,7 @@ def machine() -> dict[str, str]:
 def main() -> int:
     """Run the benchmarks that were named, all of them by default; or sweep, or plot."""
     if sys.argv[1:2] in (["sweep"], ["plot"]):
-        return int(importlib.import_module(f"bench.{sys.argv[1]}").main(sys.argv[2:]))
+        return int(importlib.import_module(f"bench.methods.{sys.argv[1]}").main(sys.argv[2:]))
     parser = argparse.ArgumentParser(prog="python -m bench", description=str(__doc__).split(": ", 1)[1])
     parser.add_argument(
         "names", nargs="*", metavar="name", help=f"among {', '.join(BENCHMARKS)} (default: {', '.join(DEFAULT)})"
@@ -59,7 +60,7 @@ def main() -> int:
     rows: list[dict[str, Any]] = []
     try:
         for name in args.names or DEFAULT:
-            module: Any = importlib.import_module(f"bench.{name}")
+            module: Any = importlib.import_module(f"bench.speed.{name}")
             if hasattr(module, "plot_to"):
                 module.plot_to = args.plot
             for row in module.run(args.quick):

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # last: cce_core is the one under test, bench and examples are the checkout's
 
-from bench import sweep_rows, sweep_run  # noqa: E402
+from bench.methods import sweep_rows, sweep_run  # noqa: E402
 
 TINY = [
     *("--dataset", "synthetic", "--interactions", "300", "--vocab", "40", "--dim", "8", "--n-chunks", "2"),

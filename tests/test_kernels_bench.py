@@ -16,7 +16,7 @@ def gpu(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
     if not INTERPRETED:
         pytest.skip("at these sizes under the interpreter alone; `python -m bench gpu` does the rest")
-    from bench import gpu
+    from bench.speed import gpu
 
     yield gpu
     for name in [name for name in sys.modules if name == "bench" or name.startswith("bench.")]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sweep_runs import invented, some
 
-from bench import page, plot_data, sweep_run
+from bench.methods import page, plot_data, sweep_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 browser = pytest.mark.skipif(not CHROMIUM, reason="no headless browser on this machine (apt-get install chromium)")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from sweep_runs import ROOT, TINY, environment, fill, invented, some
 
-from bench import plot, plot_data, sweep, sweep_run
+from bench.methods import plot, plot_data, sweep, sweep_run
 
 needs_matplotlib = pytest.mark.skipif(
     not __import__("importlib.util").util.find_spec("matplotlib"),

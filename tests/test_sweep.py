@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from sweep_runs import TINY, deadly, environment
 
-from bench import sweep, sweep_pool, sweep_rows, sweep_run
+from bench.methods import sweep, sweep_pool, sweep_rows, sweep_run
 from cce_core._jit import COMPILED
 
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench import plot_data, sweep_run
-from bench.plot_data import Point
+from bench.methods import plot_data, sweep_run
+from bench.methods.plot_data import Point
 
 TEMPLATE = Path(__file__).parent / "page.html"
 SHOWN = (

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import cce_core as cce
-from bench.timing import Figures, Row, in_turn
+from bench.speed.timing import Figures, Row, in_turn
 from cce_core.clustering import assign
 
 ITERATIONS, THREADS, POINTS = 25, 2, 256
@@ -131,7 +131,7 @@ def compare(case: str, x: Any, start: Any, found: dict[str, Peer], quick: bool) 
 
 def chunk_vectors(width: int) -> Iterator[tuple[str, Any, list[Any]]]:
     """Chunk vectors of trained tables: all chunks of all ids, and one chunk of each table."""
-    sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+    sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
     from movielens import GMF
 
     splits = [

@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 
 import cce_core as cce
-from bench import gpu_auc
-from bench.timing import Figures, Row
+from bench.speed import gpu_auc
+from bench.speed.timing import Figures, Row
 from cce_core.clustering import assign as cpu_assign
 
 CHUNKS, ROWS, INPUTS = 4, 4096, 4

@@ -16,7 +16,7 @@ import numpy as np
 
 import cce_core as cce
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 MOST_APART = 0.005
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 import cce_core as cce
-from bench.epoch import BATCH, check
-from bench.timing import Row, in_turn
+from bench.speed.epoch import BATCH, check
+from bench.speed.timing import Row, in_turn
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 TARGET = 3.0
 PRIME = 2**31 - 1

@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future
 from multiprocessing.connection import wait as wait_for
 from typing import Any
 
-from bench.sweep_run import Run, execute, failure
+from bench.methods.sweep_run import Run, execute, failure
 
 THREADS = ("CCE_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 DIED = "the process that ran it died: killed, perhaps for want of memory"

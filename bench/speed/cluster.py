@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import cce_core as cce
-from bench.timing import Figures, Row, in_turn
+from bench.speed.timing import Figures, Row, in_turn
 from cce_core.sketching import blocks
 
 THREADS, DIM, CHUNKS, ROWS, POINTS, ITERATIONS = 2, 16, 4, 256, 256, 50

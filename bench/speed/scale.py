@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import cce_core as cce
-from bench.timing import Figures
+from bench.speed.timing import Figures
 
 IDS, TABLES, DIM, ROWS = 100_000_000, 26, 16, 4096
 

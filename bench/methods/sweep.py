@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
-from bench import sweep_pool, sweep_rows, sweep_run
-from bench.sweep_run import Run
+from bench.methods import sweep_pool, sweep_rows, sweep_run
+from bench.methods.sweep_run import Run
 
 # Rivals that are easily forgotten, and what the house's own combinations are called.
 NAMED = {

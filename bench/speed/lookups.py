@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 import cce_core as cce
-from bench.epoch import eager_embedding
-from bench.timing import Row, in_turn
+from bench.speed.epoch import eager_embedding
+from bench.speed.timing import Row, in_turn
 
 THREADS, VOCAB, IDS = 2, 1_000_000, 65_536
 TABLES, BAGS, PER_BAG, NARROW = 26, 1024, 20, 16

@@ -15,9 +15,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.sweep_rows import by_kind, digest
+from bench.methods.sweep_rows import by_kind, digest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NOT_OF_THE_RUN = ("json", "save", "data_dir", "download", "threads")
 
 

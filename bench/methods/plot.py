@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench import page, plot_data, sweep_rows
-from bench.plot_data import FULL, Point
+from bench.methods import page, plot_data, sweep_rows
+from bench.methods.plot_data import FULL, Point
 
 AXES = {"bytes": "real bytes of both tables", "params": "parameters of both tables"}
 METRICS = {"auc": "validation AUC", "logloss": "validation log loss (nats)"}

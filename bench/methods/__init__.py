@@ -1,0 +1,1 @@
+"""Methods against each other: sweeps over budgets and seeds, and their pictures."""
