@@ -1,4 +1,4 @@
-"""What each process of tests/test_torch_distributed.py does; each gives what all ranks must agree on."""
+"""What each process of tests/adapters/torch/test_distributed.py does; each gives what all ranks must agree on."""
 
 from __future__ import annotations
 

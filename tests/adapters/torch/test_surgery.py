@@ -344,7 +344,7 @@ def test_bad_schedules():
     assert "(1, 2)" in repr(ClusterSchedule(epochs=3))
 
 
-# Trainers by their documented hooks; tests/test_models.py has the packages themselves
+# Trainers by their documented hooks; test_other_packages.py has the packages themselves
 
 
 @pytest.mark.parametrize(("epochs", "expected"), [(3, [4, 8]), (1, [1, 2])])

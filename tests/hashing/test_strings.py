@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import strategies
 import xxhash
+from golden import make_hashing
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import hashing as twin
@@ -16,7 +16,7 @@ from reference import hashing as twin
 from cce_core._jit import COMPILED
 from cce_core.hashing import hash_strings
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "hashing.json").read_text(encoding="ascii"))
+GOLDEN = json.loads(make_hashing.PATH.read_text(encoding="ascii"))
 
 
 def test_golden_strings():

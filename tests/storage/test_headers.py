@@ -8,8 +8,8 @@ import struct
 import subprocess
 import sys
 import tracemalloc
-from pathlib import Path
 
+import edited_headers
 import numpy as np
 import pytest
 from edited_headers import NUMBERS, ODD, TABLES, joined, make, split
@@ -24,10 +24,9 @@ from cce_core.storage import FileFormatError, load_arrays, save_arrays
 
 
 def test_edited_headers_are_refused_or_make_a_table_that_works(tmp_path):
-    program = Path(__file__).with_name("edited_headers.py")
     examples = max(25, settings.default.max_examples)  # files are small, without compiled code too
     done = subprocess.run(
-        [sys.executable, "-X", "faulthandler", str(program), str(tmp_path), str(examples)],
+        [sys.executable, "-X", "faulthandler", edited_headers.__file__, str(tmp_path), str(examples)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))},
         capture_output=True, text=True, timeout=900,
     )  # fmt: skip

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.triton
 
 @pytest.fixture
 def gpu(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
     if not INTERPRETED:
         pytest.skip("at these sizes under the interpreter alone; `python -m bench gpu` does the rest")
     from bench.speed import gpu

@@ -16,7 +16,7 @@ import pytest
 import cce_core as cce
 from cce_core._jit import COMPILED
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "movielens.py"
 pytestmark = pytest.mark.skipif(not COMPILED, reason="tens of thousands of rows in plain Python take hours")
 

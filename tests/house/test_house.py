@@ -18,7 +18,7 @@ import pytest
 
 import cce_core
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FORBIDDEN = ("torch", "jax", "triton", "sklearn", "pandas", "matplotlib")
 MOST_LINES = 450
 MOST_NAMES = 25

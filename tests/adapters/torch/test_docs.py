@@ -15,7 +15,7 @@ import cce_core.adapters.torch as adapter  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
-MODULES = [f"{adapter.__name__}.{info.name}" for info in pkgutil.iter_modules(adapter.__path__)]
+MODULES = [info.name for info in pkgutil.walk_packages(adapter.__path__, f"{adapter.__name__}.")]
 
 
 @pytest.mark.parametrize("name", [adapter.__name__, *MODULES])

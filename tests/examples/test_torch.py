@@ -18,7 +18,7 @@ pytest.importorskip("torch")
 
 from cce_core.datasets import SyntheticCriteo
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 pytestmark = [
     pytest.mark.torch,
     pytest.mark.skipif(not COMPILED, reason="tens of thousands of rows take hours uncompiled"),

@@ -9,7 +9,7 @@ import pytest
 
 import cce_core as cce
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CARDS = ROOT / "docs" / "methods.md"
 RELIABILITY, CAMPAIGNS = ROOT / "docs" / "reliability.md", ROOT / "tests" / "campaigns"
 MOST_BYTES = 15_000

@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,7 +29,7 @@ from cce_core.hashing import (
     undigits,
 )
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "hashing.json").read_text(encoding="ascii"))
+GOLDEN = json.loads(make_hashing.PATH.read_text(encoding="ascii"))
 P = 2**61 - 1
 EDGES = sorted({x + d for x in (0, 2**31, 2**32, 2**61, 2**62, 2**63) for d in (-2, -1, 0, 1, 2)} - {-2, -1})
 EDGES += [2**64 - 2, 2**64 - 1]
