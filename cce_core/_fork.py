@@ -8,14 +8,11 @@ function that another thread is compiling just then: seconds, when the cache of 
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 import threading
 import time
 from typing import Any
-
-from numba.core.compiler_lock import global_compiler_lock
 
 from cce_core import _progress
 
@@ -25,7 +22,7 @@ _PACKAGES = sys.stdlib_module_names | {
     "cce_core", "cce_kernels", "llvmlite", "numba", "numpy", "safetensors", "scipy", "tqdm", "xxhash",
 }  # fmt: skip
 _importing: Any = getattr(sys.modules["_frozen_importlib"], "_module_locks", {})  # by name, what any thread imports
-_llvm: Any = importlib.import_module("llvmlite.binding.ffi")
+_compilers: list[Any] = []  # their locks
 
 
 class _Held(threading.local):
@@ -40,8 +37,8 @@ _held = _Held()
 
 
 def _locks() -> list[Any]:
-    """In the order in which they are taken: the compiler's, LLVM's, and that of progress bars."""
-    return [global_compiler_lock._lock, _llvm.lib._lock._lock, _progress.lock]
+    """In the order in which they are taken: the compilers', and that of progress bars."""
+    return [*_compilers, _progress.lock]
 
 
 def _take(end: float) -> bool:
@@ -81,7 +78,8 @@ def _in_child() -> None:
             lock._at_fork_reinit()
 
 
-def wait_for_compilers() -> None:
-    """Have every fork of this process wait for them."""
+def wait_for(*compilers: Any) -> None:
+    """Have every fork of this process wait for these locks, taken in this order; to be called once."""
+    _compilers.extend(compilers)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(before=_before, after_in_parent=_give, after_in_child=_in_child)

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 
 import cce_core
-from cce_core import _code_cache, _jit, _places
+from cce_core import _jit, _places
 from cce_core._jit import COMPILED, jit
 
 compiled = pytest.mark.skipif(not COMPILED, reason="nothing is compiled")
@@ -176,7 +176,7 @@ def first(x):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(_jit, "_CACHE", tmp_path / "code")
-    monkeypatch.setattr(_code_cache, "_warned", False)
+    monkeypatch.setattr(_jit, "_warned", False)
     return tmp_path / "code"
 
 
@@ -214,7 +214,7 @@ def test_code_without_checks_of_bounds_is_not_taken_where_they_are_wanted(folder
 
 def whole_pickle(text: bytes, other: object) -> bytes:
     body = pickle.dumps(other)
-    return text[:11] + _code_cache.hashlib.sha256(body).digest() + body
+    return text[:11] + _jit.hashlib.sha256(body).digest() + body
 
 
 DAMAGES = {
@@ -234,7 +234,7 @@ DAMAGES = {
 def test_damaged_code_is_compiled_anew_and_written_again(tmp_path_factory, damage, where, noise):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_jit, "_CACHE", folder := tmp_path_factory.mktemp("code"))
-        patch.setattr(_code_cache, "_warned", False)
+        patch.setattr(_jit, "_warned", False)
         called(1, 2)
         (file,) = files(folder)
         text = file.read_bytes()
@@ -281,7 +281,7 @@ def raising(number: int) -> None:
 @pytest.mark.parametrize("at", ["mkdir", "write_bytes", "replace"])
 def test_a_disk_that_takes_nothing_is_no_error(folder, at, number, monkeypatch):
     if at == "replace":
-        monkeypatch.setattr(_code_cache.os, "replace", lambda *names: raising(number))
+        monkeypatch.setattr(_jit.os, "replace", lambda *names: raising(number))
     else:
         monkeypatch.setattr(Path, at, lambda *arguments, **named: raising(number))
     with one_warning("cannot be kept in", str(folder), os.strerror(number), "NUMBA_CACHE_DIR"):
@@ -331,7 +331,7 @@ def nowhere(tmp_path, monkeypatch):
     monkeypatch.chdir(place)
     for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(_code_cache, "_warned", False)
+    monkeypatch.setattr(_jit, "_warned", False)
     return place
 
 

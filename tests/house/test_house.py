@@ -15,25 +15,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from source_files import MODULES, ROOT, module_name, part_of, python_files
 
 import cce_core
 
-ROOT = Path(__file__).resolve().parents[2]
 FORBIDDEN = ("torch", "jax", "triton", "sklearn", "pandas", "matplotlib")
 MOST_LINES = 450
 MOST_NAMES = 25
-
-
-def python_files(*folders: str) -> list[Path]:
-    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
-
-
-def module_name(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-MODULES = {module_name(path): path for path in python_files("cce_core")}
 
 
 def run_python(code: str, first: Path, **environment: str | None) -> str:
@@ -104,16 +92,6 @@ RANKS = {
     "examples": 9,
     "bench": 9,
 }
-
-
-def part_of(module: str) -> str:
-    """The part of the house that a module belongs to: `cce_core.hashing.mix` is in `hashing`."""
-    names = module.split(".")
-    if names[0] != "cce_core":
-        return names[0].replace("cce_kernels", "kernels")
-    if len(names) == 1:
-        return "root"
-    return "private" if names[1].startswith("_") else names[1]
 
 
 def statements(tree: ast.AST, late: bool):
@@ -235,16 +213,6 @@ def test_the_library_does_not_print():
         for node in ast.walk(ast.parse(path.read_text())):
             called = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
             assert called != "print", f"{path.relative_to(ROOT)}:{node.lineno}"
-
-
-def test_one_door_to_numba():
-    """Only _jit.py touches numba's decorators, and only a file that imports it is in the digest of compiled sources."""
-    for name, path in MODULES.items():
-        text = path.read_text()
-        if name != "cce_core._jit":
-            assert "import numba" not in text, name
-            assert "@jit" not in text or "cce_core._jit import" in text, name
-        assert "prange" not in text, name
 
 
 # The wheel

@@ -1,8 +1,7 @@
-"""The inner loops of the nearest-centroid search, written in vector instructions.
+"""The inner loops of the nearest-centroid search: their definitions, in plain Python.
 
-Numba turns a loop into vector instructions only where LLVM happens to manage, and the gain or loss is tenfold. So these
-are built by hand: the `LANES` points of a tile side by side in a register, a few centroids at a time, what is least so
-far kept in registers. LLVM cuts the vectors to whatever the machine has.
+Compiled callers get vector instructions (`_loops.py`): the `LANES` points of a tile side by side in a register, a few centroids
+at a time, what is least so far kept in registers.
 
 `scan` is the definition: the sum over coordinates in order, each step rounded to float32 (no fused multiply-add), so
 that a distance has the same bits here, in NumPy and in plain Python. `sift` takes a third of the work by the expanded
@@ -13,11 +12,11 @@ readies a tile for `sift` and `within`.
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import numpy as np
 
+from cce_core import _loops
 from cce_core._jit import COMPILED
 
 LANES = 16  # points of a tile: one register of AVX-512, two of AVX2
@@ -138,164 +137,9 @@ def _turn_plain(tile: Any, mid: Any, turned: Any, lengths: Any) -> None:
     lengths[:] = total
 
 
-def _built(kind: str) -> Any:
-    """The same for compiled callers."""
-    from numba.core import types
-    from numba.core.cgutils import get_or_insert_function
-    from numba.extending import intrinsic
-
-    ir: Any = importlib.import_module("llvmlite.ir")  # numba's own dependency; it has no annotations
-    word, index = ir.IntType(32), ir.IntType(64)
-    floats, words = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(word, LANES)
-    infinite, zero = ir.Constant(floats, [float("inf")] * LANES), ir.Constant(floats, [0.0] * LANES)
-    named, listing, lowering, turning = (
-        kind.endswith("named"),
-        kind == "within",
-        kind in ("lower", "turn"),
-        kind == "turn",
-    )
-    exact = kind.startswith("scan") or lowering
-    size = 1 if lowering else TURN // 2 if exact else TURN
-
-    def all_words(value: int) -> Any:
-        return ir.Constant(words, [value] * LANES)
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        def array(i: int) -> Any:
-            return context.make_array(signature.args[i])(context, builder, args[i])
-
-        def at(pointer: Any, offset: Any) -> Any:
-            return builder.gep(pointer, [offset])
-
-        def number(value: int) -> Any:
-            return ir.Constant(index, value)
-
-        def spread(scalar: Any) -> Any:
-            nothing = ir.Constant(ir.VectorType(scalar.type, LANES), ir.Undefined)
-            one = builder.insert_element(nothing, scalar, ir.Constant(word, 0))
-            return builder.shuffle_vector(one, nothing, all_words(0))
-
-        def least_of(a: Any, b: Any) -> Any:
-            return builder.select(builder.fcmp_ordered("<", a, b), a, b)
-
-        def most_of(a: Any, b: Any) -> Any:
-            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
-
-        def vector(pointer: Any, of: Any) -> Any:
-            return builder.bitcast(pointer, of.as_pointer())
-
-        tile, centroids = array(0), array(1)
-        d = builder.extract_value(tile.shape, 0)
-        room = number(1) if turning else builder.extract_value(centroids.shape, 1)
-        count = number(1) if lowering else args[2 + named]
-        turns = builder.udiv(builder.add(count, number(size - 1)), number(size))
-        fused = get_or_insert_function(
-            builder.module, ir.FunctionType(floats, [floats] * 3), f"llvm.fmuladd.v{LANES}f32"
-        )
-        given = infinite
-        if listing or kind == "lower":
-            given = builder.load(vector(array(2 if lowering else 3).data, floats), align=4)
-
-        before = builder.block
-        turn, step = builder.append_basic_block("turn"), builder.append_basic_block("coordinate")
-        compare, done = builder.append_basic_block("compare"), builder.append_basic_block("done")
-        builder.branch(turn)
-
-        # What is carried from turn to turn: the place in `out`, or the least, its centroid and the least of the others.
-        builder.position_at_end(turn)
-        g = builder.phi(index)
-        g.add_incoming(number(0), before)
-        starts = [number(0)] if listing else [given if lowering else infinite, all_words(0), infinite]
-        carried = [builder.phi(start.type) for start in starts]
-        for value, start in zip(carried, starts):
-            value.add_incoming(start, before)
-        first = builder.mul(g, number(size))
-        if named:
-            list_ = [builder.load(at(array(2).data, builder.add(first, number(i))), align=4) for i in range(size)]
-            bases = [at(centroids.data, builder.mul(builder.sext(name, index), room)) for name in list_]
-        else:
-            list_ = [builder.add(builder.trunc(first, word), ir.Constant(word, i)) for i in range(size)]
-            bases = [at(centroids.data, builder.add(first, number(i))) for i in range(size)]
-
-        def coordinate(j: Any) -> list[Any]:
-            offset = j if named else builder.mul(j, room)
-            return [spread(builder.load(at(base, offset), align=4)) for base in bases]
-
-        begin = [zero] * size if exact else coordinate(d)
-        builder.branch(step)
-
-        builder.position_at_end(step)
-        j = builder.phi(index)
-        j.add_incoming(number(0), turn)
-        sums = [builder.phi(floats) for _ in range(size)]
-        x = builder.load(vector(at(tile.data, builder.mul(j, number(LANES))), floats), align=4)
-        grown = []
-        for start, total, centroid in zip(begin, sums, coordinate(j)):
-            if exact:
-                apart = builder.fsub(centroid, x)
-                grown.append(builder.fadd(total, builder.fmul(apart, apart)))
-                if turning:
-                    place = at(array(2).data, builder.mul(j, number(LANES)))
-                    builder.store(apart, vector(place, floats), align=4)
-            else:
-                grown.append(builder.call(fused, [centroid, x, total]))
-            total.add_incoming(start, turn)
-            total.add_incoming(grown[-1], step)
-        following = builder.add(j, number(1))
-        j.add_incoming(following, step)
-        builder.cbranch(builder.icmp_signed("<", following, d), step, compare)
-
-        builder.position_at_end(compare)
-        now = list(carried)
-        for total, name in zip(grown, list_):
-            if listing:  # written in any case, kept where the next goes behind it
-                builder.store(name, at(array(4).data, now[0]), align=4)
-                near = builder.bitcast(builder.fcmp_ordered("<=", total, given), ir.IntType(LANES))
-                near = builder.icmp_unsigned("!=", near, ir.Constant(ir.IntType(LANES), 0))
-                now[0] = builder.add(now[0], builder.zext(near, index))
-                continue
-            near = builder.fcmp_ordered("<", total, now[0])
-            now[2] = least_of(now[2], most_of(total, now[0]))
-            now[0] = builder.select(near, total, now[0])
-            now[1] = builder.select(near, spread(name), now[1])
-        after = builder.add(g, number(1))
-        g.add_incoming(after, compare)
-        for value, new in zip(carried, now):
-            value.add_incoming(new, compare)
-        builder.cbranch(builder.icmp_signed("<", after, turns), turn, done)
-
-        builder.position_at_end(done)
-        if listing:
-            return now[0]
-        for i, value in enumerate(now[: 1 if lowering else 2 if exact else 3]):
-            builder.store(value, vector(array(3 + named + i).data, value.type), align=4)
-        return context.get_dummy_value()
-
-    def scan(typing: Any, tile: Any, centroids: Any, count: Any, best: Any, which: Any) -> Any:
-        return types.void(tile, centroids, types.intp, best, which), build
-
-    def sift(typing: Any, tile: Any, centroids: Any, count: Any, best: Any, which: Any, second: Any) -> Any:
-        return types.void(tile, centroids, types.intp, best, which, second), build
-
-    def scan_named(typing: Any, tile: Any, rows: Any, names: Any, count: Any, best: Any, which: Any) -> Any:
-        return types.void(tile, rows, names, types.intp, best, which), build
-
-    def within(typing: Any, tile: Any, centroids: Any, count: Any, limits: Any, out: Any) -> Any:
-        return types.intp(tile, centroids, types.intp, limits, out), build
-
-    def lower(typing: Any, tile: Any, centre: Any, known: Any, now: Any) -> Any:
-        return types.void(tile, centre, known, now), build
-
-    def turn(typing: Any, tile: Any, mid: Any, turned: Any, lengths: Any) -> Any:
-        return types.void(tile, mid, turned, lengths), build
-
-    makers = {f.__name__: f for f in (scan, sift, scan_named, within, lower, turn)}
-    return intrinsic(makers[kind])
-
-
-scan = _built("scan") if COMPILED else _scan_plain
-sift = _built("sift") if COMPILED else _sift_plain
-scan_named = _built("scan_named") if COMPILED else _scan_named_plain
-within = _built("within") if COMPILED else _within_plain
-lower = _built("lower") if COMPILED else _lower_plain
-turn = _built("turn") if COMPILED else _turn_plain
+scan = _loops.tile_loop("scan", LANES, TURN) if COMPILED else _scan_plain
+sift = _loops.tile_loop("sift", LANES, TURN) if COMPILED else _sift_plain
+scan_named = _loops.tile_loop("scan_named", LANES, TURN) if COMPILED else _scan_named_plain
+within = _loops.tile_loop("within", LANES, TURN) if COMPILED else _within_plain
+lower = _loops.tile_loop("lower", LANES, TURN) if COMPILED else _lower_plain
+turn = _loops.tile_loop("turn", LANES, TURN) if COMPILED else _turn_plain
