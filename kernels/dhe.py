@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import functools
 
-from cce_core.hashing import derive_key
-from cce_core.method.deep_hash import BUCKETS
-from cce_core.method.spec import KEYS, TableSpec
+from cce_core.method.deep_hash import BUCKETS, hash_keys
+from cce_core.method.spec import TableSpec
 from cce_kernels.hashing import as_word, keyed, multiply_high, premix
 from cce_kernels.needs import INTERPRETED, call, checked_ids, floats, on_device, power_of_two, tl, torch, triton
 from cce_kernels.parts import Arrays
@@ -45,14 +44,14 @@ def _encode(ids, keys, out, n, hashes, N: tl.constexpr, H: tl.constexpr, GAUSSIA
 
 
 @functools.lru_cache(maxsize=64)
-def _keys(seed: int, hashes: int, device: torch.device) -> torch.Tensor:
-    return torch.tensor([derive_key(seed, KEYS, 0, j) for j in range(hashes)], dtype=torch.uint64).to(device)
+def _keys(spec: TableSpec, device: torch.device) -> torch.Tensor:
+    return torch.tensor(hash_keys(spec)).to(device)
 
 
 def encode(spec: TableSpec, ids: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
     """The features of flat ids: float32 (n, hashes), under keys that follow from the spec's seed, or given ones (int64)."""
     hashes, (n,) = spec.sizes[0], ids.shape
-    words = _keys(spec.seed, hashes, ids.device) if keys is None else keys.view(torch.uint64)
+    words = _keys(spec, ids.device) if keys is None else keys.view(torch.uint64)
     out = torch.empty((n, hashes), dtype=torch.float32, device=ids.device)
     wide = min(power_of_two(hashes), 256)
     block = max(1, min(_TILE // wide, power_of_two(max(1, n))))

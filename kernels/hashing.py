@@ -8,14 +8,11 @@ they run under Triton's interpreter (`TRITON_INTERPRET=1`, set before this file 
 
 from __future__ import annotations
 
-from cce_core.hashing import derive_key
+from cce_core.hashing.mix import F1, F2, F3, G1, derive_key
 from cce_kernels.needs import INTEGERS, call, tl, torch, triton
 
-# The constants of cce_core/hashing/mix.py, version 1 of the family. A product with a uint64 is one, whatever they are.
-_G1 = tl.constexpr(0xBF58476D1CE4E5B9)
-_F1 = tl.constexpr(0xD6E8FEB86659FD93)
-_F2 = tl.constexpr(0x9FB21C651E98DF25)
-_F3 = tl.constexpr(0x243F6A8885A308D3)
+# A product with a uint64 is one, whatever these are.
+_G1, _F1, _F2, _F3 = tl.constexpr(G1), tl.constexpr(F1), tl.constexpr(F2), tl.constexpr(F3)
 
 _BLOCK = 1024
 

@@ -10,7 +10,7 @@ shorter. Gradients come from torch's own differentiation, as `grad_fn` or throug
 from __future__ import annotations
 
 from cce_core.method.spec import TableSpec
-from cce_core.method.tensor_train import _shapes
+from cce_core.method.tensor_train import core_shapes
 from cce_kernels.needs import checked_ids, floats, on_device, torch
 from cce_kernels.parts import Arrays
 
@@ -20,7 +20,7 @@ def cores_of(spec: TableSpec, arrays: Arrays) -> list[torch.Tensor]:
     if spec.method != "tt":
         raise ValueError(f"a {spec.method!r} table has no tensor train; use cce_kernels.tables")
     out = []
-    for k, (base, left, d, right) in enumerate(_shapes(spec)):
+    for k, (base, left, d, right) in enumerate(core_shapes(spec)):
         core = floats(f"core{k}", arrays[f"core{k}"], (base, left * d * right))
         out.append(core.view(base, left, d, right))
     return out

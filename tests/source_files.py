@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,6 +18,11 @@ def module_name(path: Path) -> str:
 
 
 MODULES = {module_name(path): path for path in python_files("cce_core")}
+
+
+def all_texts() -> dict[str, str]:
+    files = python_files("cce_core", "kernels", "examples", "bench")
+    return {re.sub(r"^kernels\b", "cce_kernels", module_name(path)): path.read_text() for path in files}
 
 
 def part_of(module: str) -> str:

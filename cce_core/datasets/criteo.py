@@ -20,7 +20,7 @@ from cce_core._jit import COMPILED, jit
 from cce_core.datasets.interactions import picked
 from cce_core.datasets.lines import pieces, refused, shown
 from cce_core.datasets.movielens import _whole
-from cce_core.hashing.mix import derive_key, keyed, multiply_high, premix
+from cce_core.hashing.mix import derive_keys, keyed, multiply_high, premix
 
 COUNTS, CATEGORIES = 13, 26
 _FIELDS = 1 + COUNTS + CATEGORIES
@@ -246,7 +246,7 @@ class CriteoFile:
         return self._batches(size, _check.integer("start", start, 0, stop), stop)
 
     def _batches(self, size: int, start: int, stop: int) -> Iterator[Clicks]:
-        keys = np.array([derive_key(self.seed, k) for k in range(CATEGORIES)], np.uint64)
+        keys = derive_keys(self.seed, CATEGORIES)
         sizes = np.array(self.sizes, np.uint64)
         row, columns = 0, _columns(min(size, stop - start))
         for text, line, lines in self._pieces():

@@ -23,7 +23,7 @@ from cce_core import _check
 from cce_core._jit import jit
 from cce_core._threads import sliced
 from cce_core.datasets.interactions import Interactions, Split
-from cce_core.hashing.mix import derive_key, keyed, mix_hash, premix
+from cce_core.hashing.mix import derive_keys, keyed, mix_hash, premix
 
 _GRAIN = 1 << 12  # rows that make a thread worth waking
 _ROUNDS = 3  # of the Feistel network
@@ -232,7 +232,7 @@ class Synthetic:
     @functools.cached_property
     def _arguments(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.float64]]:
         """What every kernel takes: keys; sizes and widths; powers, scales and offsets."""
-        keys = np.array([derive_key(self.seed, k) for k in range(_DRAWS + 2 * self.dim)], np.uint64)
+        keys = derive_keys(self.seed, _DRAWS + 2 * self.dim)
         halves = [max(1, (n - 1).bit_length() + 1 >> 1) for n in (self.n_users, self.n_items)]
         sizes = np.array([self.n_users, halves[0], self.n_items, halves[1], self.dim], np.uint64)
         reals = []

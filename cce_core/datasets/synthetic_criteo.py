@@ -34,7 +34,7 @@ from cce_core.datasets.synthetic import (
     _uniform,
     _zipf_rank,
 )
-from cce_core.hashing.mix import derive_key, keyed, mix_hash, premix
+from cce_core.hashing.mix import derive_keys, keyed, mix_hash, premix
 
 _GRAIN = 1 << 9
 _MISSING_SHARE = 1.0 / 16.0  # of the counts
@@ -173,17 +173,17 @@ class SyntheticCriteo:
     def _arguments(self) -> tuple[Any, ...]:
         """What the kernels take."""
         sizes, pairs = self.sizes, len(self.carriers) - 1
-        keys = [derive_key(self.seed, k) for k in range(_VECTOR_KEYS + 2 * self.dim * pairs)]
+        keys = derive_keys(self.seed, _VECTOR_KEYS + 2 * self.dim * pairs)
         halves = [max(1, (n - 1).bit_length() + 1 >> 1) for n in sizes]
         power = 1.0 - float(self.zipf)
         power = 0.0 if abs(power) < 1e-6 else power
         tops = [_log2(float(n + 1)) if power == 0.0 else _exp2(power * _log2(float(n + 1))) for n in sizes]
-        slopes = [self.slope * (2.0 * _uniform(np.uint64(derive_key(self.seed, 0, j))) - 1.0) for j in range(COUNTS)]
+        slopes = [self.slope * (2.0 * _uniform(key) - 1.0) for key in derive_keys(self.seed, COUNTS, 0)]
         factor = float(self.scale) / (math.sqrt(self.dim * pairs) * _COORD_UNIT * _COORD_UNIT)
         middle = float(self.scale) * math.sqrt(self.dim * pairs) * self.center**2  # of the inner products
         bias = math.log(self.rate / (1.0 - self.rate)) - middle
         return (
-            np.array(keys, np.uint64), np.array(sizes, np.uint64), np.array(halves, np.uint64),
+            keys, np.array(sizes, np.uint64), np.array(halves, np.uint64),
             np.full(CATEGORIES, power), np.array(tops), np.array(self.carriers, np.int64),
             np.int64(round(self.center * _COORD_UNIT)), np.array(slopes), np.array([float(self.dim), factor, bias]),
         )  # fmt: skip

@@ -27,11 +27,11 @@ from cce_core._jit import jit
 from cce_core._threads import sliced
 
 _MASK64 = 2**64 - 1
-_G1 = 0xBF58476D1CE4E5B9
-_F1, _F2, _F3 = 0xD6E8FEB86659FD93, 0x9FB21C651E98DF25, 0x243F6A8885A308D3  # F3: the fraction of pi in binary
+G1 = 0xBF58476D1CE4E5B9
+F1, F2, F3 = 0xD6E8FEB86659FD93, 0x9FB21C651E98DF25, 0x243F6A8885A308D3  # F3: the fraction of pi in binary
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: spreads seeds and streams
 
-_g1, _f1, _f2, _f3 = np.uint64(_G1), np.uint64(_F1), np.uint64(_F2), np.uint64(_F3)
+_g1, _f1, _f2, _f3 = np.uint64(G1), np.uint64(F1), np.uint64(F2), np.uint64(F3)
 _s29, _s32 = np.uint64(29), np.uint64(32)
 _low = np.uint64(0xFFFFFFFF)
 
@@ -100,16 +100,21 @@ def derive_key(seed: int, *stream: int) -> int:
     return state
 
 
+def derive_keys(seed: int, n: int, *stream: int) -> NDArray[np.uint64]:
+    """`derive_key(seed, *stream, j)` for each j below n: uint64 (n,)."""
+    return np.array([derive_key(seed, *stream, j) for j in range(n)], np.uint64)
+
+
 def _python_hash(x: int, key: int) -> int:
     """hash(x; key) in Python's own integers."""
     x ^= x >> 32
-    x = x * _G1 & _MASK64
+    x = x * G1 & _MASK64
     x ^= x >> 29
-    z = (x ^ key) * _F1 & _MASK64
+    z = (x ^ key) * F1 & _MASK64
     z ^= z >> 32
-    z = z * _F2 & _MASK64
+    z = z * F2 & _MASK64
     z ^= z >> 29
-    z = z * _F3 & _MASK64
+    z = z * F3 & _MASK64
     return z ^ (z >> 32)
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cce_core.hashing.mix import derive_key, mix_hash
+from cce_core.hashing.mix import derive_key, derive_keys, mix_hash
 from cce_core.method.base import INITIAL_NORM, Method
 from cce_core.method.spec import KEYS, POINTERS, ArraySpec, TableSpec
 from cce_core.method.state import TableState
@@ -94,7 +94,7 @@ class BlockMethod(Method):
 
     def keys(self, spec: TableSpec, generation: int) -> NDArray[np.uint64]:
         """The hash keys of one generation."""
-        return np.array([derive_key(spec.seed, KEYS, generation, j) for j in range(self.n_keys(spec))], np.uint64)
+        return derive_keys(spec.seed, self.n_keys(spec), KEYS, generation)
 
     def fresh(self, spec: TableSpec, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
         """First values; pointers are hashed before any clustering, so that the table begins as a hashed one."""

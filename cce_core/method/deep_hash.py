@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from cce_core import _check
 from cce_core._jit import jit
 from cce_core._threads import sliced
-from cce_core.hashing.mix import derive_key, keyed, multiply_high_32, premix
+from cce_core.hashing.distinct import number_distinct
+from cce_core.hashing.mix import derive_keys, keyed, multiply_high_32, premix
 from cce_core.method.base import INITIAL_NORM, Method, Request
 from cce_core.method.spec import KEYS, ArraySpec, BudgetError, TableSpec
 from cce_core.method.state import TableState
@@ -83,22 +84,6 @@ def _mish(start: int, stop: int, z: Any, slope: Any) -> None:
         share = _1 / (q + _2)
         z[i] = x * (q * share)
         slope[i] = q * share + near * (_4 * e * (_1 + e)) * share * share
-
-
-@jit
-def _distinct(ids: Any, slots: Any, first: Any, where: Any) -> int:
-    """Every id once, in the order they come, into `first`; which one it is into `where`; gives how many there are."""
-    mask, count = np.uint64(slots.shape[0] - 1), 0
-    for n in range(ids.shape[0]):
-        at = premix(ids[n]) & mask
-        while slots[at] >= 0 and first[slots[at]] != ids[n]:
-            at = (at + np.uint64(1)) & mask
-        if slots[at] < 0:
-            slots[at] = count
-            first[count] = ids[n]
-            count += 1
-        where[n] = slots[at]
-    return count
 
 
 @jit
@@ -237,19 +222,21 @@ class DeepHash(Method):
         return dict(out)
 
 
-def encode(spec: TableSpec, ids: NDArray[np.uint64]) -> NDArray[np.float32]:
-    """The features x of flat ids: float32 (n, hashes)."""
-    hashes = spec.sizes[0]
-    out = np.empty((len(ids), hashes), np.float32)
+def encode(spec: TableSpec, ids: NDArray[np.uint64], keys: NDArray[np.uint64] | None = None) -> NDArray[np.float32]:
+    """The features x of flat ids, float32 (n, hashes), under these keys, or those that follow from the table's seed."""
+    keys = _known_keys(spec) if keys is None else keys
+    out = np.empty((len(ids), len(keys)), np.float32)
     kernel = _gaussian if _pair(dict(spec.options)) == 2 else _uniform
-    sliced(kernel, len(ids), max(1, _GRAIN // hashes), ids, _keys(spec.seed, hashes), out)
+    sliced(kernel, len(ids), max(1, _GRAIN // len(keys)), ids, keys, out)
     return out
 
 
-@functools.lru_cache(maxsize=256)
-def _keys(seed: int, hashes: int) -> NDArray[np.uint64]:
-    """The keys of all hashes, from the table's seed."""
-    return np.array([derive_key(seed, KEYS, 0, j) for j in range(hashes)], np.uint64)
+def hash_keys(spec: TableSpec) -> NDArray[np.uint64]:
+    """The keys of all hashes, from the table's seed: uint64 (hashes,)."""
+    return derive_keys(spec.seed, spec.sizes[0], KEYS, 0)
+
+
+_known_keys = functools.lru_cache(maxsize=256)(hash_keys)
 
 
 def _pair(options: Mapping[str, Any]) -> int:
@@ -279,9 +266,9 @@ def _run(
 ) -> tuple[NDArray[np.float32], _Pass | None]:
     """The vectors of one block of ids; an id that comes twice passes through the network once."""
     depth, n = spec.sizes[2], len(ids)
-    first, where = np.empty(n, np.uint64), np.empty(n, np.int64)
-    count = _distinct(ids, np.full(2 << n.bit_length(), -1, np.int64), first, where)
-    x = encode(spec, first[:count])
+    where, firsts = np.empty(n, np.int64), np.empty(n, np.int64)
+    count = number_distinct(ids, where, firsts)
+    x = encode(spec, ids[firsts[:count]])
     inputs, slopes = [x], []
     for layer in range(depth):
         x = x @ arrays[f"w{layer}"]

@@ -18,7 +18,7 @@ from cce_core.sketching import tensor_train
 from cce_core.sketching.gradient import Gradient
 from cce_core.sketching.tensor_train import Core
 
-_AT_ONCE = 1 << 14  # ids of one tree: larger batches are taken in parts, so that the products in hand stay few
+IDS_PER_TREE = 1 << 14  # ids of one tree: larger batches are taken in parts, so that the products in hand stay few
 
 
 class TensorTrain(Method):
@@ -79,7 +79,7 @@ class TensorTrain(Method):
     def arrays(self, spec: TableSpec) -> dict[str, ArraySpec]:
         """A float32 array a core, a flat row a digit."""
         out = {}
-        for k, (base, left, d, right) in enumerate(_shapes(spec)):
+        for k, (base, left, d, right) in enumerate(core_shapes(spec)):
             out[f"core{k}"] = ArraySpec(np.float32, (base, left * d * right), left * d * right)
         return out
 
@@ -89,7 +89,7 @@ class TensorTrain(Method):
         The mean of ‖T[i]‖² over all digits follows from the cores' second moments, carried along the train.
         """
         out, moment = {}, np.ones((1, 1))
-        for k, (base, left, d, right) in enumerate(_shapes(spec)):
+        for k, (base, left, d, right) in enumerate(core_shapes(spec)):
             values = rng.standard_normal((base, left, d, right), np.float32)
             values *= np.float32((left * d) ** -0.5)
             half = np.tensordot(moment, values, (1, 1)).transpose(1, 0, 2, 3)
@@ -103,24 +103,24 @@ class TensorTrain(Method):
     def cores(self, table: TableState) -> list[Core]:
         """The cores with their shapes."""
         parameters = table.arrays()
-        return [Core(parameters[f"core{k}"].reshape(-1), *shape) for k, shape in enumerate(_shapes(table.spec))]
+        return [Core(parameters[f"core{k}"].reshape(-1), *shape) for k, shape in enumerate(core_shapes(table.spec))]
 
     def forward(self, table: TableState, ids: NDArray[np.uint64], keep: bool) -> tuple[NDArray[np.float32], Any]:
         """Products along the train, each prefix of digits once; the tree of them is kept for the way back."""
         cores, tree = self.cores(table), None
         out = np.empty((ids.shape[0], table.spec.dim), np.float32)
-        for start in range(0, ids.shape[0], _AT_ONCE):
-            tree = tensor_train.grow(ids[start : start + _AT_ONCE], cores)
-            tensor_train.vectors(tree, out[start : start + _AT_ONCE])
-        return out, tree if keep and ids.shape[0] <= _AT_ONCE else None
+        for start in range(0, ids.shape[0], IDS_PER_TREE):
+            tree = tensor_train.grow(ids[start : start + IDS_PER_TREE], cores)
+            tensor_train.vectors(tree, out[start : start + IDS_PER_TREE])
+        return out, tree if keep and ids.shape[0] <= IDS_PER_TREE else None
 
     def backward(
         self, table: TableState, ids: NDArray[np.uint64], saved: Any, grads: NDArray[np.float32], dense: bool
     ) -> dict[str, Gradient]:
         """From the leaves of the tree to its root, a gradient for each core on the way."""
         total: list[Any] = []
-        for start in range(0, max(1, ids.shape[0]), _AT_ONCE):
-            part = slice(start, start + _AT_ONCE)
+        for start in range(0, max(1, ids.shape[0]), IDS_PER_TREE):
+            part = slice(start, start + IDS_PER_TREE)
             tree = tensor_train.grow(ids[part], self.cores(table)) if saved is None else saved
             found = tensor_train.gradients(tree, grads[part], dense)
             total = [a + b for a, b in zip(total, found, strict=True)] if total else found
@@ -184,7 +184,7 @@ def _params(grid: tuple[tuple[int, ...], tuple[int, ...]], ranks: tuple[int, ...
     return sum(b * left * d * right for b, left, d, right in zip(bases, (1, *ranks), factors, (*ranks, 1), strict=True))
 
 
-def _shapes(spec: TableSpec) -> list[tuple[int, int, int, int]]:
+def core_shapes(spec: TableSpec) -> list[tuple[int, int, int, int]]:
     """Base, left rank, factor of dim and right rank of each core."""
     assert spec.vocab is not None
     bases, factors = _grid(spec.vocab, spec.dim, len(spec.sizes) + 1)

@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 
 from cce_core._jit import jit
 from cce_core._threads import sliced
+from cce_core.hashing.distinct import number_distinct
 from cce_core.sketching.gradient import Gradient, SparseGradient
 from cce_core.sketching.small_matmul import add_product
 
 _WORK = 1 << 19  # multiplications that make another thread worth waking
 _ROOT = np.ones(1, np.float32)
-_spread, _half, _one = np.uint64(0x9E3779B97F4A7C15), np.uint64(32), np.uint64(1)
+_one = np.uint64(1)
 
 
 class Core(NamedTuple):
@@ -61,27 +62,6 @@ class Tree(NamedTuple):
 
 
 @jit
-def _number(keys: Any, numbers: Any, firsts: Any) -> int:
-    """Number distinct keys in order of first touch: numbers[n] is that of keys[n], firsts[number] the first such n."""
-    size = 16
-    while size < 2 * keys.shape[0]:
-        size *= 2
-    slots, last = np.full(size, -1, np.int64), np.uint64(size - 1)
-    count = 0
-    for n in range(keys.shape[0]):
-        hashed = keys[n] * _spread
-        at = (hashed ^ (hashed >> _half)) & last
-        while slots[at] >= 0 and keys[firsts[slots[at]]] != keys[n]:
-            at = (at + _one) & last
-        if slots[at] < 0:
-            slots[at] = count
-            firsts[count] = n
-            count += 1
-        numbers[n] = slots[at]
-    return count
-
-
-@jit
 def _plan(ids: Any, bases: Any, parents: Any, digits: Any, counts: Any, node: Any) -> None:
     """The nodes of all levels; `node` ends as the leaf of each id."""
     rest, keys = ids.copy(), np.empty(ids.shape[0], np.uint64)
@@ -94,7 +74,7 @@ def _plan(ids: Any, bases: Any, parents: Any, digits: Any, counts: Any, node: An
             quotient = rest[n] // base
             keys[n] = np.uint64(node[n]) * base + (rest[n] - quotient * base)
             rest[n] = quotient
-        counts[k] = _number(keys, node, firsts)
+        counts[k] = number_distinct(keys, node, firsts)
         for m in range(counts[k]):
             key = keys[firsts[m]]
             parents[k, m] = np.int64(key // base)
@@ -201,7 +181,7 @@ def gradients(tree: Tree, grads: NDArray[np.float32], dense: bool) -> list[Gradi
         places, n_places = digits, core.base
         if not dense:
             places, firsts = np.empty_like(digits), np.empty_like(digits)
-            n_places = _number(digits.view(np.uint64), places, firsts)
+            n_places = number_distinct(digits.view(np.uint64), places, firsts)
         gradient = np.zeros(n_places * size, np.float32)
         sliced(
             _to_core, n_places, _grain(n_places, work), parents, places, above, slopes, rows, core.left, core.width,

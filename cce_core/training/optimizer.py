@@ -136,7 +136,7 @@ class Optimizer(abc.ABC):
             state.step += 1
             flat = parameters[name].reshape(-1)
             if isinstance(gradient, SparseGradient):
-                self._update_touched(flat, gradient, units[name], state)
+                self.update_rows(flat, gradient, units[name], state)
             else:
                 self._update(flat, gradient.reshape(-1), units[name], state)
         table.settle()
@@ -222,7 +222,7 @@ class Optimizer(abc.ABC):
         """Update all of a flat parameter from its whole gradient."""
         self.apply(p, None, g, unit, state)
 
-    def _update_touched(self, p: NDArray[Any], gradient: SparseGradient, unit: int, state: State) -> None:
+    def update_rows(self, p: NDArray[Any], gradient: SparseGradient, unit: int, state: State) -> None:
         """Update a flat parameter from the gradient of its touched units; by way of the whole one where all moves."""
         if self.moves_all():
             self._update(p, gradient.dense(), unit, state)

@@ -28,6 +28,8 @@ from cce_core.hashing import (
     polynomial,
     undigits,
 )
+from cce_core.hashing.distinct import number_distinct
+from cce_core.hashing.mix import derive_keys
 
 GOLDEN = json.loads(make_hashing.PATH.read_text(encoding="ascii"))
 P = 2**61 - 1
@@ -383,3 +385,19 @@ def test_balanced_bases_at_exact_powers():
             balanced_bases(vocab, n)
     with pytest.raises(TypeError):
         balanced_bases(10.0, 2)
+
+
+@given(st.lists(st.integers(0, 30) | strategies.words, max_size=60))
+def test_words_are_numbered_in_the_order_in_which_they_come_first(given_words):
+    array = np.array(given_words, np.uint64)
+    numbers, firsts = np.empty(len(array), np.int64), np.empty(len(array), np.int64)
+    count = number_distinct(array, numbers, firsts)
+    distinct = list(dict.fromkeys(given_words))
+    assert count == len(distinct)
+    assert [distinct[m] for m in numbers] == given_words
+    assert firsts[:count].tolist() == [given_words.index(word) for word in distinct]
+
+
+@given(strategies.words, st.lists(strategies.words, max_size=3), st.integers(0, 5))
+def test_derived_keys_are_those_of_their_places(seed, stream, n):
+    assert derive_keys(seed, n, *stream).tolist() == [derive_key(seed, *stream, j) for j in range(n)]

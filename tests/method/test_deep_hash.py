@@ -200,15 +200,6 @@ def test_results_do_not_depend_on_the_number_of_threads_or_on_what_is_kept(trans
         np.testing.assert_allclose(gradients[name], b, rtol=1e-4, atol=1e-4)
 
 
-@given(st.lists(strategies.words | st.integers(0, 3), max_size=40))
-def test_every_id_is_found_once(words):
-    ids = np.array(words, np.uint64)
-    first, where = np.empty(len(ids), np.uint64), np.empty(len(ids), np.int64)
-    count = deep_hash._distinct(ids, np.full(2 << len(ids).bit_length(), -1, np.int64), first, where)
-    assert first[:count].tolist() == list(dict.fromkeys(words))
-    assert first[where].tolist() == words
-
-
 def test_seeds_differ_and_repeat():
     a, b, c = (make(seed=s).lookup(np.arange(100)) for s in (0, 0, 1))
     np.testing.assert_array_equal(a, b)

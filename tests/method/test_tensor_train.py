@@ -162,7 +162,7 @@ def test_a_large_batch_is_taken_in_parts(table, seed):
     ids, grads = rng.integers(0, table.spec.vocab, 20), rng.standard_normal((20, table.spec.dim))
     whole = table.lookup(ids), table.backward(ids, grads, dense=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tt_method, "_AT_ONCE", 7)
+        patch.setattr(tt_method, "IDS_PER_TREE", 7)
         np.testing.assert_array_equal(table.lookup(ids), whole[0])
         sparse, dense = table.backward(table.forward(ids), grads), table.backward(ids, grads, dense=True)
     for name in dense:
@@ -198,17 +198,6 @@ def test_small_products_exhaustively(width):
                     untouched = np.ones(n, bool)
                     untouched[2 : 2 + rows * wide].reshape(rows, wide)[:, :width] = False
                     np.testing.assert_array_equal(out[untouched], start[untouched])
-
-
-@given(st.lists(st.integers(0, 30) | st.sampled_from([2**64 - 1, 2**63, 2**32]), max_size=60))
-def test_keys_are_numbered_in_order_of_first_touch(keys):
-    array = np.array(keys, np.uint64)
-    numbers, firsts = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
-    count = tensor_train._number(array, numbers, firsts)
-    distinct = list(dict.fromkeys(keys))
-    assert count == len(distinct)
-    assert [distinct[m] for m in numbers] == keys
-    assert firsts[:count].tolist() == [keys.index(key) for key in distinct]
 
 
 @pytest.mark.parametrize("mmap", [False, True])

@@ -26,9 +26,9 @@ from cce_core.adapters.torch.sharding import Shares
 from cce_core.adapters.torch.stamp import checksum, stamped
 from cce_core.adapters.torch.states import SMALL, Stated, reading
 from cce_core.adapters.torch.weight import PADDING, Weighted
-from cce_core.hashing.mix import derive_key
 from cce_core.learning.cluster import ClusterReport
-from cce_core.method.spec import KEYS, TableSpec
+from cce_core.method.deep_hash import hash_keys
+from cce_core.method.spec import TableSpec
 from cce_core.storage.codec import codec as get_codec
 from cce_core.storage.ledger import Ledger
 from cce_core.tables.make import make_table
@@ -121,8 +121,7 @@ class Compressed(Stated, Weighted):
         spec = self._spec
         out = {"seed": np.array(spec.seed, np.uint64).view(np.int64)}
         if self._plan.kind == "network":
-            keys = np.array([derive_key(spec.seed, KEYS, 0, j) for j in range(spec.sizes[0])], np.uint64)
-            out["keys"] = keys.view(np.int64)
+            out["keys"] = hash_keys(spec).view(np.int64)
         return out
 
     def reset_parameters(self) -> None:

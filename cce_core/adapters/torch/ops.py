@@ -24,7 +24,6 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from cce_core import _check
-from cce_core._threads import sliced
 from cce_core.adapters.torch import cuda, guard, plain, rounding, shapes
 from cce_core.adapters.torch.arrays import array
 from cce_core.adapters.torch.plan import bases_of, end_of, part_of, spec_of
@@ -189,10 +188,7 @@ def _digits(ids: Tensor, spec: str) -> Tensor:
 
 def _features(ids: Tensor, keys: Tensor, spec: str) -> Tensor:
     words, hashed = words_of(ids, end_of(spec)), array(keys.contiguous())
-    out = np.empty((len(words), len(hashed)), np.float32)
-    kernel = deep_hash._uniform if spec_of(spec).option("transform") == "uniform" else deep_hash._gaussian
-    sliced(kernel, len(words), max(1, deep_hash._GRAIN // len(hashed)), words, hashed, out)
-    return torch.from_numpy(out)
+    return torch.from_numpy(deep_hash.encode(spec_of(spec), words, hashed))
 
 
 def _rounded(memory: Tensor, ids: Tensor | None, keys: Tensor | None, pointers: Tensor | None, spec: str) -> Tensor:

@@ -83,7 +83,7 @@ class Fused(torch.optim.Optimizer):
             grad = grad.coalesce()
             index, values = grad.indices()[0], grad.values().contiguous()
             touched = SparseGradient(array(index).view("i8"), array(values).reshape(-1, unit), flat.size)
-            core._update_touched(flat, touched, unit, state)
+            core.update_rows(flat, touched, unit, state)
         else:
             core._update(flat, array(grad.contiguous()), unit, state)
         torch.autograd.graph.increment_version(parameter)

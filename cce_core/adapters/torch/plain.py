@@ -46,7 +46,7 @@ def _signed(word: int) -> int:
     return word - (1 << 64) if word >> 63 else word
 
 
-_G1, _F1, _F2, _F3 = (_signed(int(c)) for c in (mix._g1, mix._f1, mix._f2, mix._f3))
+_G1, _F1, _F2, _F3 = (_signed(c) for c in (mix.G1, mix.F1, mix.F2, mix.F3))
 
 
 def _down(x: Tensor, n: int) -> Tensor:

@@ -16,13 +16,13 @@ from torch.nn import functional
 from cce_core.adapters.torch import ops, plain
 from cce_core.adapters.torch.arrays import array
 from cce_core.adapters.torch.plan import end_of, spec_of
-from cce_core.method.tensor_train import _AT_ONCE, _shapes
+from cce_core.method.tensor_train import IDS_PER_TREE, core_shapes
 from cce_core.sketching import tensor_train
 
 
 def _cores(flat: Tensor, spec: str) -> list[tensor_train.Core]:
     values, out, at = array(flat.contiguous()), [], 0
-    for base, left, d, right in _shapes(spec_of(spec)):
+    for base, left, d, right in core_shapes(spec_of(spec)):
         size = base * left * d * right
         out.append(tensor_train.Core(values[at : at + size], base, left, d, right))
         at += size
@@ -34,8 +34,10 @@ def _cores(flat: Tensor, spec: str) -> list[tensor_train.Core]:
 def _train(flat: Tensor, ids: Tensor, spec: str) -> Tensor:
     words, cores = ops.words_of(ids, end_of(spec)), _cores(flat, spec)
     out = np.empty((len(words), spec_of(spec).dim), np.float32)
-    for start in range(0, len(words), _AT_ONCE):
-        tensor_train.vectors(tensor_train.grow(words[start : start + _AT_ONCE], cores), out[start : start + _AT_ONCE])
+    for start in range(0, len(words), IDS_PER_TREE):
+        tensor_train.vectors(
+            tensor_train.grow(words[start : start + IDS_PER_TREE], cores), out[start : start + IDS_PER_TREE]
+        )
     return torch.from_numpy(out)
 
 
@@ -43,8 +45,8 @@ def _train_back(grads: Tensor, flat: Tensor, ids: Tensor, spec: str) -> Tensor:
     words, cores = ops.words_of(ids, end_of(spec)), _cores(flat, spec)
     vectors = array(grads.contiguous()).reshape(len(words), spec_of(spec).dim)
     total = np.zeros(flat.numel(), np.float32)
-    for start in range(0, len(words), _AT_ONCE):
-        part = slice(start, start + _AT_ONCE)
+    for start in range(0, len(words), IDS_PER_TREE):
+        part = slice(start, start + IDS_PER_TREE)
         found: list[Any] = tensor_train.gradients(tensor_train.grow(words[part], cores), vectors[part], True)
         total += np.concatenate([gradient.reshape(-1) for gradient in found])
     return torch.from_numpy(total)
@@ -69,7 +71,7 @@ def product(digits: Tensor, cores: list[Tensor], sizes: tuple[tuple[int, int], .
 
 
 def _plain(flat: Tensor, ids: Tensor, spec: str) -> Tensor:
-    shapes = _shapes(spec_of(spec))
+    shapes = core_shapes(spec_of(spec))
     parts = flat.split([base * left * d * right for base, left, d, right in shapes])
     cores = [part.view(shape[0], -1) for part, shape in zip(parts, shapes, strict=True)]
     return product(plain.digits(ids, spec), cores, tuple((left, d * right) for _, left, d, right in shapes))
