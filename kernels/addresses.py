@@ -8,24 +8,25 @@ two arrays of 64-bit numbers, one row a part (`PART`) and one row a column (`COL
 
 from __future__ import annotations
 
-from cce_core.sketching.layout import DIGIT, HASH, IDENTITY, POINTER
-from cce_core.storage.codec import BFLOAT16, FLOAT32, INT4, INT8
+from cce_core.sketching.layout import BASE, DIGIT, HASH, IDENTITY, KIND, PER_ID, POINTER, REGION, ROWS, STRIDE, A, B
+from cce_core.storage.codec import BFLOAT16, BLOCK, FLOAT32, INT4, INT8
 from cce_kernels.hashing import keyed, multiply_high
 from cce_kernels.needs import tl, triton
 
 _IDENTITY, _HASH, _POINTER = tl.constexpr(IDENTITY), tl.constexpr(HASH), tl.constexpr(POINTER)
 _DIGIT = tl.constexpr(DIGIT)
 _FLOAT32, _BFLOAT16, _INT8, _INT4 = (tl.constexpr(codec) for codec in (FLOAT32, BFLOAT16, INT8, INT4))
+_BLOCK = tl.constexpr(BLOCK)
 # Beside the kinds of a column, and the codecs: a weight that the caller gives for column and id; not there; not the same for all.
 GIVEN, NONE, MIXED = 5, 6, 7
 _NONE, _MIXED = tl.constexpr(NONE), tl.constexpr(MIXED)
 
 # A column's numbers are those of `Layout.array`, then which float of the block is meant (of a weight), for the block and
 # for its weight.
-COLUMN = 9
-_COLUMN = tl.constexpr(COLUMN)
-_KIND, _BASE, _STRIDE, _ROWS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
-_A, _B, _REGION, _PER_ID, _SHIFT = tl.constexpr(4), tl.constexpr(5), tl.constexpr(6), tl.constexpr(7), tl.constexpr(8)
+SHIFT, COLUMN = PER_ID + 1, PER_ID + 2
+_SHIFT, _COLUMN = tl.constexpr(SHIFT), tl.constexpr(COLUMN)
+_KIND, _BASE, _STRIDE, _ROWS = tl.constexpr(KIND), tl.constexpr(BASE), tl.constexpr(STRIDE), tl.constexpr(ROWS)
+_A, _B, _REGION, _PER_ID = tl.constexpr(A), tl.constexpr(B), tl.constexpr(REGION), tl.constexpr(PER_ID)
 
 
 @triton.jit
@@ -125,14 +126,14 @@ def fetch_int8(memory, scales, place, live, ALIGN: tl.constexpr):
     if ALIGN > 1:  # said here, since a call would lose it
         start = tl.multiple_of(start, 16)
     code = tl.load(start + place, mask=live, other=0)
-    return code.to(tl.float32) * tl.load(scales.to(tl.pointer_type(tl.float32)) + (place >> 6), mask=live, other=0.0)
+    return code.to(tl.float32) * tl.load(scales.to(tl.pointer_type(tl.float32)) + place // _BLOCK, mask=live, other=0.0)
 
 
 @triton.jit
 def fetch_int4(memory, scales, place, live):
     two = tl.load(memory.to(tl.pointer_type(tl.uint8)) + (place >> 1), mask=live, other=0)
     nibble = (two.to(tl.uint32) >> ((place & 1) << 2).to(tl.uint32)) & 15
-    scale = tl.load(scales.to(tl.pointer_type(tl.float32)) + (place >> 6), mask=live, other=0.0)
+    scale = tl.load(scales.to(tl.pointer_type(tl.float32)) + place // _BLOCK, mask=live, other=0.0)
     return (nibble.to(tl.float32) - 8.0) * scale
 
 

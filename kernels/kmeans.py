@@ -22,6 +22,7 @@ from cce_kernels.segments import sum_runs
 
 # Of a tile; with 32 centroids registers spill (sm_80, sm_90).
 _POINTS, _CENTROIDS = (1024, 64) if INTERPRETED else (128, 16)
+_NOBODY = tl.constexpr(2**31 - 1)  # past every centroid
 
 
 @triton.jit
@@ -34,7 +35,7 @@ def _assign(
     lane = tl.arange(0, K)
     inside = p < n
     best = tl.full([N, K], float("inf"), tl.float32)
-    which = tl.full([N, K], 2147483647, tl.int32)
+    which = tl.full([N, K], _NOBODY, tl.int32)
     for low in range(0, k, K):
         c = low + lane
         distance = tl.zeros([N, K], tl.float32)
@@ -54,7 +55,7 @@ def _assign(
         which = tl.where(nearer, c[None, :] + tl.zeros([N, K], tl.int32), which)
         best = tl.where(nearer, distance, best)
     least = tl.min(best, 1)
-    label = tl.min(tl.where(best == least[:, None], which, 2147483647), 1)
+    label = tl.min(tl.where(best == least[:, None], which, _NOBODY), 1)
     tl.store(labels + p, label, mask=inside)
     tl.store(distances + p, least, mask=inside)
     if PACK:

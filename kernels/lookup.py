@@ -8,7 +8,7 @@ written. It moves the ids, the offsets, pointers' words, the blocks and the vect
 
 from __future__ import annotations
 
-from cce_kernels.addresses import addresses, block_weight, column, fetch, flag, wrapped
+from cce_kernels.addresses import GIVEN, NONE, addresses, block_weight, column, fetch, flag, wrapped
 from cce_kernels.hashing import as_word, premix
 from cce_kernels.needs import INTERPRETED, call, tl, torch, triton
 from cce_kernels.parts import (
@@ -46,6 +46,7 @@ _WEIGHTS, _WSCALES = tl.constexpr(WEIGHTS), tl.constexpr(WSCALES)
 SUM, MEAN = 0, 1
 TILE = 1 << 15 if INTERPRETED else 1 << 11  # floats of a tile
 GOOD = 2**63 - 1  # no bad id: above every position
+_GOOD, _GIVEN, _NONE = tl.constexpr(GOOD), tl.constexpr(GIVEN), tl.constexpr(NONE)
 
 
 @triton.jit
@@ -69,7 +70,7 @@ def ids_at(table, ids, n, live, padding, bad, BOUNDED: tl.constexpr, PADDED: tl.
     if BOUNDED:
         # No vocab is 0, and all words are at most 0 − 1.
         fits = flag(word <= (tl.load(table + _VOCAB) - 1).to(tl.uint64))
-        bad = tl.minimum(bad, tl.where(live & (fits == 0), n, 9223372036854775807))
+        bad = tl.minimum(bad, tl.where(live & (fits == 0), n, _GOOD))
         live = live & fits
     return word, live, bad
 
@@ -91,10 +92,10 @@ def term(
     id, mixed, wanted = word[:, None], premix(word)[:, None], live[:, None] & here
     at, sign = addresses(row, here, id, mixed, wanted, keys, pointers, (KINDS >> (3 * t)) & 7, SIGNED, ALIGN)
     weight, wplace, wlive = tl.full([1, 1], 1.0, tl.float32), at, wanted
-    if WKIND != 6:
+    if WKIND != _NONE:
         weight, wplace, wlive = block_weight(
-            column(columns, first, c, t, terms, 1), here, n.to(tl.uint64)[:, None] if WKIND == 5 else id, mixed, wanted, keys,
-            pointers, tl.load(table + _WEIGHTS) + weights_at, tl.load(table + _WSCALES), tl.load(table + _WCODEC), WKIND,
+            column(columns, first, c, t, terms, 1), here, n.to(tl.uint64)[:, None] if WKIND == _GIVEN else id, mixed, wanted,
+            keys, pointers, tl.load(table + _WEIGHTS) + weights_at, tl.load(table + _WSCALES), tl.load(table + _WCODEC), WKIND,
             WCODEC, WWRAP,
         )  # fmt: skip
     return row, here, at, sign, weight, wplace, wlive
@@ -144,7 +145,7 @@ def _lookup(
     total = tl.zeros([N, C, W], tl.float32)
     # Ids are counted as integers, since a float32 stops growing at 2^24.
     seen = tl.zeros([N], tl.float32 if FACTORS else tl.int64)
-    bad = tl.full([N], 9223372036854775807, tl.int64)
+    bad = tl.full([N], _GOOD, tl.int64)
     for step in range(longest):
         n = start + step
         word, live, bad = ids_at(table, ids, n, n < stop, padding, bad, BOUNDED, PADDED)
@@ -170,7 +171,7 @@ def _lookup(
             )
             place = wrapped(row[:, :, None], here[:, :, None], at[:, :, None] + i.to(tl.uint64), WRAP)
             value = fetch(memory, scales, codec, place, (live[:, None] & here)[:, :, None] & (i < width), CODEC, ALIGN)
-            if SIGNED or WKIND != 6:
+            if SIGNED or WKIND != _NONE:
                 value = value * (weight * factor)[:, :, None]
             if t == 0:
                 vector = value
@@ -206,7 +207,7 @@ def _lookup(
         tl.store(mass + tl.load(table + _SOURCE) * n_rows + b, seen, mask=inside)
     if BOUNDED:
         least = tl.min(bad, 0)
-        tl.atomic_min(error, least, mask=least != 9223372036854775807)
+        tl.atomic_min(error, least, mask=least != _GOOD)
 
 
 def run(

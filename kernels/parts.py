@@ -16,7 +16,7 @@ import numpy as np
 from cce_core.method import get_method
 from cce_core.method.block import BlockMethod
 from cce_core.method.spec import TableSpec
-from cce_core.sketching.layout import HASH, POINTER, Layout
+from cce_core.sketching.layout import HASH, KIND, POINTER, Layout
 from cce_core.storage.codec import BFLOAT16, FLOAT32, INT4, INT8
 from cce_core.storage.codec import codec as get_codec
 from cce_kernels.addresses import COLUMN, GIVEN, MIXED, NONE
@@ -140,7 +140,7 @@ class Part:
         """int64 (columns, 2, COLUMN): each column, and where its weight lies."""
         out = np.zeros((len(self.layout.columns), 2, COLUMN), np.int64)
         out[:, 0, :-1] = self.layout.array
-        out[:, 1, 0] = NONE
+        out[:, 1, KIND] = NONE
         if self.weighing is not None:
             w = self.weighing.width
             for j in range(len(out)):

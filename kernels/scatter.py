@@ -9,12 +9,13 @@ Atomic additions come in any order, so the last bits differ from run to run; `se
 
 from __future__ import annotations
 
-from cce_kernels.addresses import fetch, wrapped
+from cce_kernels.addresses import GIVEN, NONE, fetch, wrapped
 from cce_kernels.lookup import MEAN, TILE, bag_of, ids_at, term
 from cce_kernels.needs import call, tl, torch, triton
 from cce_kernels.parts import CHUNKS, CODEC, FIELDS, LEFT, MEMORY, OWN, SCALES, WIDTH, Addresses, Launch
 
 _FIELDS, _WIDTH, _CHUNKS, _LEFT = tl.constexpr(FIELDS), tl.constexpr(WIDTH), tl.constexpr(CHUNKS), tl.constexpr(LEFT)
+_GIVEN, _NONE = tl.constexpr(GIVEN), tl.constexpr(NONE)
 _CODEC, _MEMORY, _SCALES = tl.constexpr(CODEC), tl.constexpr(MEMORY), tl.constexpr(SCALES)
 
 
@@ -95,10 +96,10 @@ def _scatter(
             wanted = (live[:, None] & here)[:, :, None] & (i < width)
             factor = weight * sign * share[:, None]
             tl.atomic_add(to + place, grad * factor[:, :, None], mask=wanted, sem="relaxed")
-            if SLOPES or (WKIND != 6 and WKIND != 5):  # what weights are given have no gradient here
+            if SLOPES or (WKIND != _NONE and WKIND != _GIVEN):  # what weights are given have no gradient here
                 value = fetch(memory, scales, codec, place, wanted, CODEC, ALIGN)
                 product = tl.sum(grad * value, 2)
-                if WKIND != 6 and WKIND != 5:
+                if WKIND != _NONE and WKIND != _GIVEN:
                     tl.atomic_add(weights_to + wplace, product * sign * share[:, None], mask=wlive, sem="relaxed")
                 slope += tl.sum(tl.where(live[:, None] & here, product * weight * sign, 0.0), 1)
         if SLOPES:  # two parts of one table may have the same ids

@@ -7,13 +7,14 @@ an index of every addition in device memory, 20 bytes each, and sorts it; what c
 
 from __future__ import annotations
 
-from cce_kernels.addresses import fetch, wrapped
+from cce_kernels.addresses import GIVEN, NONE, fetch, wrapped
 from cce_kernels.lookup import MEAN, TILE, bag_of, ids_at, term
 from cce_kernels.needs import INTERPRETED, call, power_of_two, tl, torch, triton
 from cce_kernels.parts import CODEC, COLUMNS, LEFT, MEMORY, OWN, SCALES, TERMS, WIDTH, Addresses, Launch
 
 _WIDTH, _LEFT = tl.constexpr(WIDTH), tl.constexpr(LEFT)
 _CODEC, _MEMORY, _SCALES = tl.constexpr(CODEC), tl.constexpr(MEMORY), tl.constexpr(SCALES)
+_GIVEN, _NONE = tl.constexpr(GIVEN), tl.constexpr(NONE)
 _COLUMNS, _TERMS = tl.constexpr(COLUMNS), tl.constexpr(TERMS)
 
 PIECE = 64  # additions of one sum
@@ -89,7 +90,7 @@ def _write_down(
             tl.store(sources + each, source, mask=mine)
             factor = weight * sign * share[:, None]
             tl.store(coefficients + each, factor[:, :, None] + tl.zeros([N, C, U], tl.float32), mask=mine)
-            if WKIND != 6 and WKIND != 5:
+            if WKIND != _NONE and WKIND != _GIVEN:
                 place = wrapped(row[:, :, None], here[:, :, None], at[:, :, None] + i.to(tl.uint64), WRAP)
                 live_floats = wanted[:, :, None] & (i < width)
                 from_ = grads + b[:, None, None] * grad_stride + left + (c * width)[:, :, None] + i

@@ -17,7 +17,7 @@ import numpy as np
 
 from cce_core import _check
 from cce_core.hashing.mix import derive_key
-from cce_core.method.spec import ROUNDINGS
+from cce_core.method.spec import ROUNDING, ROUNDINGS
 from cce_core.storage.codec import codec as get_codec
 from cce_core.training import SGD, Adagrad, AdamW
 from cce_core.training.optimizer import Optimizer
@@ -30,7 +30,6 @@ _PLAIN, _MOMENTUM, _EACH = tl.constexpr(PLAIN), tl.constexpr(MOMENTUM), tl.const
 _ROWWISE = tl.constexpr(ROWWISE)
 _TILE = 1 << 13 if INTERPRETED else 1 << 11  # floats
 _DENSE = 4  # a whole gradient is no more than so many times what a batch adds to it: then it is the quicker one
-_ROUNDING = 5  # the stream of the seed from which stochastic rounding draws, as in cce_core
 
 
 @triton.jit
@@ -237,7 +236,7 @@ class Trainer:
         spec, arrays = self.tables.specs[k], self.tables.arrays[k]
         random = spec.rounding == ROUNDINGS[1]
         self._settled[k] += 1
-        key = derive_key(spec.seed, _ROUNDING, self._settled[k]) if random else None
+        key = derive_key(spec.seed, ROUNDING, self._settled[k]) if random else None
         codecs.encode_into(get_codec(spec.codec), values, arrays["memory"], arrays.get("scales"), key)
         self._values[k] = self.tables.generations[k], None if random else values
 

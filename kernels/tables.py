@@ -8,6 +8,7 @@ from typing import Any
 from cce_core.method import get_method
 from cce_core.method.block import BlockMethod
 from cce_core.method.spec import TableSpec
+from cce_core.storage.codec import FLOAT32
 from cce_kernels import lookup as forward
 from cce_kernels import scatter, segments
 from cce_kernels.needs import INTEGERS, floats, on_device, torch
@@ -83,7 +84,9 @@ class Tables:
     @property
     def direct(self) -> bool:
         """Whether a gradient may be added straight into the memories: float32, no weights, no projections, no products."""
-        plain = all(p.codec == 0 and p.weighing is None and p.projection is None and p.final >= 0 for p in self.parts)
+        plain = all(
+            p.codec == FLOAT32 and p.weighing is None and p.projection is None and p.final >= 0 for p in self.parts
+        )
         return plain and len(self.parts) == len(self.specs)
 
     def units(self, k: int) -> dict[str, int]:

@@ -8,11 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core.hashing.mix import derive_key
-from cce_core.method.spec import ROUNDINGS, TableSpec
+from cce_core.method.spec import ROUNDING, ROUNDINGS, TableSpec
 from cce_core.sketching.descriptors import Memory
 from cce_core.storage.codec import FLOAT32, codec
-
-_ROUNDING = 5  # the stream of the seed from which stochastic rounding draws
 
 
 class StoredMemory:
@@ -48,7 +46,7 @@ class StoredMemory:
         if self._values is None or self.codec.number == FLOAT32:
             return
         self._settled += 1
-        key = derive_key(self._seed, _ROUNDING, self._settled) if self._stochastic else None
+        key = derive_key(self._seed, ROUNDING, self._settled) if self._stochastic else None
         self.codec.encode_into(self._values, self.codes, self.scales, key)
         if self._stochastic:
             self._values = None

@@ -11,7 +11,7 @@ Option = bool | int | float | str | None
 ROUNDINGS = ("straight-through", "stochastic")
 
 # Streams of the table's seed, one a purpose: part of the file format, since a loaded table goes on drawing from them.
-KEYS, POINTERS, VALUES, SAMPLES = 1, 2, 3, 4
+STREAMS = KEYS, POINTERS, VALUES, SAMPLES, ROUNDING = 1, 2, 3, 4, 5
 
 
 class BudgetError(ValueError):

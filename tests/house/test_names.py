@@ -1,11 +1,14 @@
-"""Rules of the house on names: who imports Numba, and whose private names are whose."""
+"""Rules of the house on names: who imports Numba, whose private names are whose, which streams a seed has."""
 
 from __future__ import annotations
 
 import ast
+import re
 
 import pytest
 from source_files import MODULES, all_texts, part_of, python_files
+
+from cce_core.method import spec
 
 # Doors to Numba
 
@@ -135,3 +138,36 @@ def test_the_check_of_private_names_can_fail(text):
     assert len(private_uses(texts)) == 1
     harmless = "import numpy\nfrom cce_core import _check\nnumpy._f\n_check.integer\nk._replace()\nself._made"
     assert private_uses({**texts, "cce_core._check": "", "cce_core.training.x": harmless}) == []
+
+
+# Streams of a seed are named
+
+
+def unnamed_streams(text: str) -> list[str]:
+    """Calls of derive_key and derive_keys whose stream is a number, or a constant from elsewhere than the one list."""
+    found, listed = [], set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module == "cce_core.method.spec":
+            listed |= {a.name for a in node.names}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("derive_key", "derive_keys"):
+            streams = node.args[1 if ast.unparse(node.func).endswith("key") else 2 :]
+            found += [
+                ast.unparse(s) for s in streams[:1] if ast.unparse(s) not in listed and not ast.unparse(s).islower()
+            ]
+    return found
+
+
+def test_streams_of_a_tables_seed_are_in_one_list():
+    """Its numbers are part of the file format."""
+    assert spec.STREAMS == (spec.KEYS, spec.POINTERS, spec.VALUES, spec.SAMPLES, spec.ROUNDING) == (1, 2, 3, 4, 5)
+    for module, text in all_texts().items():
+        if part_of(module) in ("method", "learning", "tables", "training", "kernels", "adapters"):
+            assert unnamed_streams(text) == [], module
+
+
+@pytest.mark.parametrize("call", ["derive_key(seed, 6)", "mix.derive_key(seed, _MINE)", "derive_keys(seed, n, 6, 0)"])
+def test_the_check_of_streams_can_fail(call):
+    assert len(unnamed_streams(call)) == 1
+    named = re.sub("6|_MINE", "KEYS", call)
+    assert unnamed_streams(f"from cce_core.method.spec import KEYS\n{named}\nderive_key(seed, k)") == []
