@@ -24,8 +24,9 @@ from cce_core import _check
 from cce_core._jit import jit
 from cce_core._threads import sliced
 from cce_core.clustering.lloyd import nearest
-from cce_core.clustering.narrow import Frame, as_array, as_points, as_weights, kind_of, narrowed, some_of
+from cce_core.clustering.narrow import Frame, narrowed, some_of
 from cce_core.clustering.nearest.tiles import Points
+from cce_core.clustering.points import as_array, as_labels, as_points, as_weights, kind_of
 
 _LAID_OUT = 1 << 16  # floats of windows searched at a time: they stay in the second cache
 _BLOCKS = 16  # at most, for sums; their number may depend on the sizes alone, so that threads change no bit
@@ -172,13 +173,7 @@ def circular_update(X: Any, labels: Any, memory: Any, sample_weight: Any = None)
     """
     x = as_array("X", X)
     memory = _as_memory(memory, kind_of(x))
-    words = _check.as_ids(labels, "labels")
-    if words.shape != (x.shape[0],):
-        raise ValueError(f"labels must have shape ({x.shape[0]},), one label a point, got {words.shape}")
-    if words.size and words.max() >= memory.size:
-        place = int(np.argmax(words >= memory.size))
-        raise IndexError(f"labels must be between 0 and {memory.size - 1}, got {np.asarray(labels)[place]} at {place}")
-    weights, places = as_weights(sample_weight, x.shape[0]), words.astype(np.int32)
+    places, weights = as_labels(labels, x.shape[0], memory.size), as_weights(sample_weight, x.shape[0])
     if x.dtype == np.float32:  # float64 sums of float32 need no scale
         return _settle(x, places, memory, weights)
     (points, cells), frame = narrowed(_numbers(some_of(x, weights)), X=x, memory=memory)

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from cce_core import _check
 from cce_core._threads import using
 from cce_core.clustering.lloyd import find
-from cce_core.clustering.narrow import as_array, as_points, as_weights, narrowed
+from cce_core.clustering.narrow import narrowed
 from cce_core.clustering.nearest.tile_kernels import TURN
 from cce_core.clustering.nearest.tiles import Points
+from cce_core.clustering.points import as_array, as_points, as_weights
 from cce_core.clustering.protocol import Protocol
 
 MOST = 2**31 - 1 - TURN  # centroids

@@ -12,10 +12,11 @@ from cce_core import _check
 from cce_core.clustering.estimator import MOST, Estimator, first_centroids, measured
 from cce_core.clustering.iterations import DONE, MORE, Turns, total
 from cce_core.clustering.lloyd import means
-from cce_core.clustering.narrow import as_weights, kind_of, narrowed, some_of, warn_if_merged
+from cce_core.clustering.narrow import narrowed, some_of, warn_if_merged
 from cce_core.clustering.nearest.search import worth_narrowing
 from cce_core.clustering.nearest.shortlists import Nearest, worth_listing
 from cce_core.clustering.nearest.tiles import Points, Tiles, tile
+from cce_core.clustering.points import as_weights, kind_of
 from cce_core.clustering.protocol import column_names
 from cce_core.clustering.seeding import any_points, lowest, run_seed, start_places
 

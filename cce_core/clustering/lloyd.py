@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from cce_core import _check
 from cce_core._jit import jit
 from cce_core._threads import sliced
-from cce_core.clustering.narrow import as_array, as_weights, kind_of, narrowed, some_of
+from cce_core.clustering.narrow import narrowed, some_of
 from cce_core.clustering.nearest.label_kernels import add_tile
 from cce_core.clustering.nearest.search import search, worth_narrowing
 from cce_core.clustering.nearest.tile_kernels import LANES, TURN
 from cce_core.clustering.nearest.tiles import Points, Tiles, tile
+from cce_core.clustering.points import as_array, as_labels, as_weights, kind_of
 
 _MANY = 2048  # centroids from which even a single search is worth arranging the points for
 _BATCH = 1 << 18  # points of `assign` at a time, so that its scratch stays small
@@ -256,19 +257,14 @@ def update(X: Any, labels: Any, k: int, sample_weight: Any = None) -> tuple[Poin
     """
     x = as_array("X", X)
     k = _check.integer("k", k, 1, 2**31 - 1 - TURN)
-    words = _check.as_ids(labels, "labels")
-    if words.shape != (x.shape[0],):
-        raise ValueError(f"labels must have shape ({x.shape[0]},), one label a point, got {words.shape}")
-    if words.size and words.max() >= k:
-        place = int(np.argmax(words >= k))
-        raise IndexError(f"labels must be between 0 and {k - 1}, got {np.asarray(labels)[place]} at {place}")
+    places = as_labels(labels, x.shape[0], k)
     weights = as_weights(sample_weight, x.shape[0])
     if x.shape[0] == 0:
         return np.zeros((k, x.shape[1]), kind_of(x)), np.zeros(k)
     frame, points = None, x
     if x.dtype != np.float32:  # float64 sums of float32 need no scale
         (points,), frame = narrowed(some_of(x, weights), X=x)
-    centroids, counts = means(tile(points, False), words.astype(np.int32), k, weights)
+    centroids, counts = means(tile(points, False), places, k, weights)
     if frame is not None:
         centroids = frame.back(centroids)
         centroids[counts == 0] = 0

@@ -11,9 +11,10 @@ from cce_core import _check
 from cce_core.clustering.estimator import MOST, Estimator, first_centroids, measured
 from cce_core.clustering.kmeans import refill
 from cce_core.clustering.lloyd import means
-from cce_core.clustering.narrow import as_array, as_weights, kind_of, narrowed, origin_of, some_of
+from cce_core.clustering.narrow import narrowed, origin_of, some_of
 from cce_core.clustering.nearest.search import search
 from cce_core.clustering.nearest.tiles import Points, tile
+from cce_core.clustering.points import as_array, as_weights, kind_of
 from cce_core.clustering.protocol import column_names
 from cce_core.clustering.seeding import any_points, run_seed, start_places
 

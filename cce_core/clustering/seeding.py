@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core._jit import jit
-from cce_core.clustering.narrow import as_array, as_weights, narrowed, some_of
+from cce_core.clustering.narrow import narrowed, some_of
 from cce_core.clustering.nearest.search import search
 from cce_core.clustering.nearest.tile_kernels import LANES, lower
 from cce_core.clustering.nearest.tiles import FAN, Points, Tiles, tile
+from cce_core.clustering.points import as_array, as_weights
 from cce_core.hashing.mix import derive_key, mix_hash
 
 _TURNS, _SHARE = 5, 0.5  # of k-means||: rounds (the first draws one point), and points a round in units of k

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from cce_core import _check
 from cce_core._jit import jit
 from cce_core._threads import sliced
-from cce_core.clustering.narrow import as_points
 from cce_core.clustering.nearest.tiles import Points
+from cce_core.clustering.points import as_points
 from cce_core.clustering.pursuit.omp import omp
 from cce_core.clustering.seeding import k_means_plus_plus
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from cce_core import _check
 from cce_core._jit import jit
 from cce_core._threads import sliced
-from cce_core.clustering.narrow import as_points
 from cce_core.clustering.nearest.tiles import Points
+from cce_core.clustering.points import as_points
 
 _BATCH = 1 << 21  # numbers of scratch a batch of rows
 _GRAIN = 1 << 17  # correlations that make another thread worth waking
