@@ -180,9 +180,7 @@ class Trainer:
         held = [array for _, states in self._states for state in states.values() for array in state.arrays.values()]
         return sum(t.numel() * t.element_size() for t in [*held, *(v for _, v in self._values if v is not None)])
 
-    def update(
-        self, ids: torch.Tensor, grads: torch.Tensor, offsets: torch.Tensor | None = None, **settings: Any
-    ) -> None:
+    def update(self, ids: Any, grads: torch.Tensor, offsets: Any = None, **settings: Any) -> None:
         """Backward pass and step in one, for the same arguments as `Tables.backward`.
 
         Plain SGD on float32 memories without weights or projections adds −lr times the gradient straight into the memory: one
@@ -200,11 +198,9 @@ class Trainer:
             self.tables.add_into_memory(ids, grads, offsets, scale=-self.optimizer.lr, **_without(settings))
             return
         lazy = isinstance(self.optimizer, AdamW) and self.optimizer.lazy
-        added = (
-            ids.numel()
-            // len(self.tables.specs)
-            * sum(part.layout.dim * part.layout.terms for part in self.tables.parts)
-        )
+        count = ids.numel() if isinstance(ids, torch.Tensor) else sum(one.numel() for one in ids)
+        blocks = sum(part.layout.dim * part.layout.terms for part in self.tables.parts)
+        added = count // len(self.tables.specs) * blocks
         size = sum(part.layout.size for part in self.tables.parts)
         touched = lazy or (not self.optimizer.moves_all() and (deterministic or size > _DENSE * added))
         found, _ = self.tables.backward(ids, grads, offsets, **{**settings, "touched": touched})
@@ -252,4 +248,5 @@ class Trainer:
 
 def _without(settings: dict[str, Any]) -> dict[str, Any]:
     """What `add_into_memory` takes of the settings of a backward pass."""
-    return {name: value for name, value in settings.items() if name in ("factors", "mode", "padding_idx", "check")}
+    taken = ("weights", "mode", "lengths", "padding_id", "check")
+    return {name: value for name, value in settings.items() if name in taken}

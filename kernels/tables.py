@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
+import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from cce_core import _check
 from cce_core.method import get_method
 from cce_core.method.block import BlockMethod
 from cce_core.method.spec import TableSpec
@@ -15,6 +19,39 @@ from cce_kernels.needs import INTEGERS, floats, on_device, torch
 from cce_kernels.parts import Arrays, Launch, Part, launches, parts_of
 
 MODES = {"sum": forward.SUM, "mean": forward.MEAN}
+
+
+@dataclasses.dataclass(eq=False)
+class _Given:
+    """What a caller asks for, as the kernels read it.
+
+    Attributes:
+        came: ids as they came.
+        ids: flat, all of table 0, then all of table 1, …
+        offsets: int64 (tables · bags + 1), where each bag begins in `ids`, and the end; None where an id is a row.
+        weights: float32, one per id, or None.
+        mode: SUM or MEAN.
+        counts: ids of each table.
+        bags: rows of the result.
+        shape: of the result without its last axis.
+    """
+
+    came: Any
+    ids: torch.Tensor
+    offsets: torch.Tensor | None
+    weights: torch.Tensor | None
+    mode: int
+    counts: list[int]
+    bags: int
+    shape: tuple[int, ...]
+
+    def as_came(self, values: torch.Tensor) -> Any:
+        """A number per id, in the form of the ids."""
+        if not isinstance(self.came, torch.Tensor):
+            return list(values.split(self.counts))
+        if len(self.counts) == 1:
+            return values.view(self.came.shape)
+        return values.view(len(self.counts), len(self.came), *self.came.shape[2:]).transpose(0, 1)
 
 
 class Tables:
@@ -102,52 +139,57 @@ class Tables:
     # --- the way of an id ---------------------------------------------------------------------------------------------
 
     def lookup(
-        self, ids: torch.Tensor, offsets: torch.Tensor | None = None, *, factors: torch.Tensor | None = None,
-        mode: str = "sum", padding_idx: Any = None, check: bool = True,
+        self, ids: Any, offsets: Any = None, weights: Any = None, mode: str = "sum", *, lengths: Any = None,
+        padding_id: Any = None, check: bool = True,
     ) -> torch.Tensor:  # fmt: skip
         """The vectors of ids, or of bags of ids, of all tables side by side.
 
-            out[b] = [ Σ_{n in bag b of table 0} factors[n] · T₀[ids[n]],  the same of table 1,  … ]
+            out[b] = [ Σ_{n in bag b of table 0} weights[n] · T₀[ids[n]],  the same of table 1,  … ]
+
+        As for `Collection.lookup` of cce_core, with tensors for arrays.
 
         Args:
-            ids: integers. Of one table, any shape; of several without bags, (tables, *shape). With bags, flat: all ids of
-                table 0, then all of table 1, …
-            offsets: int64 (tables · bags + 1): where each bag begins in `ids`, and their end; None looks up ids.
-            factors: float32, one an id, `mode="sum"` only: what each vector is multiplied by.
+            ids: integers, a tensor (batch, tables), a column per table; or a list of flat tensors, one per table; or, for bags of
+                one size, a tensor (batch, tables, size). Of one table alone, a tensor of any shape; flat with offsets.
+            offsets: int64, for bags, where each begins in the ids of its table, and the end: (bags + 1,), one row for all
+                tables, or one per table. Without them (and without lengths) every id is a row.
+            weights: float32, in the form of ids, `mode="sum"` only: what each vector is multiplied by.
             mode: "sum" or "mean" of a bag. An empty bag is 0.
-            padding_idx: an id that counts for nothing, its vector 0; or one a table, None for none.
+            lengths: int64, ids of each bag, instead of offsets.
+            padding_id: an id that counts for nothing, its vector 0; or one per table, None for none.
             check: raise for ids out of range (this waits for the device). Without it such an id counts for nothing:
                 memory is safe, but nobody is told.
 
         Returns:
-            float32 (*shape, Σ dim) or (bags, Σ dim). Without a projection the bits are those of `cce_core`'s lookup.
+            float32 (batch or bags, Σ dim); of one table alone (*shape, dim). Without a projection the bits are those of
+            `cce_core`'s lookup.
 
         Raises:
             TypeError, ValueError: wrong types, devices or shapes.
-            IndexError: an id is not below its table's vocabulary; names it and its place.
+            IndexError: an id is not below its table's vocabulary; names table, id and position.
 
         Cost:
             One launch, the projection in it. Ids, offsets, pointers' words, blocks and vectors cross device memory once; the
             factors of a product, and the sums of `hemb` with both a rank and weights in the vector, once more each way.
         """
-        return self._forward(ids, offsets, factors, mode, padding_idx, check, keep=False)[0]
+        return self._forward(self._given(ids, offsets, weights, mode, lengths, check), padding_id, check, keep=False)[0]
 
     def forward(
-        self, ids: torch.Tensor, offsets: torch.Tensor | None = None, *, factors: torch.Tensor | None = None,
-        mode: str = "sum", padding_idx: Any = None, check: bool = True,
+        self, ids: Any, offsets: Any = None, weights: Any = None, mode: str = "sum", *, lengths: Any = None,
+        padding_id: Any = None, check: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:  # fmt: skip
         """`lookup`, and what `backward` needs of it: the memories' vectors (rows, Σ inner), and each row's count of biases.
 
         The second is the first itself where no table has a projection or a product, and else filled for those tables alone; the
         third is None where there is no projection.
         """
-        return self._forward(ids, offsets, factors, mode, padding_idx, check, keep=True)
+        return self._forward(self._given(ids, offsets, weights, mode, lengths, check), padding_id, check, keep=True)
 
     def _forward(
-        self, ids: Any, offsets: Any, factors: Any, mode: str, padding_idx: Any, check: bool, keep: bool
+        self, given: _Given, padding_id: Any, check: bool, keep: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        flat, shape, offsets = self._given(ids, offsets, factors, mode, check)
-        rows = (len(offsets) - 1 if offsets is not None else flat.numel()) // len(self.specs)
+        flat, offsets, shape = given.ids, given.offsets, given.shape
+        rows = given.bags
         out = torch.empty((rows, sum(self.dims)), dtype=torch.float32, device=self.device)
         later = {part.source for part in self.parts if part.final < 0}
         projected = any(spec.rank for spec in self.specs)
@@ -157,11 +199,11 @@ class Tables:
         if inner is not None and projected:
             mass = torch.empty((len(self.specs), rows), dtype=torch.float32, device=self.device)
         if rows:
-            padding, error = self._padding(padding_idx), torch.full((1,), forward.GOOD, device=self.device)
+            padding, error = self._padding(padding_id), torch.full((1,), forward.GOOD, device=self.device)
             for launch in self.launches():
-                forward.run(launch, flat, offsets, padding, factors, MODES[mode], out, error, inner, mass)
+                forward.run(launch, flat, offsets, padding, given.weights, given.mode, out, error, inner, mass)
             if check and any(spec.vocab is not None for spec in self.specs):
-                self._refuse(int(error), flat, offsets)
+                self._refuse(int(error), given)
         if inner is not None:
             for k, (piece, into) in enumerate(zip(inner.split(self._inner, 1), out.split(self.dims, 1))):
                 if k in later:
@@ -178,36 +220,37 @@ class Tables:
         w = self.arrays[k]["projection"]
         return torch.addmm(mass[k][:, None] * w[-1], piece, w[:-1])
 
-    def _refuse(self, place: int, flat: torch.Tensor, offsets: torch.Tensor | None) -> None:
+    def _refuse(self, place: int, given: _Given) -> None:
         if place == forward.GOOD:
             return
-        bags = (flat.numel() if offsets is None else len(offsets) - 1) // len(self.specs)
-        bag = place if offsets is None else int(torch.searchsorted(offsets, place, right=True)) - 1
-        vocab, word = self.specs[bag // bags].vocab, int(flat[place : place + 1].to(torch.int64))
-        raise IndexError(f"id {word} at place {place} must be between 0 and {(vocab or 0) - 1}, the table's last id")
+        starts = [0, *itertools.accumulate(given.counts)]
+        k = bisect.bisect_right(starts, place) - 1
+        word = int(given.ids[place : place + 1].to(torch.int64))
+        where = f"table {k}: " if len(self.specs) > 1 else ""
+        raise IndexError(where + _check.outside(word, place - starts[k], self.specs[k].vocab or 0))
 
     # --- the way of a gradient ----------------------------------------------------------------------------------------
 
     def backward(
-        self, ids: torch.Tensor, grads: torch.Tensor, offsets: torch.Tensor | None = None, *,
-        factors: torch.Tensor | None = None, mode: str = "sum", padding_idx: Any = None, check: bool = True,
+        self, ids: Any, grads: torch.Tensor, offsets: Any = None, weights: Any = None, mode: str = "sum", *,
+        lengths: Any = None, padding_id: Any = None, check: bool = True,
         seen: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None = None, deterministic: bool | None = None,
         touched: bool = False, slopes: bool = False,
-    ) -> tuple[list[dict[str, Any]], torch.Tensor | None]:  # fmt: skip
+    ) -> tuple[list[dict[str, Any]], Any]:  # fmt: skip
         """The gradients of all parameters, given those of the vectors: the adjoint of `lookup`.
 
         Args:
-            ids, offsets, factors, mode, padding_idx, check: as for `lookup`; ids out of range count for nothing.
+            ids, offsets, weights, mode, lengths, padding_id, check: as for `lookup`; ids out of range count for nothing.
             grads: float32, of the shape of the vectors.
             seen: what `forward` of the same ids gave; without it, tables with a projection or a product are looked up again.
             deterministic: sum in a fixed order; None does so under `torch.use_deterministic_algorithms(True)`.
             touched: give the gradients of memory and weights as `(units, values)`, int64 (m,) and float32 (m, unit), ascending:
                 of the touched units alone. Takes the fixed order.
-            slopes: give the gradient of `factors` too.
+            slopes: give the gradient of `weights` too, in the form of ids.
 
         Returns:
             A dict a table with the gradients of its parameters, float32, of the arrays' shapes (with a codec, `memory`'s is
-            of the floats that are stored); and the gradient of the factors, or None.
+            of the floats that are stored); and the gradient of the weights, or None.
 
         Raises:
             TypeError, ValueError, IndexError: as for `lookup`; gradients of another shape or type.
@@ -216,50 +259,63 @@ class Tables:
             One launch; ids, offsets, pointers' words and gradients cross device memory once, and each block is added to in
             place. In the fixed order, 20 bytes and a place in a sort for each block of each id besides.
         """
-        flat, shape, offsets = self._given(ids, offsets, factors, mode, check)
-        floats("grads", grads, (*shape, sum(self.dims)))
+        found = self._given(ids, offsets, weights, mode, lengths, check)
+        flat = found.ids
+        floats("grads", grads, (*found.shape, sum(self.dims)))
         on_device(ids=flat, grads=grads.contiguous())
         if deterministic is None:
             deterministic = torch.are_deterministic_algorithms_enabled()
         if slopes and mode != "sum":
-            raise ValueError(f'factors go with mode="sum" only, got mode={mode!r}')
+            raise ValueError(f'weights go with mode="sum" only, got mode={mode!r}')
         given = grads = grads.reshape(-1, sum(self.dims))
         out: list[dict[str, Any]] = [{} for _ in self.specs]
         if any(spec.rank for spec in self.specs) or any(self._products):
             if seen is None:
-                seen = self.forward(ids, offsets, factors=factors, mode=mode, padding_idx=padding_idx, check=False)
+                seen = self._forward(found, padding_id, False, keep=True)
             grads = self._inward(grads, seen, out)
-        grads, padding = grads.contiguous(), self._padding(padding_idx)
+        grads, padding = grads.contiguous(), self._padding(padding_id)
         if check and grads.shape[0] and any(spec.vocab is not None for spec in self.specs):
-            self._within(flat, offsets)
+            self._within(found)
         slope = None
         if slopes:
-            slope = self._bias_slopes(flat, offsets, padding, given)
+            slope = self._bias_slopes(flat, found.offsets, padding, given)
         if deterministic or touched:
             if slope is not None:
                 raise ValueError("slopes=True sums by atomic additions: ask for it without deterministic or touched")
-            self._in_order(flat, offsets, padding, factors, MODES[mode], grads, touched, out)
+            self._in_order(found, padding, grads, touched, out)
         else:
-            self._at_once(flat, offsets, padding, factors, MODES[mode], grads, slope, out)
-        return out, None if slope is None else slope.view(ids.shape)
+            self._at_once(found, padding, grads, slope, out)
+        return out, None if slope is None else found.as_came(slope)
 
     def add_into_memory(
-        self, ids: torch.Tensor, grads: torch.Tensor, offsets: torch.Tensor | None = None, *, scale: float,
-        factors: torch.Tensor | None = None, mode: str = "sum", padding_idx: Any = None, check: bool = True,
+        self, ids: Any, grads: torch.Tensor, offsets: Any = None, weights: Any = None, mode: str = "sum", *,
+        scale: float, lengths: Any = None, padding_id: Any = None, check: bool = True,
     ) -> None:  # fmt: skip
         """Add `scale` times the gradient into the memories themselves, where `direct` says that this is all there is to do."""
-        flat, shape, offsets = self._given(ids, offsets, factors, mode, check)
-        grads = floats("grads", grads, (*shape, sum(self.dims))).reshape(-1, sum(self.dims)).contiguous()
+        found = self._given(ids, offsets, weights, mode, lengths, check)
+        grads = floats("grads", grads, (*found.shape, sum(self.dims))).reshape(-1, sum(self.dims)).contiguous()
         if not self.direct:
             raise ValueError("these tables have codecs, weights, projections or products: use backward")
         if check:
-            self._within(flat, offsets)
-        padding, anchor = self._padding(padding_idx), self.parts[0].memory
+            self._within(found)
+        padding, anchor = self._padding(padding_id), self.parts[0].memory
         for launch in self.launches():
             apart = [[(part.memory.data_ptr() - anchor.data_ptr()) // 4] * 2 for part in launch.parts]
             into = torch.tensor(apart, dtype=torch.int64).to(self.device)
             if grads.shape[0]:
-                scatter.run(launch, flat, offsets, padding, factors, MODES[mode], grads, into, anchor, None, scale)
+                scatter.run(
+                    launch,
+                    found.ids,
+                    found.offsets,
+                    padding,
+                    found.weights,
+                    found.mode,
+                    grads,
+                    into,
+                    anchor,
+                    None,
+                    scale,
+                )
 
     def _inward(self, grads: torch.Tensor, seen: Any, out: list[dict[str, Any]]) -> torch.Tensor:
         """The gradients of the memory's vectors; those of the projections go into `out`."""
@@ -281,7 +337,7 @@ class Tables:
     def _bias_slopes(
         self, flat: torch.Tensor, offsets: torch.Tensor | None, padding: torch.Tensor | None, grads: torch.Tensor
     ) -> torch.Tensor:
-        """What the factors owe to the projections' biases, which come once for each id: ⟨b, G⟩; 0 where there are none."""
+        """What the weights owe to the projections' biases, which come once for each id: ⟨b, G⟩; 0 where there are none."""
         bags = len(grads)
         each = torch.zeros((len(self.specs), bags), dtype=torch.float32, device=self.device)
         for k, g in enumerate(grads.split(self.dims, 1)):
@@ -317,25 +373,25 @@ class Tables:
         own = "memory" if part.memory is self.arrays[part.source]["memory"] else "weights"
         return own, "weights" if part.weights is not None else own
 
-    def _at_once(
-        self, flat: Any, offsets: Any, padding: Any, factors: Any, mode: int, grads: Any, slope: Any, out: Any
-    ) -> None:
+    def _at_once(self, given: _Given, padding: Any, grads: Any, slope: Any, out: Any) -> None:
         launches = self.launches()
         places, size, into = self._slots
         total = torch.zeros(size, dtype=torch.float32, device=self.device)
         for launch, where in zip(launches, into):
             if grads.shape[0]:
-                scatter.run(launch, flat, offsets, padding, factors, mode, grads, where, total, slope)
+                scatter.run(
+                    launch, given.ids, given.offsets, padding, given.weights, given.mode, grads, where, total, slope
+                )
         for (source, name), (start, n) in places.items():
             out[source][name] = total[start : start + n]
 
-    def _in_order(
-        self, flat: Any, offsets: Any, padding: Any, factors: Any, mode: int, grads: Any, touched: bool, out: Any
-    ) -> None:
+    def _in_order(self, given: _Given, padding: Any, grads: Any, touched: bool, out: Any) -> None:
         found: dict[tuple[int, str], list[tuple[torch.Tensor, torch.Tensor]]] = {name: [] for name in self._slots[0]}
         units = {}
         for part in self.parts:
-            memory, weights = segments.run(Launch([part]), flat, offsets, padding, factors, mode, grads)
+            memory, weights = segments.run(
+                Launch([part]), given.ids, given.offsets, padding, given.weights, given.mode, grads
+            )
             own, other = self._names(part)
             found[part.source, own].append(memory)
             units.setdefault((part.source, own), part.layout.unit)
@@ -356,87 +412,133 @@ class Tables:
                 index = torch.cat([index * values.shape[1] // unit for index, values in sums]).unique()
                 out[source][name] = index, total.view(-1, unit)[index]
 
-    def _within(self, flat: torch.Tensor, offsets: torch.Tensor | None) -> None:
+    def _within(self, given: _Given) -> None:
         """IndexError for the first id that its table does not have."""
-        bags = (flat.numel() if offsets is None else len(offsets) - 1) // len(self.specs)
-        ends = [flat.numel()] if offsets is None else offsets[bags::bags].tolist()
-        ends = [bags * (k + 1) for k in range(len(self.specs))] if offsets is None else ends
-        start = 0
+        ends, start = list(itertools.accumulate(given.counts)), 0
         for end, spec in zip(ends, self.specs):
-            words = flat[start:end].to(torch.int64)
+            words = given.ids[start:end].to(torch.int64)
             if spec.vocab is not None and len(words):
                 bad = (words < 0) | (words >= spec.vocab)
                 if bool(bad.any()):
-                    self._refuse(start + int(bad.nonzero()[0, 0]), flat, offsets)
+                    self._refuse(start + int(bad.nonzero()[0, 0]), given)
             start = end
 
     # --- checks -------------------------------------------------------------------------------------------------------
 
-    def _given(
-        self, ids: torch.Tensor, offsets: torch.Tensor | None, factors: torch.Tensor | None, mode: str, check: bool
-    ) -> tuple[torch.Tensor, tuple[int, ...], torch.Tensor | None]:
-        """Flat ids, the shape of the result without its last axis, and checked offsets."""
-        if not isinstance(ids, torch.Tensor) or ids.dtype not in INTEGERS:
-            came = ids.dtype if isinstance(ids, torch.Tensor) else type(ids).__name__
-            raise TypeError(f"ids must be an integer tensor, got {came}; ids = ids.to(torch.int64)")
+    def _given(self, ids: Any, offsets: Any, weights: Any, mode: str, lengths: Any, check: bool) -> _Given:
+        """Ids, offsets and weights as the kernels read them: checked, flat, table after table."""
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
-        ids, n_tables = ids.contiguous(), len(self.specs)
-        device = on_device(ids=ids, offsets=offsets, factors=factors)
+        if offsets is not None and lengths is not None:
+            raise ValueError("give offsets or lengths, not both")
+        n, bags = len(self.specs), offsets is not None or lengths is not None
+        each, shape = _by_table("ids", ids, n, bags)
+        for one in each:
+            if one.dtype not in INTEGERS:
+                raise TypeError(f"ids must be an integer tensor, got {one.dtype}; ids = ids.to(torch.int64)")
+        counts = [one.numel() for one in each]
+        factors = None
+        if weights is not None:
+            if mode != "sum":
+                raise ValueError(f'weights go with mode="sum" only, got mode={mode!r}')
+            heavy, _ = _by_table("weights", weights, n, bags)
+            for one, count in zip(heavy, counts):
+                floats("weights", one.contiguous().view(-1), (count,))
+            factors = torch.cat([one.reshape(-1) for one in heavy])
+        flat = torch.cat([one.reshape(-1) for one in each])
+        ends = None
+        if isinstance(ids, torch.Tensor) and n > 1 and ids.dim() == 3:
+            ends = [torch.arange(len(ids) + 1, device=ids.device) * ids.shape[2]] * n
+        elif bags:
+            ends = _ends(offsets, lengths, n)
+        elif len(set(counts)) > 1:
+            raise ValueError(f"without offsets every table needs as many ids as the others, got {counts}")
+        device = on_device(ids=flat, offsets=None if ends is None else ends[0], weights=factors)
         if device != self.device:
             raise ValueError(f"ids are on {device} and the tables on {self.device}; move one to the other's device")
-        if factors is not None:
-            floats("factors", factors, tuple(ids.shape))
-            if mode != "sum":
-                raise ValueError(f'factors go with mode="sum" only, got mode={mode!r}')
-        if offsets is None:
-            if n_tables > 1 and (ids.dim() == 0 or ids.shape[0] != n_tables):
-                raise ValueError(f"ids of {n_tables} tables must have shape ({n_tables}, …), got {tuple(ids.shape)}")
-            return ids.view(-1), tuple(ids.shape if n_tables == 1 else ids.shape[1:]), None
+        if ends is None:
+            return _Given(ids, flat, None, factors, MODES[mode], counts, counts[0], shape)
         if any(self._products):
             raise ValueError(
                 'bags of a combine="mul" table are not a sum of blocks: look ids up, then add their vectors'
             )
-        if ids.dim() != 1:
-            raise ValueError(f"ids of bags must be flat, got shape {tuple(ids.shape)}; use ids.view(-1)")
-        if offsets.dtype != torch.int64:
-            raise TypeError(f"offsets must be int64, got {offsets.dtype}; offsets = offsets.to(torch.int64)")
-        if offsets.dim() != 1 or len(offsets) < 1 or (len(offsets) - 1) % n_tables:
-            raise ValueError(
-                f"offsets must have shape ({n_tables} · bags + 1,), the last one the number of ids, got {tuple(offsets.shape)}"
-            )
+        if len({len(one) for one in ends}) > 1:
+            raise ValueError(f"every table needs as many bags as the others, got {[len(one) - 1 for one in ends]}")
         if check:
-            edges = torch.stack([offsets[0] == 0, offsets[-1] == ids.numel(), (offsets.diff() >= 0).all()]).tolist()
-            if not all(edges):
-                raise ValueError(
-                    f"offsets must begin at 0, never fall, and end at the number of ids, {ids.numel()}; "
-                    f"got {int(offsets[0])} … {int(offsets[-1])}{'' if edges[2] else ', falling'}"
-                )
-        return ids, ((len(offsets) - 1) // n_tables,), offsets
+            for one, count in zip(ends, counts):
+                edges = torch.stack([one[0] == 0, one[-1] == count, (one.diff() >= 0).all()]).tolist()
+                if not all(edges):
+                    raise ValueError(
+                        f"offsets must begin at 0, never fall, and end at the number of ids, {count}; "
+                        f"got {int(one[0])} … {int(one[-1])}{'' if edges[2] else ', falling'}"
+                    )
+        starts = [0, *itertools.accumulate(counts)]
+        whole = torch.cat([*(one[:-1] + start for one, start in zip(ends, starts)), ends[-1][-1:] + starts[-2]])
+        return _Given(ids, flat, whole, factors, MODES[mode], counts, len(ends[0]) - 1, (len(ends[0]) - 1,))
 
-    def _padding(self, padding_idx: Any) -> torch.Tensor | None:
-        if padding_idx is None:
+    def _padding(self, padding_id: Any) -> torch.Tensor | None:
+        if padding_id is None:
             return None
-        each = [padding_idx] * len(self.specs) if isinstance(padding_idx, int) else list(padding_idx)
+        each = [padding_id] * len(self.specs) if isinstance(padding_id, int) else list(padding_id)
         if len(each) != len(self.specs):
-            raise ValueError(
-                f"padding_idx must be one id, or one for each of {len(self.specs)} tables, got {len(each)}"
-            )
+            raise ValueError(f"padding_id must be one id, or one for each of {len(self.specs)} tables, got {len(each)}")
         if all(id is None for id in each):
             return None
         words = []
         for id, spec in zip(each, self.specs):
             if id is None and spec.vocab is None:
                 raise ValueError(
-                    "a table without a vocab takes every id: give it a padding_idx of its own, or give none"
+                    "a table without a vocab takes every id: give it a padding_id of its own, or give none"
                 )
             words.append(-1 if id is None else id + (spec.vocab or 0) if id < 0 else id)
         return torch.tensor(words, dtype=torch.int64).to(self.device)
 
 
-def lookup(
-    spec: TableSpec, arrays: Arrays, ids: torch.Tensor, offsets: torch.Tensor | None = None, **settings: Any
-) -> torch.Tensor:
+def _by_table(name: str, given: Any, n: int, bags: bool) -> tuple[list[torch.Tensor], tuple[int, ...]]:
+    """A tensor for each of n tables, and the shape of what is looked up where every id is a row."""
+    if isinstance(given, torch.Tensor):
+        if n == 1:
+            if bags and given.dim() != 1:
+                raise ValueError(f"{name} of bags must be flat, got shape {tuple(given.shape)}; use {name}.view(-1)")
+            return [given], tuple(given.shape)
+        if bags or given.dim() not in (2, 3) or given.shape[1] != n:
+            raise ValueError(
+                f"{name} of {n} tables must have shape (batch, {n}), (batch, {n}, size), or be a list of {n} flat tensors; "
+                f"got {tuple(given.shape)}{' with offsets' if bags else ''}"
+            )
+        return list(given.unbind(1)), (len(given),)
+    if not isinstance(given, (list, tuple)) or not all(isinstance(one, torch.Tensor) for one in given):
+        raise TypeError(f"{name} must be a tensor, or a list of tensors, one per table; got {_kind(given)}")
+    if len(given) != n or any(one.dim() != 1 for one in given):
+        raise ValueError(f"{name} must be {n} flat tensors, one per table; got {[tuple(one.shape) for one in given]}")
+    return list(given), (len(given[0]),)
+
+
+def _kind(value: Any) -> str:
+    inside = {type(one).__name__ for one in value} if isinstance(value, (list, tuple)) else set()
+    return type(value).__name__ + (f" of {', '.join(sorted(inside))}" if inside else "")
+
+
+def _ends(offsets: Any, lengths: Any, n: int) -> list[torch.Tensor]:
+    """Where the bags of each table begin, and the end."""
+    name, given = ("offsets", offsets) if lengths is None else ("lengths", lengths)
+    rows = [given] * n if isinstance(given, torch.Tensor) and given.dim() == 1 else list(given)
+    if len(rows) != n:
+        raise ValueError(f"{name} must be one row of numbers, or one per table ({n}); got {len(rows)}")
+    for row in rows:
+        if not isinstance(row, torch.Tensor) or row.dtype != torch.int64:
+            came = row.dtype if isinstance(row, torch.Tensor) else type(row).__name__
+            raise TypeError(f"{name} must be int64, got {came}; {name} = {name}.to(torch.int64)")
+        if row.dim() != 1 or (lengths is None and not len(row)):
+            raise ValueError(
+                f"{name} must be rows of numbers, at least the end of the last bag; got {tuple(row.shape)}"
+            )
+    if lengths is None:
+        return rows
+    return [torch.cat([row.new_zeros(1), row.cumsum(0)]) for row in rows]
+
+
+def lookup(spec: TableSpec, arrays: Arrays, ids: Any, offsets: Any = None, **settings: Any) -> torch.Tensor:
     """`Tables.lookup` of one table, once: a pass that is repeated keeps its `Tables`."""
     return Tables([(spec, arrays)]).lookup(ids, offsets, **settings)
 

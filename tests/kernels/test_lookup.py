@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernel_tables import CODECS, DEVICE, METHODS, make, poisoned, tables, tensor, torch, twin_of
 
+import cce_core as cce
 from cce_kernels import lookup as kernel
 from cce_kernels.needs import on_device
 from cce_kernels.parts import Part, launches, parts_of
@@ -66,8 +67,6 @@ def test_whole_and_broken_tiles(monkeypatch, n):
 
 
 def test_unbounded_tables_take_every_word():
-    import cce_core as cce
-
     table = cce.make_table("ce", None, 8, num_params=400)
     ids = np.array([0, 1, -1, 2**63 - 1, -(2**63)])
     same(table, on(table).lookup(tensor(ids)), table.lookup(ids))
@@ -126,8 +125,8 @@ def test_bags(data):
         tensor(ids),
         tensor(offsets),
         mode=mode,
-        factors=None if factors is None else tensor(factors),
-        padding_idx=padding,
+        weights=None if factors is None else tensor(factors),
+        padding_id=padding,
     )
     np.testing.assert_allclose(
         got.cpu().numpy(), bags_of(table, ids, offsets, mode, factors, padding), rtol=1e-5, atol=1e-6
@@ -139,7 +138,7 @@ def test_bags(data):
 def test_many_tables_of_any_kind(several, n):
     """Methods, codecs, widths and vocabularies of their own, ids in one call; negative padding counts from the end."""
     ids = np.random.default_rng(n).integers(0, 40, (len(several), n))
-    got = on(*several).lookup(tensor(ids)).cpu().numpy()
+    got = on(*several).lookup(tensor(ids.T)).cpu().numpy()
     want = np.concatenate([table.lookup(row) for table, row in zip(several, ids)], 1)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
@@ -155,17 +154,50 @@ def test_many_tables_and_bags_are_one_launch():
     assert len(device.launches()) == 1
     rng = np.random.default_rng(0)
     lengths = rng.integers(0, 5, (4, 6))
-    offsets = np.cumsum([0, *lengths.reshape(-1)])
-    ids = np.concatenate([rng.integers(0, t.spec.vocab, row.sum()) for t, row in zip(several, lengths)])
-    got = device.lookup(tensor(ids), tensor(offsets), mode="mean", padding_idx=[None, -1, 3, None]).cpu().numpy()
+    ids = [rng.integers(0, t.spec.vocab, row.sum()) for t, row in zip(several, lengths)]
+    padded = [tensor(one) for one in ids]
+    got = device.lookup(padded, lengths=tensor(lengths), mode="mean", padding_id=[None, -1, 3, None]).cpu().numpy()
     left = 0
     for k, (table, padding) in enumerate(zip(several, [None, 299, 3, None])):
-        mine = offsets[6 * k : 6 * k + 7]
-        want = bags_of(table, ids[mine[0] : mine[-1]], mine - mine[0], "mean", padding=padding)
+        want = bags_of(table, ids[k], np.cumsum([0, *lengths[k]]), "mean", padding=padding)
         if table.spec.rank:  # an empty bag is 0, without the bias
             want[lengths[k] == 0] = 0
         np.testing.assert_allclose(got[:, left : left + table.spec.dim], want, rtol=1e-5, atol=1e-6)
         left += table.spec.dim
+
+
+@pytest.mark.parametrize("weigh", [False, True])
+def test_the_forms_of_ids_are_those_of_a_collection(weigh):
+    """A matrix, a list of flat ids, bags of one size, bags by offsets and by lengths."""
+    several = [make("cce", 60, 8, rank=0), make("ce", 60, 4), make("full", 60, 4)]
+    rng, both, device = np.random.default_rng(0), cce.Collection(several), on(*several)
+    matrix, cube = rng.integers(0, 60, (5, 3)), rng.integers(0, 60, (2, 3, 4))
+    flat = [rng.integers(0, 60, n) for n in (4, 6, 0)]
+    offsets, lengths = [[0, 1, 4], [0, 0, 6], [0, 0, 0]], [2, 3]
+    even = [rng.integers(0, 60, 5) for _ in several]
+    for ids, more in (
+        (matrix, {}),
+        (list(matrix.T), {}),
+        (cube, {}),
+        (flat, {"offsets": offsets}),
+        (even, {"lengths": lengths}),
+        (even, {"offsets": [0, 2, 5]}),
+    ):
+        heavy = [rng.random(np.shape(one), np.float32) for one in ids] if weigh else None
+        heavy = np.stack(heavy) if weigh and isinstance(ids, np.ndarray) else heavy
+        want = both.lookup(ids, weights=heavy, **more)
+
+        def sent(x):
+            return (
+                [tensor(np.asarray(one)) for one in x]
+                if isinstance(x, list) and np.ndim(x[0])
+                else tensor(np.asarray(x))
+            )
+
+        got = device.lookup(
+            sent(ids), weights=None if heavy is None else sent(heavy), **{k: sent(v) for k, v in more.items()}
+        )
+        np.testing.assert_allclose(got.cpu().numpy(), want, rtol=1e-5, atol=1e-6)
 
 
 def test_very_different_shapes_are_grouped():
@@ -173,7 +205,7 @@ def test_very_different_shapes_are_grouped():
     assert [len(launch.parts) for launch in on(*several).launches()] == [2, 1]
     ids = np.arange(15).reshape(3, 5)
     want = np.concatenate([table.lookup(row) for table, row in zip(several, ids)], 1)
-    np.testing.assert_array_equal(on(*several).lookup(tensor(ids)).cpu().numpy(), want)
+    np.testing.assert_array_equal(on(*several).lookup(tensor(ids.T)).cpu().numpy(), want)
 
 
 # Errors
@@ -181,21 +213,21 @@ def test_very_different_shapes_are_grouped():
 
 def test_ids_out_of_range():
     device = on(make("cce", 100, 8), make("ce", 50, 8))
-    ids = np.tile(np.arange(20), (2, 1))
-    for word, place in ((100, (0, 7)), (-1, (0, 3)), (50, (1, 19))):
+    ids = np.tile(np.arange(20)[:, None], (1, 2))
+    for word, (position, k) in ((100, (7, 0)), (-1, (3, 0)), (50, (19, 1))):
         bad = ids.copy()
-        bad[place] = word
-        last = 99 if place[0] == 0 else 49
-        with pytest.raises(IndexError, match=f"id {word} at place {np.ravel_multi_index(place, ids.shape)} .* {last}"):
+        bad[position, k] = word
+        with pytest.raises(IndexError, match=f"table {k}: id {word} at position {position} .* {99 - 50 * k}"):
             device.lookup(tensor(bad))
     two = ids.copy()
-    two[1, 2] = two[0, 9] = 1000
-    with pytest.raises(IndexError, match="at place 9 "):
+    two[2, 1] = two[9, 0] = 1000
+    with pytest.raises(IndexError, match="table 0: id 1000 at position 9 "):
         device.lookup(tensor(two))
-    unchecked = on(make("ce", 50, 8)).lookup(tensor(np.array([1, 70])), check=False).cpu().numpy()
+    alone = on(make("ce", 50, 8))
+    unchecked = alone.lookup(tensor(np.array([1, 70])), check=False).cpu().numpy()
     np.testing.assert_array_equal(unchecked[1], 0)
-    with pytest.raises(IndexError, match="id 70 at place 3"):
-        on(make("ce", 50, 8)).lookup(tensor(np.array([1, 2, 3, 70])), tensor(np.array([0, 0, 2, 4])))
+    with pytest.raises(IndexError, match="id 70 at position 3"):
+        alone.lookup(tensor(np.array([1, 2, 3, 70])), tensor(np.array([0, 0, 2, 4])))
 
 
 def test_what_callers_get_wrong():
@@ -203,8 +235,10 @@ def test_what_callers_get_wrong():
     device, ids = on(table), tensor(np.arange(6))
     with pytest.raises(TypeError, match=r"ids must be an integer tensor, got torch\.float32"):
         device.lookup(ids.float())
-    with pytest.raises(TypeError, match="got list"):
+    with pytest.raises(TypeError, match="got list of int"):
         device.lookup([1, 2])
+    with pytest.raises(ValueError, match="give offsets or lengths, not both"):
+        device.lookup(ids, tensor(np.array([0, 6])), lengths=tensor(np.array([6])))
     with pytest.raises(ValueError, match="mode must be one of sum, mean; got 'max'"):
         device.lookup(ids, mode="max")
     for offsets in ([0, 4], [1, 6], [0, 5, 3, 6]):
@@ -212,11 +246,11 @@ def test_what_callers_get_wrong():
             device.lookup(ids, tensor(np.array(offsets)))
     with pytest.raises(TypeError, match="offsets must be int64"):
         device.lookup(ids, tensor(np.array([0, 6], np.int32)))
-    with pytest.raises(ValueError, match=r"factors must have shape \(6,\)"):
-        device.lookup(ids, factors=tensor(np.ones(5, np.float32)))
-    with pytest.raises(ValueError, match='factors go with mode="sum" only'):
-        device.lookup(ids, factors=tensor(np.ones(6, np.float32)), mode="mean")
-    with pytest.raises(ValueError, match=r"ids of 2 tables must have shape \(2, …\)"):
+    with pytest.raises(ValueError, match=r"weights must have shape \(6,\)"):
+        device.lookup(ids, weights=tensor(np.ones(5, np.float32)))
+    with pytest.raises(ValueError, match='weights go with mode="sum" only'):
+        device.lookup(ids, weights=tensor(np.ones(6, np.float32)), mode="mean")
+    with pytest.raises(ValueError, match=r"ids of 2 tables must have shape \(batch, 2\)"):
         on(table, table).lookup(ids)
     with pytest.raises(ValueError, match="not a sum of blocks"):
         on(make("ce", 50, 8, combine="mul")).lookup(ids, tensor(np.array([0, 6])))

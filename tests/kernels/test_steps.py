@@ -133,7 +133,7 @@ def test_plain_sgd_adds_into_the_memories_of_many_tables(monkeypatch):
     device = Tables([(t.spec, from_table(t, DEVICE)) for t in several])
     ids = np.array([[1, 2, 2], [3, 3, 49], [8, 0, 8]])
     grads = np.random.default_rng(0).normal(size=(3, 24)).astype(np.float32)
-    steps.Trainer(device, cce.SGD(0.5)).update(tensor(ids), tensor(grads))
+    steps.Trainer(device, cce.SGD(0.5)).update(tensor(ids.T), tensor(grads))
     left = 0
     for k, table in enumerate(several):
         cce.SGD(0.5).update(table, ids[k], grads[:, left : left + table.spec.dim])
@@ -141,8 +141,8 @@ def test_plain_sgd_adds_into_the_memories_of_many_tables(monkeypatch):
         left += table.spec.dim
     before = [arrays["memory"].clone() for arrays in device.arrays]
     ids[2, 2] = 9
-    with pytest.raises(IndexError, match="id 9 at place 8"):
-        steps.Trainer(device, cce.SGD(0.5)).update(tensor(ids), tensor(grads))
+    with pytest.raises(IndexError, match="table 2: id 9 at position 2"):
+        steps.Trainer(device, cce.SGD(0.5)).update(tensor(ids.T), tensor(grads))
     assert all(torch.equal(a, arrays["memory"]) for a, arrays in zip(before, device.arrays))
 
 
