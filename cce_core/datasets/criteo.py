@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core._jit import COMPILED, jit
+from cce_core.datasets.columns import whole
 from cce_core.datasets.interactions import picked
 from cce_core.datasets.lines import pieces, refused, shown
-from cce_core.datasets.movielens import _whole
 from cce_core.hashing.mix import derive_keys, keyed, multiply_high, premix
 
 COUNTS, CATEGORIES = 13, 26
@@ -153,7 +153,7 @@ def _parse(
             if text[at] == 45:  # "-"
                 sign = -1
                 at += 1
-            value, at = _whole(text, at)
+            value, at = whole(text, at)
             if value < 0 and (sign < 0 or 48 <= text[at] <= 57):
                 return begin, row, k + 1
             counts[row, k] = MISSING if value < 0 else sign * value

@@ -1,9 +1,16 @@
-"""Finds MovieLens' rating files on disk, and downloads them where the caller asks for it. Nothing comes unasked.
+"""Finds data sets on disk, and downloads MovieLens' rating files where the caller asks for it. Nothing comes unasked.
 
 MovieLens is made and published by GroupLens, University of Minnesota, for research. Its licence forbids redistribution
 and commercial use without permission, so no part of it is in this package. Cite: F. Maxwell Harper and Joseph A.
 Konstan, "The MovieLens Datasets: History and Context", ACM Transactions on Interactive Intelligent Systems 5(4), 2015,
 https://doi.org/10.1145/2827872.
+
+Gowalla (who was where) and Book-Crossing (who read what) are for research use too, and are not downloaded at all: they are no
+part of this package either, and come as files of pairs that you make or have. Cite: Eunjoon Cho, Seth A. Myers and Jure
+Leskovec, "Friendship and Mobility: User Movement in Location-Based Social Networks", KDD 2011,
+https://snap.stanford.edu/data/loc-gowalla.html (the usual file of 810,128 pairs is the training part of users and places met ten
+times or more, as the papers on LightGCN use it); Cai-Nicolas Ziegler, Sean M. McNee, Joseph A. Konstan and Georg Lausen,
+"Improving Recommendation Lists Through Topic Diversification", WWW 2005.
 """
 
 from __future__ import annotations
@@ -61,6 +68,9 @@ SOURCES = {
     )
 }
 
+INTERACTIONS = ("gowalla", "book-crossing")  # sets of pairs, never downloaded
+_PAIRS = ("interactions.tsv.gz", "interactions.tsv")
+
 
 def _folders(data_dir: str | os.PathLike[str] | None) -> list[Path]:
     """Where to look, first place first; not in the user's cache, where there is none."""
@@ -72,15 +82,17 @@ def _folders(data_dir: str | os.PathLike[str] | None) -> list[Path]:
 
 
 def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
-    """The rating file of a MovieLens data set on this machine.
+    """The file of a data set on this machine: MovieLens' ratings, or the interactions of another one.
 
     It is looked for in `data_dir`, then in the folder that the environment variable `CCE_DATA` names, then in the
     user's cache (`cce_core/data` in `XDG_CACHE_HOME`, or in `~/.cache`); in each first in a folder of the data set's
     name (`ml-100k/u.data`), then at the top (`u.data`, where the published number of ratings tells the sets apart), then as the
-    archive itself (`ml-100k.zip`), which is read as it is.
+    archive itself (`ml-100k.zip`), which is read as it is. Gowalla and Book-Crossing are `gowalla/interactions.tsv.gz` (or
+    `.tsv`) and `book-crossing/interactions.tsv.gz` in one of these folders.
 
     Args:
-        name: "ml-100k", "ml-1m", "ml-10m", "ml-20m", "ml-25m", "ml-32m", "ml-latest" or "ml-latest-small".
+        name: "ml-100k", "ml-1m", "ml-10m", "ml-20m", "ml-25m", "ml-32m", "ml-latest", "ml-latest-small", "gowalla" or
+            "book-crossing".
         data_dir: a folder.
 
     Returns:
@@ -95,19 +107,26 @@ def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
         >>> find("ml-2k")
         Traceback (most recent call last):
         ...
-        ValueError: name must be one of ml-100k, ml-1m, ml-10m, ml-20m, ml-25m, ml-32m, ml-latest, ml-latest-small; got 'ml-2k'
+        ValueError: name must be one of ml-100k, ml-1m, ml-10m, ..., ml-latest-small, gowalla, book-crossing; got 'ml-2k'
     """
-    source = SOURCES[_check.choice("name", name, tuple(SOURCES))]
-    inside = dict.fromkeys((f"{name}/{source.file}", source.member))
-    if source.n_lines is not None:
-        inside[source.file] = None
-    places = [folder / place for folder in _folders(data_dir) for place in (*inside, f"{name}.zip")]
+    name = _check.choice("name", name, (*SOURCES, *INTERACTIONS))
+    source = SOURCES.get(name)
+    if source is None:
+        inside = dict.fromkeys(f"{name}/{file}" for file in _PAIRS)
+        remedy = "It is never downloaded: write its pairs, user and item, to one of these files"
+    else:
+        inside = dict.fromkeys((f"{name}/{source.file}", source.member))
+        if source.n_lines is not None:
+            inside[source.file] = None
+        inside[f"{name}.zip"] = None
+        remedy = f"Get it with download=True, or unpack {source.url}"
+    places = [folder / place for folder in _folders(data_dir) for place in inside]
     for place in places:
         if place.is_file():
             return place
     raise FileNotFoundError(
-        f"{name} is not on this machine; looked for {', '.join(map(str, places)) or 'no file'}. Get it with download=True, "
-        f"or unpack {source.url} and give the folder as data_dir or in CCE_DATA"
+        f"{name} is not on this machine; looked for {', '.join(map(str, places)) or 'no file'}. {remedy} "
+        "and give the folder as data_dir or in CCE_DATA"
     )
 
 
@@ -207,7 +226,7 @@ def download(
     licence forbids redistribution and commercial use without permission, and asks to cite Harper and Konstan (2015).
 
     Args:
-        name: one of those that `find` knows.
+        name: one of MovieLens', as `find` knows them.
         data_dir: the folder; None takes the one that `CCE_DATA` names, and without it the user's cache.
         url: another address (http or https) of the same archive; None takes GroupLens's.
         timeout: seconds without a byte after which to give up.

@@ -121,6 +121,38 @@ class Ratings:
 
 
 @dataclass(frozen=True, eq=False)
+class Pairs:
+    """A file of interactions without ratings: every pair is a positive. Ids are compact, rows keep the file's order.
+
+    Attributes:
+        name: the data set's, or the file's.
+        users: int64, shape (n,), in [0, n_users).
+        items: int64, shape (n,), in [0, n_items).
+        user_ids: int64, shape (n_users,), rising; user `u` is `user_ids[u]` in the file.
+        item_ids: int64, shape (n_items,); likewise.
+    """
+
+    name: str
+    users: NDArray[np.int64]
+    items: NDArray[np.int64]
+    user_ids: NDArray[np.int64]
+    item_ids: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return self.users.shape[0]
+
+    @property
+    def n_users(self) -> int:
+        """How many users there are."""
+        return self.user_ids.shape[0]
+
+    @property
+    def n_items(self) -> int:
+        """How many items there are."""
+        return self.item_ids.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
 class Split:
     """A data set ready to train on.
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cce_core.datasets import CriteoFile, criteo, movielens, read_ratings
+from cce_core.datasets import CriteoFile, criteo, read_ratings
 
 ROWS = [(7, 30, 5.0, 978300760), (7, 10, 3.0, 978302109), (9, 20, 1.0, 978301968), (2, 30, 4.5, 1000000007)]
 NAMES = {
@@ -122,7 +122,7 @@ def test_every_way_of_writing_is_read(folder, data):
     encoding = draw(st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]))
     content = PACKED[draw(st.sampled_from(sorted(PACKED)))](text.encode(encoding))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(movielens, "_BLOCK", draw(st.sampled_from([1, 7, 64, 1 << 22])))
+        patch.setattr("cce_core.datasets.columns._BLOCK", draw(st.sampled_from([1, 7, 64, 1 << 22])))
         got = read(folder, content, separator, n_lines=len(rows))
     assert rows_of(got) == binary(rows)
 

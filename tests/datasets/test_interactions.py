@@ -21,7 +21,6 @@ from cce_core.datasets import (
     fetch,
     find,
     load,
-    movielens,
     names,
     read_ratings,
     split_last,
@@ -96,7 +95,7 @@ def folder(tmp_path_factory):
 def test_reading_and_splitting_equal_the_twin(folder, rows, separator, end, whole, block, n_last):
     text = written(rows, separator, end, whole)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(movielens, "_BLOCK", block)
+        patch.setattr("cce_core.datasets.columns._BLOCK", block)
         ratings = read_text(folder, text, separator, name="mine", n_lines=len(rows))
     assert twin.parse(text, separator) == [(u, i, s, t) for u, i, s, t in rows]
     compact, users, items = twin.binary(rows)
@@ -137,7 +136,7 @@ def test_a_large_file_keeps_its_rows_in_place(tmp_path):
     n = 3000 if COMPILED else 300
     rows = [(10**17 + k, 10**17, 5, 10**17) for k in range(n)] + [(k, k % 7, 1, k) for k in range(9 * n)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(movielens, "_BLOCK", 1 << 12)
+        patch.setattr("cce_core.datasets.columns._BLOCK", 1 << 12)
         ratings = read_text(tmp_path, written(rows))
     assert ratings.timestamps.tolist() == [row[3] for row in rows]
     assert ratings.user_ids[ratings.users].tolist() == [row[0] for row in rows]
@@ -182,7 +181,7 @@ def test_a_malformed_line_is_named(tmp_path, bad, field, good):
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400 + len(str(tmp_path))
     with pytest.MonkeyPatch.context() as patch:  # the line's number does not depend on the blocks
-        patch.setattr(movielens, "_BLOCK", 5)
+        patch.setattr("cce_core.datasets.columns._BLOCK", 5)
         with pytest.raises(ValueError, match=f"line {good + 1}: {field}"):
             read_text(tmp_path, text)
 
@@ -225,7 +224,7 @@ def test_a_file_without_ratings_is_refused(tmp_path, text):
 @pytest.mark.parametrize("separator", SEPARATORS)
 def test_a_file_without_line_ends_is_not_read_to_its_end(tmp_path, separator):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(movielens, "_BLOCK", 1 << 10)
+        patch.setattr("cce_core.datasets.columns._BLOCK", 1 << 10)
         with pytest.raises(ValueError, match="line 1: the line is far too long") as caught:
             read_text(tmp_path, b"1" * 100_000, separator)
     assert len(str(caught.value)) < 400 + len(str(tmp_path))
@@ -409,9 +408,11 @@ def test_the_cache_is_in_the_home_folder(places, monkeypatch, tmp_path):
 def test_unknown_names_are_answered_with_the_known_ones():
     with pytest.raises(ValueError, match=r"must be one of ml-100k, ml-1m, .*synthetic-ml-100k.*; got 'movielens'"):
         load("movielens")
-    with pytest.raises(ValueError, match="must be one of ml-100k, ml-1m, .*, ml-latest-small; got 'synthetic-ml-100k'"):
+    with pytest.raises(
+        ValueError, match="must be one of ml-100k, ml-1m, .*, gowalla, book-crossing; got 'synthetic-ml-100k'"
+    ):
         find("synthetic-ml-100k")
-    assert len(set(names())) == len(names()) == 16
+    assert len(set(names())) == len(names()) == 18
 
 
 @needs_movielens

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 MASK = 2**64 - 1
 
 
@@ -39,6 +41,33 @@ def split(compact, n_last=2):
     train = [row[:3] for place, row in enumerate(compact) if place not in held]
     valid = [row[:3] for place, row in enumerate(compact) if place in held]
     return train, valid
+
+
+def compacted(pairs):
+    """Pairs of raw ids by their ranks; and the raw ids of users and items."""
+    users, items = sorted({u for u, _ in pairs}), sorted({i for _, i in pairs})
+    return [(users.index(u), items.index(i)) for u, i in pairs], users, items
+
+
+def with_negatives(pairs, n_items, seed):
+    """Training and validation rows (user, item, label): a tenth held out at random, a negative beside each positive.
+
+    The third result has, per part, whether each negative was drawn a second time.
+    """
+    rng, met = np.random.default_rng(seed), set(pairs)
+    order = rng.permutation(len(pairs)).tolist()
+    parts, again = [], []
+    for rows in (order[: len(pairs) // 10], order[len(pairs) // 10 :]):
+        part = [pairs[row] for row in rows]
+        coins, popular = rng.random(len(part)), rng.integers(len(part), size=len(part))
+        even = rng.integers(n_items, size=len(part))
+        drawn = [part[popular[k]][1] if coins[k] < 0.5 else int(even[k]) for k in range(len(part))]
+        known = [(user, item) in met for (user, _), item in zip(part, drawn)]
+        fresh = iter(rng.integers(n_items, size=sum(known)).tolist())
+        negatives = [next(fresh) if k else item for item, k in zip(drawn, known)]
+        parts.append([(u, i, 1.0) for u, i in part] + [(u, i, 0.0) for (u, _), i in zip(part, negatives)])
+        again.append(known)
+    return parts[1], parts[0], again[::-1]
 
 
 def hashed(x: int, key: int) -> int:
