@@ -179,7 +179,7 @@ def read_columns(path: Path, kind: Kind, separator: str | None = None) -> tuple[
         separator: of fields; None takes the first of `SEPARATORS` in the first line, and blanks where there is none.
     """
     form, begun = Form(kind, separator), False
-    columns = [np.empty(0, t) for t in kind.types]
+    columns: list[Any] = [np.empty(0, t) for t in kind.types]
     row, total, line = 0, 0, 0
     for piece in pieces(path, _BLOCK, kind.longest, kind.files):
         text, share = piece.text, piece.share
