@@ -21,15 +21,9 @@ SCRIPT = ROOT / "examples" / "movielens.py"
 pytestmark = pytest.mark.skipif(not COMPILED, reason="tens of thousands of rows in plain Python take hours")
 
 
-def run(*arguments, data="nowhere", **settings):
-    environment = {**os.environ, "CCE_DATA": str(data), "XDG_CACHE_HOME": str(data)}
-    environment.setdefault("NUMBA_CACHE_DIR", str(Path.home() / ".cache" / "cce_core" / "numba"))
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, **settings)
-
-
-def test_without_the_data_it_trains_on_a_synthetic_set_and_says_so(tmp_path):
-    done = run("--epochs", 2, "--ppd", 64, "--json", tmp_path / "r.json", "--save", tmp_path / "tables")
+def test_without_the_data_it_trains_on_a_synthetic_set_and_says_so(run, tmp_path):
+    words = ("--epochs", 2, "--ppd", 64, "--json", tmp_path / "r.json", "--save", tmp_path / "tables")
+    done = run("movielens.py", *words)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("ml-100k: not on this machine")
@@ -48,8 +42,8 @@ def test_without_the_data_it_trains_on_a_synthetic_set_and_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("method", [m.name for m in cce.methods()])
-def test_every_method_runs(method):
-    done = run("--method", method, "--epochs", 1, "--batch-size", 4096, "--ppd", 64)
+def test_every_method_runs(run, method):
+    done = run("movielens.py", "--method", method, "--epochs", 1, "--batch-size", 4096, "--ppd", 64)
     assert done.returncode == 0, done.stderr
     assert "ratio" in done.stdout
 
@@ -68,8 +62,8 @@ def test_every_method_runs(method):
         (["--epochs", "0"], "--epochs must be at least 1"),
     ],
 )
-def test_bad_input_is_one_clear_line(arguments, message):
-    done = run("--epochs", 1, "--batch-size", 8192, *arguments)
+def test_bad_input_is_one_clear_line(run, arguments, message):
+    done = run("movielens.py", "--epochs", 1, "--batch-size", 8192, *arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -77,11 +71,11 @@ def test_bad_input_is_one_clear_line(arguments, message):
     assert len(errors) == 1
 
 
-def test_a_data_file_that_is_torn_is_one_clear_line(tmp_path):
+def test_a_data_file_that_is_torn_is_one_clear_line(run, tmp_path):
     folder = tmp_path / "ml-100k"
     folder.mkdir()
     (folder / "u.data").write_text("1\t2\t5\t100\n1\t3\t")
-    done = run("--epochs", 1, data=tmp_path)
+    done = run("movielens.py", "--epochs", 1, data=tmp_path)
     assert done.returncode == 2
     assert "u.data" in done.stderr
     assert "Traceback" not in done.stderr
@@ -90,7 +84,9 @@ def test_a_data_file_that_is_torn_is_one_clear_line(tmp_path):
 def test_ctrl_c_ends_with_130_and_what_was_saved_is_whole(tmp_path):
     folder = tmp_path / "tables"
     command = [sys.executable, "-u", str(SCRIPT), "--epochs", "10000", "--save", str(folder)]
+    command += ["--batch-size", "4096"]
     environment = {**os.environ, "CCE_DATA": "nowhere", "XDG_CACHE_HOME": str(tmp_path)}
+    environment.setdefault("NUMBA_CACHE_DIR", str(Path.home() / ".cache" / "cce_core" / "numba"))
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 240
@@ -112,8 +108,8 @@ def test_ctrl_c_ends_with_130_and_what_was_saved_is_whole(tmp_path):
     not (Path(os.environ.get("CCE_DATA") or "nowhere") / "ml-100k" / "u.data").exists(),
     reason="MovieLens 100K is not at hand (CCE_DATA names the folder that holds ml-100k/u.data)",
 )
-def test_cce_learns_movielens(tmp_path):
-    done = run("--ppd", 64, "--json", tmp_path / "r.json", data=os.environ["CCE_DATA"])
+def test_cce_learns_movielens(run, tmp_path):
+    done = run("movielens.py", "--ppd", 64, "--json", tmp_path / "r.json", data=os.environ["CCE_DATA"])
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["dataset"] == "ml-100k"

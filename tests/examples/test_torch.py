@@ -31,12 +31,6 @@ def command(script, *arguments):
     return [sys.executable, "-u", str(EXAMPLES / script), *map(str, arguments)]
 
 
-def run(script, *arguments, data="nowhere"):
-    environment = {**os.environ, "CCE_DATA": str(data), "XDG_CACHE_HOME": str(data)}
-    environment.setdefault("NUMBA_CACHE_DIR", str(Path.home() / ".cache" / "cce_core" / "numba"))
-    return subprocess.run(command(script, *arguments), env=environment, capture_output=True, text=True, timeout=600)
-
-
 @pytest.mark.parametrize(
     "more",
     [
@@ -48,7 +42,7 @@ def run(script, *arguments, data="nowhere"):
         ("--method", "int8"),
     ],
 )
-def test_dlrm_on_synthetic_rows(tmp_path, more):
+def test_dlrm_on_synthetic_rows(run, tmp_path, more):
     done = run("dlrm.py", *SMALL, *more, "--json", tmp_path / "r.json")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -67,7 +61,7 @@ def test_dlrm_on_synthetic_rows(tmp_path, more):
         assert f"  {words} " in done.stdout
 
 
-def test_dlrm_on_a_file(tmp_path):
+def test_dlrm_on_a_file(run, tmp_path):
     SyntheticCriteo(3000, vocab=3000, seed=2).write(tmp_path / "train.txt")
     small = ("--data", tmp_path / "train.txt", "--vocab", 2000, "--batch-size", 256, "--threads", 1)
     done = run("dlrm.py", *small, "--json", tmp_path / "r.json")
@@ -97,7 +91,7 @@ def test_dlrm_on_a_file(tmp_path):
         ("movielens_torch.py", ["--epochs", "0"], "--epochs must be at least 1"),
     ],
 )
-def test_bad_input_is_one_clear_line(script, arguments, message):
+def test_bad_input_is_one_clear_line(run, script, arguments, message):
     import re
 
     done = run(script, *(SMALL if script == "dlrm.py" else ()), *arguments)
@@ -110,6 +104,7 @@ def test_bad_input_is_one_clear_line(script, arguments, message):
 @pytest.mark.parametrize("script", ["dlrm.py", "movielens_torch.py"])
 def test_ctrl_c_ends_with_130(script):
     environment = {**os.environ, "CCE_DATA": "nowhere", "XDG_CACHE_HOME": "nowhere"}
+    environment.setdefault("NUMBA_CACHE_DIR", str(Path.home() / ".cache" / "cce_core" / "numba"))
     small = SMALL if script == "dlrm.py" else ("--batch-size", 4096, "--threads", 1)
     process = subprocess.Popen(
         command(script, *small, "--epochs", 10_000),
@@ -132,7 +127,7 @@ def test_ctrl_c_ends_with_130(script):
 
 
 @pytest.mark.parametrize("method", ["cce", "full", "pq", "int8"])
-def test_movielens_by_torch_is_movielens(tmp_path, method):
+def test_movielens_by_torch_is_movielens(run, tmp_path, method):
     """The same tables, the same batches, the same optimiser: the first epoch's losses agree."""
     small = ("--method", method, "--epochs", 2, "--batch-size", 4096, "--ppd", 64, "--threads", 1)
     mine = run("movielens_torch.py", *small, "--json", tmp_path / "mine.json", "--save", tmp_path / "tables")
