@@ -1,9 +1,11 @@
 """Train a recommender on MovieLens with a compressed table for the users and one for the items, on NumPy and Numba alone.
 
     python examples/movielens.py --method cce
+    python examples/movielens.py --method cce --dataset my_interactions.csv
 
 The model is GMF, σ(⟨user, item⟩); the gradient of its cross-entropy is one line. Each user's last two ratings are held
-back to judge by. Ratings above 3 are likes, below 3 dislikes.
+back to judge by. Ratings above 3 are likes, below 3 dislikes. Of interactions without ratings a random tenth is held back,
+and each is told from a negative that is drawn beside it.
 """
 
 from __future__ import annotations
@@ -31,6 +33,11 @@ from tqdm import tqdm
 import cce_core as cce
 from cce_core.datasets import Interactions, Split
 from cce_core.training import logistic_dot
+
+# What data sets of either kind are trained with; few pairs want small batches.
+OF_RATINGS: dict[str, Any] = {"lr": 1e-3, "epochs": 20, "batch_size": 256}
+OF_PAIRS: dict[str, Any] = {"lr": 5e-3, "epochs": 8, "batch_size": 2048}
+LARGE: dict[str, dict[str, Any]] = {"gowalla": {"batch_size": 4096}}
 
 
 class GMF:
@@ -86,6 +93,7 @@ class Result:
     """What a run reached: at its best epoch by validation AUC."""
 
     auc: float = 0.0
+    last_auc: float = 0.0
     logloss: float = float("inf")
     best_epoch: int = 0
     train_seconds: float = 0.0
@@ -101,7 +109,7 @@ def make_tables(split: Split, args: argparse.Namespace) -> tuple[cce.Table, cce.
         budgets = [{"num_bytes": args.num_bytes[0]}, {"num_bytes": args.num_bytes[-1]}]
     if any(method.name == args.method and not method.budgeted for method in cce.methods()):
         budgets = [{}, {}]  # such as the table that the others are measured against: as large as it is
-    own = {"n_chunks": args.n_chunks, "rank": args.rank, "codec": args.codec}
+    own = {"n_chunks": args.n_chunks, "rank": args.rank, "codec": args.codec, "rounding": args.rounding}
     users, items = (
         cce.make_table(args.method, n, args.dim, seed=2 * args.seed + k, **own, **budgets[k])
         for k, n in enumerate((split.n_users, split.n_items))
@@ -129,6 +137,7 @@ def train(model: GMF, split: Split, args: argparse.Namespace, say: Any = print, 
             result.train_seconds += time.perf_counter() - start
             score = model.score(split.valid)
             here, loss = auc(score, split.valid.labels), logloss(score, split.valid.labels)
+            result.last_auc = here
             if here > result.auc:
                 result.auc, result.logloss, result.best_epoch = here, loss, epoch
                 if keep_best:
@@ -147,6 +156,11 @@ def train(model: GMF, split: Split, args: argparse.Namespace, say: Any = print, 
     return result
 
 
+def adamw(args: argparse.Namespace) -> cce.AdamW:
+    """The optimiser: it decays and moves every row in each step, whether the batch has it or not."""
+    return cce.AdamW(lr=args.lr, weight_decay=args.weight_decay)
+
+
 def copied(table: cce.Table) -> dict[str, NDArray[Any]]:
     """A copy of all arrays of a float32 table."""
     return {name: array.copy() for name, array in {**table.parameters(), **table.buffers()}.items()}
@@ -159,7 +173,7 @@ def learn_from_full(
     full = [cce.make_table("full", t.spec.vocab, t.spec.dim, seed=t.spec.seed) for t in tables]
     say(f"{args.method} learns from a trained table: the full one first")
     quiet = argparse.Namespace(**{**vars(args), "save": None})
-    result = train(GMF(*full, cce.AdamW(lr=args.lr)), split, quiet, say, keep_best=True)
+    result = train(GMF(*full, adamw(args)), split, quiet, say, keep_best=True)
     say(f"full table: AUC {result.auc:.4f} (epoch {result.best_epoch}); now {args.method}")
     reports = []
     for name, table, teacher in zip(("users", "items"), tables, result.best, strict=True):
@@ -190,6 +204,11 @@ def interrupts_held() -> Iterator[None]:
         before(*came[0])
 
 
+def rated(dataset: str) -> bool:
+    """Whether a data set has ratings; the others, files of one's own among them, are pairs alone."""
+    return dataset == "synthetic" or dataset in set(cce.datasets.names()) - {"gowalla", "book-crossing"}
+
+
 def load_data(args: argparse.Namespace) -> Split:
     """The data set asked for or, where it is not at hand, a synthetic one of its shape; the first line says which."""
     if args.dataset == "synthetic":
@@ -197,6 +216,8 @@ def load_data(args: argparse.Namespace) -> Split:
     try:
         split = cce.datasets.load(args.dataset, data_dir=args.data_dir, download=args.download, seed=args.seed)
     except (FileNotFoundError, ConnectionError) as error:
+        if not rated(args.dataset):
+            raise
         why = (
             "the download failed" if isinstance(error, ConnectionError) else "not on this machine (--download gets it)"
         )
@@ -225,6 +246,7 @@ def as_json(
         "bytes": {**ledger.stored, "stored": ledger.total, "full": ledger.full, "training": dict(ledger.training)},
         "ratio": ledger.ratio,
         "auc": result.auc,
+        "last_auc": result.last_auc,
         "logloss": result.logloss,
         "epochs": args.epochs,
         "seconds": result.train_seconds + result.cluster_seconds,
@@ -242,7 +264,8 @@ def summary(report: dict[str, Any]) -> str:
     names = {kind: kind for kind in report["bytes"] if kind not in ("stored", "full", "training", "generation")} | {
         "keys": "hash keys"
     }
-    rows = [("AUC", f"{report['auc']:.4f}  (epoch {report['best_epoch']})"), ("log loss", f"{report['logloss']:.4f}")]
+    best = f"{report['auc']:.4f}  (epoch {report['best_epoch']}; {report['last_auc']:.4f} at the last)"
+    rows = [("AUC", best), ("log loss", f"{report['logloss']:.4f}")]
     if report["best_reachable_auc"] is not None:
         rows.append(("best reachable AUC", f"{report['best_reachable_auc']:.4f}"))
     rows.append(("parameters", f"{report['num_params']:,}"))
@@ -260,6 +283,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
     def rank(text: str) -> int | str:
         return text if text == "auto" else int(text)
+
+    def both(name: str) -> str:
+        large = "".join(f", {values[name]:g} {of}" for of, values in LARGE.items() if name in values)
+        return f"{OF_RATINGS[name]:g}; of interactions {OF_PAIRS[name]:g}{large}"
 
     parser = argparse.ArgumentParser(prog="movielens.py", description=str(__doc__).split("\n")[0])
     names = [method.name for method in cce.methods()]
@@ -281,8 +308,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--codec", help="how the memory is kept: float32, bfloat16, int8, int4 (default: the method's own)"
     )
+    parser.add_argument(
+        "--rounding",
+        choices=("straight-through", "stochastic"),
+        default="straight-through",
+        help="how training rounds into the codec (default: %(default)s)",
+    )
     parser.add_argument("--n-chunks", type=int, default=4, help="chunks of a vector (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=20, help="passes over the data (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, help=f"passes over the data (default: {both('epochs')})")
     parser.add_argument(
         "--last-cluster", type=int, help="cluster after each epoch up to this one (default: 3/4 of them)"
     )
@@ -295,10 +328,15 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         default="mean",
         help="what the fresh half starts at (default: %(default)s)",
     )
-    parser.add_argument("--batch-size", type=int, default=256, help="rows a step (default: %(default)s)")
-    parser.add_argument("--lr", type=float, default=1e-3, help="AdamW's learning rate (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, help=f"rows a step (default: {both('batch_size')})")
+    parser.add_argument("--lr", type=float, help=f"AdamW's learning rate (default: {both('lr')})")
+    parser.add_argument("--weight-decay", type=float, default=1e-2, help="AdamW's λ (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of everything random (default: %(default)s)")
-    parser.add_argument("--dataset", default="ml-100k", help=f"one of {', '.join(cce.datasets.names())}, synthetic")
+    parser.add_argument(
+        "--dataset",
+        default="ml-100k",
+        help=f"one of {', '.join(cce.datasets.names())}, synthetic, or a file of interactions: user and item, a pair a line",
+    )
     parser.add_argument("--interactions", type=int, default=1_000_000, help="rows of synthetic (default: %(default)s)")
     parser.add_argument("--vocab", type=int, default=10_000, help="its users, and its items (default: %(default)s)")
     parser.add_argument("--data-dir", help="folder that holds the data set (then CCE_DATA, then the user's cache)")
@@ -307,6 +345,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--save", metavar="DIR", help="keep the tables of the best epoch there")
     parser.add_argument("--json", metavar="FILE", help="write the result there")
     args = parser.parse_args(argv)
+    usual = OF_RATINGS if rated(args.dataset) else OF_PAIRS | LARGE.get(args.dataset, {})
+    for name, value in usual.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
     if args.num_bytes and len(args.num_bytes) > 2:
         parser.error(f"--num-bytes takes one number, or one for users and one for items; got {len(args.num_bytes)}")
     for name in ("ppd", "dim", "n_chunks", "epochs", "batch_size", "interactions", "vocab"):
@@ -322,7 +364,7 @@ def job(split: Split, args: argparse.Namespace, say: Any = print) -> dict[str, A
     tables = make_tables(split, args)
     for name, table in zip(("users", "items"), tables, strict=True):
         say(f"{name}: {table!r}")
-    model, before, reports = GMF(*tables, cce.AdamW(lr=args.lr)), 0.0, list[dict[str, Any]]()
+    model, before, reports = GMF(*tables, adamw(args)), 0.0, list[dict[str, Any]]()
     if tables[0].method.post_training:
         before, reports = learn_from_full(tables, split, args, say)
     result = train(model, split, args, say)

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 import cce_core as cce
 from cce_core.adapters.torch import Embedding, FusedAdam
 
-_WEIGHT_DECAY = 1e-2  # the core's AdamW has it too
 _SMALL = 1 << 14  # rows of a batch
 
 
@@ -58,7 +57,7 @@ class GMF(movielens.GMF):
     def __init__(self, users: Module, items: Module, args: argparse.Namespace) -> None:
         net = Net(users.embedding, items.embedding).to(args.device)
         self.users, self.items = users, items
-        self.optimizer = FusedAdam(net.parameters(), lr=args.lr, weight_decay=_WEIGHT_DECAY)
+        self.optimizer = FusedAdam(net.parameters(), lr=args.lr, weight_decay=args.weight_decay)
         users.optimizer = items.optimizer = self.optimizer
         self.net: Any = torch.compile(net) if args.compile else net
         self.device = args.device
@@ -91,6 +90,7 @@ def make_modules(split: Any, args: argparse.Namespace) -> tuple[Module, Module]:
         if args.num_bytes:  # one number, or one for the users and one for the items
             budget = {"num_bytes": int(np.atleast_1d(args.num_bytes)[-k])}
         own = {"n_chunks": args.n_chunks, "rank": args.rank, "codec": getattr(args, "codec", None)}
+        own["rounding"] = getattr(args, "rounding", "straight-through")
         options = {**own, "seed": 2 * args.seed + k, **(budget if budgeted else {})}
         if args.method == "full":  # torch's own begins far from where this model trains
             first = cce.make_table("full", n, args.dim, **options).lookup(np.arange(n))

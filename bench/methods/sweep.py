@@ -1,6 +1,7 @@
 """python -m bench sweep: every method at every budget, several seeds, over all cores; a row of results.csv a run.
 
     python -m bench sweep --dataset ml-100k --methods all --budgets 2^4..2^12 --seeds 3 --out DIR
+    python -m bench sweep --dataset my_interactions.csv --methods cce,pq-int8 --bytes 2^14..2^17 --out DIR
 
 A sweep that was stopped goes on where it was by the same command. Arguments that are not the sweep's own go to every run:
 --epochs, --batch-size, --lr, --interactions and whatever else examples/movielens.py knows.
@@ -30,7 +31,8 @@ NAMED = {
     "pq-int8": "pq:codec=int8",
 }
 # What a method may be given of its own.
-OWN = ("rank", "codec", "n_chunks", "last_cluster", "cluster_by", "residual", "dim", "lr", "batch_size")
+OWN = ("rank", "codec", "rounding", "n_chunks", "last_cluster", "cluster_by", "residual", "dim")
+OWN += ("lr", "weight_decay", "batch_size")
 SET_HERE = ("--method", "--ppd", "--num-bytes", "--seed", "--json", "--save", "--threads")
 _NUMBER = r"(\d+)(?:\^(\d+))?"
 
@@ -235,7 +237,7 @@ def other_data(rows: list[dict[str, Any]], runs: list[Run]) -> str:
         pairs = dict(itertools.pairwise(words))
         return " ".join(pairs[key] for key in ("--dataset", "--interactions", "--vocab") if key in pairs)
 
-    ours = {data(list(run.command)) for run in runs}
+    ours = {data(" ".join(run.command).split()) for run in runs}  # as in a row: a file's name may have blanks
     return ", ".join(sorted({data(row["command"].split()) for row in rows} - ours))
 
 

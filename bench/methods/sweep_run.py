@@ -90,9 +90,9 @@ def data(dataset: str, data_dir: str | None, seed: int, interactions: int, vocab
 
 
 def load(args: argparse.Namespace) -> Any:
-    """The data set that the arguments name; only drawn ones know the seed."""
-    synthetic = args.dataset.startswith("synthetic")
-    return data(args.dataset, args.data_dir, args.seed if synthetic else 0, args.interactions, args.vocab)
+    """The data set that the arguments name; drawn ones and splits of interactions know the seed."""
+    drawn = args.dataset.startswith("synthetic") or not movielens().rated(args.dataset)
+    return data(args.dataset, args.data_dir, args.seed if drawn else 0, args.interactions, args.vocab)
 
 
 def parsed(run: Run, data_dir: str | None = None) -> argparse.Namespace:

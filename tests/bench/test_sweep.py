@@ -191,6 +191,45 @@ def test_a_sweep_and_its_rows(tmp_path, capsys, here):
     assert (tmp_path / "out" / sweep_rows.NAME).read_bytes().startswith(before)
 
 
+def test_a_sweep_of_interactions_of_ones_own(tmp_path, here, capsys):
+    path = tmp_path / "my visits.csv"
+    path.write_text("".join(f"{k % 20},{k * k % 30}\n" for k in range(300)))
+    words = [
+        "--dataset",
+        str(path),
+        "--dim",
+        "8",
+        "--n-chunks",
+        "2",
+        "--epochs",
+        "1",
+        "--workers",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    words += [
+        "--methods",
+        "full:weight_decay=0.5,hash:rank=2:codec=int8:rounding=stochastic",
+        "--budgets",
+        "8",
+        "--seeds",
+    ]
+    assert sweep.main([*words, "2"]) == 0
+    rows = sweep_rows.read(tmp_path / "out")
+    assert [(row["status"], row["dataset"], row["lr"], row["batch_size"]) for row in rows] == [
+        ("ok", path.name, 0.005, 2048)
+    ] * 4
+    assert [row["train_rows"] for row in rows] == [540] * 4
+    first, second = (
+        sweep_run.load(argparse.Namespace(**{**vars(sweep_run.movielens().parse(words[:2])), "seed": s}))
+        for s in (1, 2)
+    )
+    assert (first.valid.users != second.valid.users).any()  # each seed has a split of its own
+    assert sweep.main([*words, "3"]) == 0
+    assert "2 of them new" in capsys.readouterr().out
+
+
 def test_failures_are_rows_and_not_fatal(tmp_path, capsys, here, monkeypatch):
     words = command(tmp_path, "--methods", "hash,tt,cce:n_chunks=3", "--budgets", "64", "--seeds", 1)
     assert sweep.main(words) == 1

@@ -16,7 +16,6 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.once
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "examples" / "least_squares.py"
 SMALL = {"n": 40, "d1": 15, "d2": 2, "k": 5, "steps": 4, "seeds": 3}

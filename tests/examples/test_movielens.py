@@ -71,6 +71,67 @@ def test_bad_input_is_one_clear_line(run, arguments, message):
     assert len(errors) == 1
 
 
+def interactions(path, n_users=60, n_items=50, separator=","):
+    """A file of pairs: users and items of one of two groups each meet."""
+    rng = np.random.default_rng(0)
+    users, items = rng.integers(n_users, size=4000), rng.integers(n_items, size=4000)
+    items += (users + items) % 2
+    path.write_text("".join(f"{u}{separator}{i}\n" for u, i in zip(users, items)))
+    return path
+
+
+def test_interactions_of_ones_own(run, tmp_path):
+    path = interactions(tmp_path / "my visits.csv")
+    done = run(
+        "movielens.py",
+        "--dataset",
+        path,
+        "--method",
+        "full",
+        "--batch-size",
+        64,
+        "--epochs",
+        6,
+        "--json",
+        tmp_path / "r.json",
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert done.stdout.startswith("my visits.csv: 7,200 training and 800 validation rows\n")
+    aucs = [float(line.split("AUC")[1].split()[0]) for line in done.stdout.splitlines() if line.startswith("epoch")]
+    assert report["auc"] == pytest.approx(max(aucs), abs=1e-4)
+    assert report["last_auc"] == pytest.approx(aucs[-1], abs=1e-4)
+    assert f"{report['auc']:.4f}  (epoch {report['best_epoch']}; {report['last_auc']:.4f} at the last)" in done.stdout
+    assert report["auc"] > 0.7  # no item is met by more than chance: without the groups it is 0.5
+    assert (report["arguments"]["lr"], report["arguments"]["weight_decay"]) == (0.005, 0.01)
+
+
+@pytest.mark.parametrize("name", ["gowalla", "book-crossing"])
+def test_sets_of_interactions_are_found_and_have_settings_of_their_own(run, tmp_path, name):
+    done = run("movielens.py", "--dataset", name, "--epochs", 1, data=tmp_path)
+    assert done.returncode == 2
+    assert f"{name} is not on this machine" in done.stderr
+    assert "never downloaded" in done.stderr
+    (tmp_path / name).mkdir()
+    interactions(tmp_path / name / "interactions.tsv", separator="\t")
+    done = run(
+        "movielens.py",
+        "--dataset",
+        name,
+        "--epochs",
+        1,
+        "--method",
+        "full",
+        "--json",
+        tmp_path / "r.json",
+        data=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["dataset"] == name
+    assert report["arguments"]["batch_size"] == {"gowalla": 4096, "book-crossing": 2048}[name]
+
+
 def test_a_data_file_that_is_torn_is_one_clear_line(run, tmp_path):
     folder = tmp_path / "ml-100k"
     folder.mkdir()
@@ -113,6 +174,7 @@ def test_cce_learns_movielens(run, tmp_path):
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["dataset"] == "ml-100k"
+    assert (report["epochs"], report["arguments"]["batch_size"], report["arguments"]["lr"]) == (20, 256, 0.001)
     assert report["auc"] > 0.80  # the plain hashed table has 0.6 at this size
     assert report["ratio"] > 10
     assert np.isfinite(report["logloss"])
