@@ -18,7 +18,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 _numbers = itertools.count()
 _all: weakref.WeakSet[Guard] = weakref.WeakSet()
@@ -73,29 +73,50 @@ class Still:
         guards: of the tables, `in_order`.
     """
 
-    __slots__ = ("_doors", "_guards")
+    __slots__ = ("_begun", "_doors", "_guards")
+    _writes = _changes = False
 
     def __init__(self, guards: Sequence[Guard]) -> None:
-        self._guards = guards
+        self._guards, self._begun = guards, False
         self._doors: list[Any] = []
 
-    def __enter__(self) -> None:
-        self._shut()
+    def __enter__(self) -> Self:
+        me = threading.get_ident()
+        while True:
+            learner = None
+            try:
+                for guard in self._guards:
+                    door = guard.door
+                    door.acquire()
+                    self._doors.append(door)
+                    if self._writes and guard.learner is not None and guard.learner != me:
+                        learner = guard
+            except BaseException:
+                self.__exit__()
+                raise
+            if learner is None:
+                break
+            self.__exit__()
+            with learner.turn:
+                pass  # it has ended
+        if self._changes:
+            self.begin()
+        return self
+
+    def begin(self) -> None:
+        """Of a writer: from here to the end arrays change."""
+        self._begun = True
+        for guard in self._guards:
+            guard.depth += 1
+            guard.clock |= 1
 
     def __exit__(self, *error: object) -> None:
-        self._open()
-
-    def _shut(self) -> None:
-        try:
+        if self._begun:
+            self._begun = False
             for guard in self._guards:
-                door = guard.door
-                door.acquire()
-                self._doors.append(door)
-        except BaseException:
-            self._open()
-            raise
-
-    def _open(self) -> None:
+                guard.depth = max(0, guard.depth - 1)  # 0 in a child that was forked within a change
+                if guard.depth == 0:
+                    guard.clock += guard.clock & 1
         while self._doors:
             self._doors.pop().release()
 
@@ -104,39 +125,14 @@ class Writer(Still):
     """For `with`: the one writer of some tables, which may read at leisure before it changes them."""
 
     __slots__ = ()
-
-    def __enter__(self) -> None:
-        me = threading.get_ident()
-        while True:
-            self._shut()
-            learner = None
-            for guard in self._guards:
-                if guard.learner is not None and guard.learner != me:
-                    learner = guard
-            if learner is None:
-                return
-            self._open()
-            with learner.turn:
-                pass  # it has ended
+    _writes = True
 
 
 class Changing(Writer):
     """For `with`: a writer while it changes arrays."""
 
     __slots__ = ()
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        for guard in self._guards:
-            guard.depth += 1
-            guard.clock |= 1
-
-    def __exit__(self, *error: object) -> None:
-        for guard in self._guards:
-            guard.depth = max(0, guard.depth - 1)  # 0 in a child that was forked within a change
-            if guard.depth == 0:
-                guard.clock += guard.clock & 1
-        self._open()
+    _changes = True
 
 
 def _forget() -> None:
