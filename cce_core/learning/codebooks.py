@@ -22,12 +22,13 @@ from cce_core.clustering import KMeans, assign, least_entropies, update
 from cce_core.hashing.mix import derive_key
 from cce_core.learning.sampling import some_ids, weighted_ids
 from cce_core.learning.targets import Source
-from cce_core.method import get_method
-from cce_core.method.block import BlockMethod
+from cce_core.method import block_method
 from cce_core.method.spec import SAMPLES
 from cce_core.method.state import TableState
 from cce_core.sketching import blocks
+from cce_core.sketching.batch import Batch
 from cce_core.sketching.descriptors import Memory, Sketch
+from cce_core.sketching.group import TableGroup
 from cce_core.sketching.layout import HASH, POINTER, Column, Layout
 from cce_core.storage.codec import FLOAT32
 
@@ -89,17 +90,19 @@ class Means:
     """
 
     def __init__(self, size: int, sketches: dict[int, Sketch], counted: Sketch | None = None) -> None:
-        self.sketches, self.counted = sketches, counted
+        self.groups = {chunk: TableGroup.of(sketch) for chunk, sketch in sketches.items()}
+        self.counted = None if counted is None else TableGroup.of(counted)
         self.sums = np.zeros(size, np.float32)
         self.seen = np.zeros(size if counted is None else counted.layout.size, np.float32)
 
     def add(self, chunk: int, ids: NDArray[np.uint64], values: NDArray[np.float32]) -> None:
         """The vectors of ids, float32 (n, width)."""
-        self.sums += blocks.scatter(self.sketches[chunk], ids, values)
+        group, batch = self.groups[chunk], Batch.alone(ids)
+        self.sums += blocks.scatter(group, batch, values)
         if self.counted is None:
-            self.seen += blocks.scatter(self.sketches[chunk], ids, np.ones_like(values))
+            self.seen += blocks.scatter(group, batch, np.ones_like(values))
         else:
-            self.seen += blocks.scatter(self.counted, ids, np.ones((len(ids), 1), np.float32))
+            self.seen += blocks.scatter(self.counted, batch, np.ones((len(ids), 1), np.float32))
 
     def means(self) -> NDArray[np.float32]:
         """float32 (size,); 0 where nothing lies."""
@@ -144,8 +147,7 @@ class Learner:
         self.plan = self._plan(points_per_centroid, batch_size, max_bytes)
         self.old_memory, self.memory = Memory(FLOAT32, old_memory), old_memory.copy()
         # The fresh hash is drawn once, before anything is decoded, and decoding goes on with the old one to the end.
-        method = get_method(table.spec.method)
-        assert isinstance(method, BlockMethod)
+        method = block_method(table.spec.method)
         self.packing = method.packing(table.spec)
         keys = method.keys(table.spec, table.generation + 1)
         self.new = Sketch(self.layout, keys, self.packing.empty())
@@ -226,7 +228,7 @@ class Learner:
         part = self.part(chunk)
         if self.source is not None:
             return np.ascontiguousarray(self.source.rows(ids)[:, chunk * part.width : (chunk + 1) * part.width])
-        return blocks.lookup(self.old.part(part), self.old_memory, ids)
+        return blocks.lookup(TableGroup.of(self.old.part(part), self.old_memory), ids)
 
     def batches(self) -> Iterator[Any]:
         """All ids (of one row, evenly spaced ones), a batch at a time, until the end is called."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cce_core.method.base import Method
+from cce_core.method.block import BlockMethod
 from cce_core.method.bloom import Bloom
 from cce_core.method.cce import Clustered
 from cce_core.method.cce_robe import ClusteredRobe
@@ -63,6 +64,13 @@ def get_method(name: str) -> Method:
     if name not in _METHODS:
         raise ValueError(f"unknown method {name!r}; the methods are {', '.join(_METHODS)}")
     return _METHODS[name]
+
+
+def block_method(name: str) -> BlockMethod:
+    """The method of that name, which is made of blocks; AssertionError for others."""
+    method = get_method(name)
+    assert isinstance(method, BlockMethod)
+    return method
 
 
 def resolved(name: str) -> tuple[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ from cce_core import _check
 from cce_core.method.spec import ArraySpec, Option, TableSpec
 from cce_core.method.state import TableState
 from cce_core.sketching.gradient import Gradient
+from cce_core.sketching.layout import Layout
 from cce_core.storage.codec import Codec, codec
 
 # Root mean square norm of the first vectors. Dot products of smaller ones start near 0, and training then does not have
@@ -135,6 +136,18 @@ class Method(abc.ABC):
         """Bytes of all arrays, the projection included, in closed form."""
         arrays = sum(math.prod(a.shape) * np.dtype(a.dtype).itemsize for a in self.arrays(spec).values())
         return arrays + 4 * Request.of(spec).projection
+
+    def layout(self, spec: TableSpec) -> Layout | None:
+        """The addresses, of a method that is made of blocks."""
+        return None
+
+    def weighing(self, spec: TableSpec) -> Layout | None:
+        """The addresses of the weights of its blocks, where they have any: vectors of one float for each column of `layout`."""
+        return None
+
+    def is_plain(self, spec: TableSpec) -> bool:
+        """Whether a vector is a plain sum of blocks, as one compiled call for many tables takes it."""
+        return False
 
     @abc.abstractmethod
     def arrays(self, spec: TableSpec) -> dict[str, ArraySpec]:

@@ -8,18 +8,18 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from cce_core._arrays import Addresses, Floats, Ids
 from cce_core.hashing.mix import derive_key, derive_keys, mix_hash
 from cce_core.method.base import INITIAL_NORM, Method
 from cce_core.method.spec import KEYS, POINTERS, ArraySpec, TableSpec
 from cce_core.method.state import TableState
 from cce_core.sketching import blocks
-from cce_core.sketching.descriptors import Bundle, Sketch
+from cce_core.sketching.batch import Batch
 from cce_core.sketching.gradient import Gradient
+from cce_core.sketching.group import TableGroup
 from cce_core.sketching.layout import POINTER, Column, Layout
 from cce_core.storage.codec import codec
 from cce_core.storage.packed import Packing
-
-_KEPT_IDS = 1 << 14  # addresses of larger batches are found again: that is cheaper than to write and read them
 
 
 class BlockMethod(Method):
@@ -35,16 +35,12 @@ class BlockMethod(Method):
     def layout(self, spec: TableSpec) -> Layout:
         """The addresses."""
 
-    def weighing(self, spec: TableSpec) -> Layout | None:
-        """The addresses of the weights: a layout whose vectors are one float for each column of `layout`."""
-        return None
-
     def appends_weights(self, spec: TableSpec) -> bool:
         """Whether an id's weights follow the sum as further floats of its vector."""
         return False
 
     def is_plain(self, spec: TableSpec) -> bool:
-        """Whether a vector is a plain sum of blocks, as one compiled call for many tables takes it."""
+        """Where no block has a weight or a sign."""
         return self.weighing(spec) is None and not self.layout(spec).signed
 
     def memory(self, spec: TableSpec, layout: Layout, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -126,59 +122,51 @@ class BlockMethod(Method):
 
     def forward(self, table: TableState, ids: NDArray[np.uint64], keep: bool) -> tuple[NDArray[np.float32], Any]:
         """Blocks summed; addresses and weights are kept for the way back."""
-        kept = None
-        if keep and ids.shape[0] <= _KEPT_IDS:
-            kept = np.empty(len(table.sketch.layout.columns) * ids.shape[0], np.uint64)
-        weights = found = None
-        if table.weigher is not None or table.sketch.layout.signed:
-            weights, found = self.weights_of(table, ids)
-        vectors = blocks.lookup(table.sketch, table.stored.view, ids, weights, kept, table.bundle)
+        weights, found = self.weights_of(table, ids)
+        out = None if table.group.within else np.empty((len(ids), table.layout.dim), np.float32)
+        left, _ = table.group.forward(Batch.alone(ids), keep, out, weights)
+        vectors = left.inner if out is None else out
+        assert vectors is not None
+        vectors = vectors[:, : table.layout.dim]
         if found is not None and self.appends_weights(table.spec):
             vectors = np.concatenate([vectors, found], axis=1)
-        return vectors, (kept, weights) if keep else None
+        return vectors, (left.kept, weights) if keep else None
 
     def backward(
         self, table: TableState, ids: NDArray[np.uint64], saved: Any, grads: NDArray[np.float32], dense: bool
     ) -> dict[str, Gradient]:
         """The adjoint of the sum, for the memory and for the weights."""
-        sketch, weigher = table.sketch, table.weigher
+        sketch, batch = table.sketch, Batch.alone(ids)
         kept, weights = saved if saved is not None else (None, self.weights_of(table, ids)[0])
         direct = grads
         if self.appends_weights(table.spec):
             direct = np.ascontiguousarray(grads[:, : sketch.layout.dim])
-        out = {"memory": _scattered(table, "memory", sketch, ids, direct, weights, kept, dense, table.bundle)}
-        if weigher is not None:
-            slopes = blocks.dot(sketch, table.stored.view, ids, direct, kept)
+        out = {"memory": _scattered(table, "memory", table.group, batch, direct, weights, kept, dense)}
+        if table.weigher is not None:
+            slopes = blocks.dot(table.group, ids, direct, kept)
             if sketch.layout.signed:
                 slopes *= blocks.signs(sketch, ids)
             if direct is not grads:
                 slopes += grads[:, sketch.layout.dim :]
             name = "memory" if self.weights_in_memory else "weights"
-            more = _scattered(table, name, weigher, ids, slopes, None, None, dense, table.weigher_bundle)
+            more = _scattered(table, name, table.weigher_group, batch, slopes, None, None, dense)
             out[name] = out[name] + more if name in out else more  # type: ignore[operator]
         return out
 
-    def weights_of(self, table: TableState, ids: NDArray[np.uint64]) -> tuple[Any, Any]:
+    def weights_of(self, table: TableState, ids: Ids) -> tuple[Floats | None, Floats | None]:
         """The factor of every column, float32 (n, columns) or None where all are 1; and that without the drawn signs."""
         drawn = blocks.signs(table.sketch, ids) if table.sketch.layout.signed else None
         if table.weigher is None:
             return drawn, None
-        found = blocks.lookup(*table.weigher_bundle.alone, ids, bundle=table.weigher_bundle)
+        found = blocks.lookup(table.weigher_group, ids)
         return found if drawn is None else found * drawn, found
 
 
 def _scattered(
-    table: TableState,
-    name: str,
-    sketch: Sketch,
-    ids: Any,
-    grads: Any,
-    weights: Any,
-    kept: Any,
-    dense: bool,
-    bundle: Bundle,
-) -> Gradient:
+    table: TableState, name: str, group: TableGroup, batch: Batch, grads: Floats, weights: Floats | None,
+    kept: Addresses | None, dense: bool,
+) -> Gradient:  # fmt: skip
     if dense:
-        return blocks.scatter(sketch, ids, grads, weights, kept, bundle)
-    with table.slots(name, sketch.layout) as slots:
-        return blocks.scatter_sparse(sketch, ids, grads, slots, weights, kept, bundle)
+        return blocks.scatter(group, batch, grads, weights, kept)
+    with table.slots(name, group.sketch.layout) as slots:
+        return blocks.scatter_sparse(group, batch, grads, slots, weights, kept)

@@ -15,7 +15,8 @@ from cce_core._guard import Changing, Guard
 from cce_core.method.memory import StoredMemory
 from cce_core.method.spec import ArraySpec, TableSpec
 from cce_core.sketching import blocks
-from cce_core.sketching.descriptors import Bundle, Memory, Part, Sketch
+from cce_core.sketching.descriptors import Memory, Sketch
+from cce_core.sketching.group import Part, TableGroup
 from cce_core.sketching.layout import Layout
 from cce_core.storage.codec import FLOAT32
 
@@ -31,6 +32,7 @@ class TableState:
         arrays: the arrays themselves, as `specs` say.
         layout: the addresses, for methods that are made of blocks; None for others.
         weighing: the addresses of the weights of the blocks, where they have any.
+        plain: whether a vector is a sum of blocks and no more, which the loops for many tables take.
     """
 
     sketch: Sketch
@@ -44,14 +46,15 @@ class TableState:
         arrays: Mapping[str, NDArray[Any]],
         layout: Layout | None,
         weighing: Layout | None,
+        plain: bool,
     ) -> None:
-        self.spec, self._specs = spec, dict(specs)
+        self.spec, self._specs, self.plain = spec, dict(specs), plain
         self._arrays = {name: arrays[name] for name in specs}
         self._units = {name: array.unit for name, array in specs.items() if array.unit}
         self._parameters = {name: self._arrays[name] for name in self._units}
         self._first = next(iter(self._parameters.values()))  # a file is mapped as a whole or not at all
         self.guard = Guard()
-        self._age = self._arrays.get("generation", _NEVER)
+        self.age = self._arrays.get("generation", _NEVER)
         self._slots: dict[str, NDArray[Any]] = {}
         self.training_bytes: dict[str, int] = {}
         if layout is not None:
@@ -109,17 +112,23 @@ class TableState:
         """Floats of the blocks that each parameter is made of: what "row" means to sparse gradients and optimisers."""
         return dict(self._units)
 
-    @functools.cached_property
-    def bundle(self) -> Bundle:
-        """Sketch and memory as the compiled loops read them."""
-        return Bundle([Part(self.sketch, self.stored.view, vocab=self.spec.vocab or 0)])
+    def part(self, left: int = 0) -> Part:
+        """The table as one of a group, from column `left` on; the loops project it too if a vector is no more than its blocks."""
+        projection = self._arrays.get("projection") if self.plain else None
+        return Part(self.sketch, self.stored.view, left, self.spec.vocab or 0, projection)
 
     @functools.cached_property
-    def weigher_bundle(self) -> Bundle:
+    def group(self) -> TableGroup:
+        """Sketch and memory as the compiled loops read them."""
+        return TableGroup([self.part()])
+
+    @functools.cached_property
+    def weigher_group(self) -> TableGroup:
         """The same of the weights."""
         assert self.weigher is not None
         own = self._arrays.get("weights")  # else they lie in the memory
-        return Bundle([Part(self.weigher, self.stored.view if own is None else Memory(FLOAT32, own))])
+        memory = self.stored.view if own is None else Memory(FLOAT32, own)
+        return TableGroup([Part(self.weigher, memory, vocab=self.spec.vocab or 0)])
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy of one moment, for copies of the table: pickling it may go on while the table is trained."""
@@ -135,8 +144,8 @@ class TableState:
         return made
 
     def _state(self, memo: dict[int, Any]) -> dict[str, Any]:
-        with self.guard.door:  # bundles hold addresses; guard and scratch are each table's own
-            kept = {n: v for n, v in dict(self.__dict__).items() if not n.endswith("bundle")}
+        with self.guard.door:  # groups hold addresses; guard and scratch are each table's own
+            kept = {n: v for n, v in dict(self.__dict__).items() if not n.endswith(("group", "groups", "guards"))}
             del kept["guard"], kept["_slots"]
             return copy.deepcopy(kept, memo)
 
@@ -156,7 +165,7 @@ class TableState:
     @property
     def generation(self) -> int:
         """How often `cluster()` has changed this table; optimisers drop what they know of an earlier generation."""
-        return self._age.item()
+        return self.age.item()
 
     @contextlib.contextmanager
     def slots(self, name: str, layout: Layout) -> Iterator[NDArray[Any]]:

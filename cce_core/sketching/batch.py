@@ -16,6 +16,7 @@ from cce_core.sketching.small_matmul import set_product
 
 MODES = ("sum", "mean", "max")
 _IDS_A_THREAD = 1 << 13
+_FIRST, _INT64, _UINT64 = range(1), np.dtype(np.int64), np.dtype(np.uint64)
 
 
 @dataclasses.dataclass(eq=False)
@@ -32,6 +33,7 @@ class Batch:
         amounts: float32, a factor for every word; None where all are 1.
         present: bool (ids), of each table, whether an id that came is among the words; None where all are.
         mode: "sum", "mean" or "max".
+        shape: of the ids of a table that is looked up by itself; None for a collection's.
     """
 
     words: NDArray[np.uint64]
@@ -43,16 +45,26 @@ class Batch:
     amounts: NDArray[np.float32] | None = None
     present: list[NDArray[np.bool_]] | None = None
     mode: str = "sum"
+    shape: tuple[int, ...] | None = None
+
+    @classmethod
+    def alone(cls, ids: Any) -> Batch:
+        """One table's ids, of any shape and integer type."""
+        usual = type(ids) is np.ndarray and (ids.dtype == _INT64 or ids.dtype == _UINT64) and ids.flags.c_contiguous
+        words = ids.view(_UINT64) if usual else _check.as_ids(ids)
+        return cls(words.reshape(-1), _FIRST, 1, [words.size], words.size, shape=words.shape)
 
     def of(self, table: int) -> NDArray[np.uint64]:
         """The ids of one table."""
         start = self.starts[table]
-        return self.words[start : start + self.step * self.counts[table] : self.step]
+        return np.ascontiguousarray(self.words[start : start + self.step * self.counts[table] : self.step])
 
-    @property
-    def flat_offsets(self) -> NDArray[np.int64] | None:
-        """The offsets of all tables in a row, as compiled loops read them."""
-        return None if self.offsets is None else self.offsets.reshape(-1)
+    def alone_of(self, table: int) -> Batch:
+        """The rows of one table by itself: its ids in their order, instead of what they are, with their bags and amounts."""
+        n = self.counts[table]
+        offsets = None if self.offsets is None else self.offsets[table : table + 1]
+        amounts = None if self.amounts is None else self.amounts[self.part(table)]
+        return Batch(np.arange(n, dtype=np.uint64), _FIRST, 1, [n], self.rows, offsets, amounts)
 
     def part(self, table: int) -> slice:
         """Where the words of one table lie, where they came table by table."""
@@ -116,8 +128,10 @@ def read(ids: Any, offsets: Any, lengths: Any, weights: Any, mode: str, padding_
     """A `Batch` of what a caller hands in; the errors say what came and what was expected."""
     plain = offsets is None and lengths is None and weights is None and padding_id is None and mode == "sum"
     if plain and isinstance(ids, np.ndarray) and ids.ndim == 2:  # the usual case
-        words = _check.as_ids(ids)
-        _as_many(words.shape[1], n_tables)
+        usual = ids.dtype == _INT64 and ids.flags.c_contiguous
+        words = ids.view(_UINT64) if usual else _check.as_ids(ids)
+        if words.shape[1] != n_tables:
+            _as_many(words.shape[1], n_tables)
         return Batch(words.reshape(-1), range(n_tables), n_tables, [len(words)] * n_tables, len(words))
     _check.choice("mode", mode, MODES)
     ids = ids if isinstance(ids, (list, tuple, np.ndarray)) else _check.as_ids(ids)  # a tensor, a frame, …

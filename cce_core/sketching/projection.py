@@ -1,4 +1,4 @@
-"""The projections of a bundle's tables, all in one compiled call: T = inner · W + b, and the same way back.
+"""The projections of a group's tables, all in one compiled call: T = inner · W + b, and the same way back.
 
 `inner` holds the vectors of all projected tables side by side, a row an id or bag; so do `out` and the gradients. Behind each
 stands its mass, by which the bias is multiplied: 1, or, where a row is a bag, what its ids weigh together.
@@ -9,19 +9,25 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cce_core._arrays import Floats, Rows
 from cce_core._jit import jit
 from cce_core._threads import sliced
 from cce_core.sketching.block_ops import array_at
+from cce_core.sketching.descriptors import address_of
 from cce_core.sketching.small_matmul import set_product
 
 # Of a projection's row: its address, its rows without the bias, its columns, where its vectors begin in a row of `inner` and of
 # `out`, and where its gradient begins.
 MATRIX, RANK, DIM, INNER, OUTER, START = range(6)
 
-_ROWS_A_THREAD, ROWS_A_SUM = 1 << 10, 1 << 12
+PRODUCTS_A_THREAD, ROWS_A_SUM = 1 << 20, 1 << 12
 _0, _1, _MASS = np.uint64(0), np.uint64(1), np.float32(1.0)
+
+
+def projection_row(matrix: Floats, inner: int = 0, outer: int = 0, start: int = 0) -> tuple[int, ...]:
+    """The row of a projection (rank + 1, dim)."""
+    return address_of(matrix), matrix.shape[0] - 1, matrix.shape[1], inner, outer, start
 
 
 @jit
@@ -92,17 +98,16 @@ def _unwiden_rows(
         narrow_rows(first, min(first + ROWS_A_SUM, rows), projections, grads, stride, out, outside)
 
 
-def widened(projections: Any, masses: Any, inner: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+def widened(projections: Rows, masses: Floats | None, inner: Floats, out: Floats) -> None:
     """Fill in `out` the vectors of projected tables."""
-    sliced(
-        widen_rows, len(out), _ROWS_A_THREAD, projections, masses, inner.reshape(-1), inner.shape[1], out.reshape(-1),
-        out.shape[1],
-    )  # fmt: skip
+    (rows, within), wide = inner.shape, out.shape[1]
+    grain = PRODUCTS_A_THREAD // (within * wide)
+    sliced(widen_rows, rows, grain, projections, masses, inner.reshape(-1), within, out.reshape(-1), wide)
 
 
 def unwidened(
-    projections: Any, inner: NDArray[np.float32], grads: NDArray[np.float32], origin: int, size: int, within: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    projections: Rows, inner: Floats, grads: Floats, origin: int, size: int, within: int
+) -> tuple[Floats, Floats]:
     """The gradient of `inner` in rows of `within` floats, 0 for the masses; and those of all W and b, flat (size,).
 
     Sums of ROWS_A_SUM rows are added in their order, so that the result does not depend on the number of threads.

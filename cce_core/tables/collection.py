@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,79 +11,14 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core._guard import Still, in_order
-from cce_core._threads import sliced
-from cce_core.method.block import BlockMethod
-from cce_core.sketching import blocks
-from cce_core.sketching.batch import Batch, pool_max, read, unpool_max
-from cce_core.sketching.descriptors import Bundle, Memory, Part, Sketch
+from cce_core.sketching.batch import read, unpool_max
 from cce_core.sketching.gradient import Gradient
-from cce_core.sketching.layout import IDENTITY, Column, Layout
-from cce_core.sketching.projection import widened
-from cce_core.storage.codec import FLOAT32
+from cce_core.sketching.group import TableGroup
+from cce_core.tables.passes import CLOCK, ForwardPass, Passes
 from cce_core.tables.table import Table
 
-_KEPT_IDS = 1 << 14  # as for a table alone: addresses of larger batches are found again
-_NO_WORDS = np.empty(0, np.uint64)
 
-
-@dataclasses.dataclass(eq=False)
-class Group:
-    """Tables whose blocks one compiled call moves: of one codec, and all projected or none.
-
-    Attributes:
-        tables: their numbers in the collection.
-        bundle: their sketches and memories; rows of `within` floats where they are projected, else of the collection's.
-        projections: int64, as `projecting` reads them; None where they are not projected.
-        within: floats of a row.
-        n_projected: floats of all projections, whose gradients follow those of the memories.
-        most_columns: of any table, so that as many addresses a word are enough.
-    """
-
-    tables: list[int]
-    bundle: Bundle
-    projections: NDArray[np.int64] | None
-    within: int
-    n_projected: int
-    most_columns: int
-
-    def places(self, batch: Batch) -> NDArray[np.int64]:
-        """Where the words of the group's tables lie."""
-        bags = 0 if batch.offsets is None else batch.rows
-        if len(self.tables) == len(batch.counts):
-            return self.bundle.places(batch.counts, bags, batch.starts, batch.step)
-        counts, starts = [batch.counts[t] for t in self.tables], [batch.starts[t] for t in self.tables]
-        return self.bundle.places(counts, bags, starts, batch.step, self.tables)
-
-
-@dataclasses.dataclass(eq=False)
-class Seen:
-    """A forward pass of a collection: the vectors, and what the backward pass reuses.
-
-    Attributes:
-        vectors: float32 (rows, dim), the tables' vectors side by side; the caller may overwrite them.
-        batch: the ids.
-        kept: the addresses of each group, or None.
-        places: where its words lie.
-        inner: the vectors before the projection of each group that has one, else None.
-        alone: for every table that is looked up by itself: its number, the forward pass of its ids, and (for mode max) which
-            id gave each float.
-        clocks: what the guard of each table showed.
-        generations: how often each table had been clustered until then.
-        owner: whose pass it was.
-    """
-
-    vectors: NDArray[np.float32]
-    batch: Batch
-    kept: list[Any]
-    inner: list[Any]
-    alone: list[tuple[int, Any, Any]]
-    places: list[NDArray[np.int64]]
-    clocks: list[int]
-    generations: list[int]
-    owner: Collection
-
-
-class Collection:
+class Collection(Passes):
     """Tables that are looked up together: one call, whatever their methods and sizes.
 
         out[n, left_t : left_t + dim_t] = Σ_{i ∈ bag n of table t}  amount_i · T_t[i]
@@ -121,16 +55,17 @@ class Collection:
         self.dim: int = lefts[-1]
         self._slices = [slice(a, b) for a, b in itertools.pairwise(lefts)]
         kinds: dict[tuple[str, bool], list[int]] = {}
-        self._alone: list[int] = []
         for t, table in enumerate(self.tables):
-            if isinstance(table.method, BlockMethod) and table.method.is_plain(table.spec):
+            if table.plain:
                 kinds.setdefault((table.spec.codec, table.spec.rank > 0), []).append(t)
-            else:
-                self._alone.append(t)
-        self.groups = [self._group(numbers) for numbers in kinds.values()]
+        self._alone = [t for t, table in enumerate(self.tables) if not table.plain]
+        self.groups = [
+            TableGroup([self.tables[t].part(self._slices[t].start) for t in numbers], numbers)
+            for numbers in kinds.values()
+        ]
         once = len({id(table) for table in self.tables}) == len(self.tables)
         self.is_plain = once and not self._alone and all(codec == "float32" for codec, _ in kinds)
-        self.guards = in_order(table.guard for table in self.tables)
+        self.guards, self._ages = in_order(t.guard for t in self.tables), [t.age for t in self.tables]
 
     def __repr__(self) -> str:
         return (
@@ -139,28 +74,6 @@ class Collection:
 
     def __reduce__(self) -> Any:
         return Collection, (self.tables,)  # groups hold addresses
-
-    def _group(self, numbers: list[int]) -> Group:
-        projected = self.tables[numbers[0]].spec.rank > 0
-        parts, rows, left, start = [], [], 0, 0
-        sizes = sum(self.tables[t].layout.size for t in numbers)
-        for t in numbers:
-            table, outer = self.tables[t], self._slices[t].start
-            parts.append(Part(table.sketch, table.stored.view, left if projected else outer, table.spec.vocab or 0))
-            if projected:
-                w = table.arrays()["projection"]
-                address = int(w.__array_interface__["data"][0])
-                rows.append((address, table.spec.rank, table.spec.dim, left, outer, sizes + start))
-                start += w.size
-            left += table.layout.dim + 1  # and its mass
-        return Group(
-            numbers,
-            Bundle(parts),
-            np.array(rows, np.int64) if rows else None,
-            left if projected else self.dim,
-            start,
-            max(len(part.sketch.layout.columns) for part in parts),
-        )
 
     def split(self, vectors: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """The parts of rows that belong to each table: views (rows, dim of the table).
@@ -230,7 +143,7 @@ class Collection:
         *,
         lengths: Any = None,
         padding_id: Any = None,
-    ) -> Seen:
+    ) -> ForwardPass:
         """`lookup`, with what the way back of the same ids needs: hand it to `backward`, or to an optimiser's `update`.
 
         Example:
@@ -243,104 +156,19 @@ class Collection:
         batch.words = batch.words.copy()  # the caller's array may be another batch's by the time of the backward pass
         return self._pass(batch, True)
 
-    def _pass(self, batch: Batch, keep: bool) -> Seen:
-        clocks = self._clocks()
-        seen = self._read(batch, keep, clocks)
-        if self._clocks() != clocks or any(clock & 1 for clock in clocks):  # a table changed meanwhile
-            with Still(self.guards):
-                seen = self._read(batch, keep, self._clocks())
-        return seen
-
-    def _read(self, batch: Batch, keep: bool, clocks: list[int]) -> Seen:
-        out = np.empty((batch.rows, self.dim), np.float32)
-        seen = Seen(out, batch, [], [], [], [], clocks, self._generations(), self)
-        alone: Sequence[int] = self._alone
-        if batch.mode == "max":
-            alone = range(len(self.tables))
-        else:
-            for group in self.groups:
-                self._gather(group, seen, keep)
-        for t in alone:
-            table, ids = self.tables[t], batch.of(t)
-            self._known(t, batch)
-            passed = table.forward(ids) if keep else None
-            vectors = table.lookup(ids) if passed is None else passed.vectors
-            where = None
-            if batch.mode == "max":
-                ends = np.arange(batch.rows + 1) if batch.offsets is None else batch.offsets[t]
-                where = np.empty((batch.rows, table.spec.dim), np.int64)
-                into = np.empty((batch.rows, table.spec.dim), np.float32)
-                sliced(pool_max, batch.rows, 1 << 10, ends, vectors, into, where)
-                out[:, self._slices[t]] = into
-            elif batch.offsets is None and batch.amounts is None:
-                out[:, self._slices[t]] = vectors
-            else:
-                pool, places, offsets, amounts, numbers = self._pool(t, batch, vectors, self._slices[t].start)
-                blocks.gather(pool, numbers, places, offsets, amounts, None, batch.rows, out)
-            seen.alone.append((t, passed, where))
-        return seen
-
-    def _gather(self, group: Group, seen: Seen, keep: bool) -> None:
-        batch, places, kept = seen.batch, group.places(seen.batch), None
-        if keep and len(batch.words) <= _KEPT_IDS * len(batch.counts):
-            kept = np.empty(len(batch.words) * group.most_columns, np.uint64)
-        inner = None if group.projections is None else np.empty((batch.rows, group.within), np.float32)
-        into = seen.vectors if inner is None else inner
-        if blocks.gather(group.bundle, batch.words, places, batch.flat_offsets, batch.amounts, kept, batch.rows, into):
-            for t in group.tables:
-                self._known(t, batch)
-        if inner is not None:
-            widened(group.projections, batch.masses(group.tables), inner, seen.vectors)
-        seen.kept.append(kept)
-        seen.inner.append(inner)
-        seen.places.append(places)
-
-    def _known(self, t: int, batch: Batch) -> None:
-        """IndexError that names the first id of a table that is outside its vocabulary."""
-        vocab = self.tables[t].spec.vocab
-        if vocab is not None:
-            try:
-                _check.ids_within(np.ascontiguousarray(batch.as_came(t, batch.of(t))), vocab)
-            except IndexError as error:
-                raise IndexError(f"table {t}: {error}") from None
-
-    def _pool(self, t: int, batch: Batch, vectors: NDArray[np.float32], left: int) -> tuple[Any, ...]:
-        """Vectors as a memory whose blocks are their rows, so that the lookup of it sums bags, and the numbers of the rows."""
-        n, dim = len(vectors), self.tables[t].spec.dim
-        layout = Layout((Column(IDENTITY, 0, dim, max(1, n)),), 1, dim, n * dim, dim)
-        pool = Bundle([Part(Sketch(layout, _NO_WORDS, _NO_WORDS), Memory(FLOAT32, vectors.reshape(-1)), left)])
-        offsets = None if batch.offsets is None else batch.offsets[t]
-        amounts = None if batch.amounts is None else batch.amounts[batch.part(t)]
-        return (
-            pool,
-            pool.places([n], 0 if offsets is None else batch.rows),
-            offsets,
-            amounts,
-            np.arange(n, dtype=np.uint64),
-        )
-
-    def _clocks(self) -> list[int]:
-        return [table.guard.clock for table in self.tables]
-
-    def _generations(self) -> list[int]:
-        return [table.generation for table in self.tables]
-
     # --- the way back -------------------------------------------------------------------------------------------------
 
-    def checked(self, seen: Any, grads: Any) -> tuple[Seen, NDArray[np.float32]]:
+    def checked(self, seen: Any, grads: Any) -> tuple[ForwardPass, NDArray[np.float32]]:
         """A pass that may be used, and gradients of its vectors as contiguous float32; not yet whether they are finite."""
-        if not isinstance(seen, Seen):
+        if not isinstance(seen, ForwardPass):
             seen = self._pass(read(seen, None, None, None, "sum", None, len(self.tables)), True)
-        if seen.owner is not self:
-            raise ValueError("this forward pass is another collection's: hand it to the one that made it")
+        usual = seen.owner is self and seen.clocks == list(map(CLOCK, self.guards))
+        if not usual and not self.fresh(seen):
+            seen = self._pass(seen.batch, True)  # trained since: what was kept may be out of date
         if not isinstance(grads, np.ndarray) or grads.dtype != np.float32 or not grads.flags.c_contiguous:
             grads = _check.as_float32("gradients", grads, seen.vectors.shape)
         if grads.shape != seen.vectors.shape:
             raise ValueError(f"gradients must have shape {seen.vectors.shape}, got {grads.shape}")
-        if seen.generations != self._generations():
-            raise ValueError("a table was clustered since this forward pass: look the ids up again")
-        if seen.clocks != self._clocks():
-            seen = self._pass(seen.batch, True)  # trained since: what was kept may be out of date
         return seen, grads
 
     def backward(self, seen: Any, grads: Any, *, dense: bool = False) -> list[dict[str, Gradient]]:
@@ -364,16 +192,18 @@ class Collection:
             >>> one.backward(seen, np.ones((2, 2)))[0]["memory"].dense()
             array([1., 1., 0., 0., 2., 2.], dtype=float32)
         """
+        dense = _check.flag("dense", dense)
         with Still(self.guards):
             seen, grads = self.checked(seen, grads)
             grads = _check.as_float32("gradients", grads, seen.vectors.shape)
-            passes = {t: passed for t, passed, _ in seen.alone}
-            return [
-                table.backward(passes.get(t) or seen.batch.of(t), self._of_ids(seen, t, grads), dense=dense)
-                for t, table in enumerate(self.tables)
-            ]
+            out = []
+            for t, table in enumerate(self.tables):
+                of_ids = self._of_ids(seen, t, grads)
+                of_ids = _check.as_float32("gradients", of_ids, of_ids.shape)  # amounts may make them infinite
+                out.append(table.gradients(seen.batch.of(t), seen.alone.get(t), of_ids, dense))
+            return out
 
-    def weight_gradients(self, seen: Seen, grads: Any) -> list[NDArray[np.float32]]:
+    def weight_gradients(self, seen: ForwardPass, grads: Any) -> list[NDArray[np.float32]]:
         """The gradients of the `weights` that were given to `forward`: for every id ⟨its vector, the gradient of its row⟩.
 
         Returns:
@@ -395,17 +225,17 @@ class Collection:
                 raise ValueError(f"weights go with mode 'sum', and this pass has mode {seen.batch.mode!r}")
             out = []
             for t, table in enumerate(self.tables):
-                slopes = seen.batch.slopes(t, table.lookup(seen.batch.of(t)), grads, self._slices[t].start)
+                vectors = table.look_up(seen.batch.of(t), False)[0]
+                slopes = seen.batch.slopes(t, vectors, grads, self._slices[t].start)
                 out.append(seen.batch.as_came(t, slopes))
             return out
 
-    def _of_ids(self, seen: Seen, t: int, grads: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _of_ids(self, seen: ForwardPass, t: int, grads: NDArray[np.float32]) -> NDArray[np.float32]:
         """The gradient of each id's vector, from those of the rows."""
         batch, own = seen.batch, self._slices[t]
-        where = next((where for number, _, where in seen.alone if number == t), None)
-        if where is not None:
+        if batch.mode == "max":
             out = np.zeros((batch.counts[t], own.stop - own.start), np.float32)
-            unpool_max(grads[:, own], where, out)
+            unpool_max(grads[:, own], seen.alone[t].where, out)
             return out
         if batch.offsets is None and batch.amounts is None:
             return grads[:, own]

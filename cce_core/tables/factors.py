@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cce_core.method import get_method
-from cce_core.method.block import BlockMethod
+from cce_core.method import block_method, get_method
 from cce_core.method.state import TableState
 from cce_core.sketching import blocks
 from cce_core.sketching.layout import Column, Layout
@@ -22,13 +21,11 @@ def factors(table: TableState) -> tuple[scipy.sparse.csr_array, scipy.sparse.csr
     import scipy.sparse
 
     spec = table.spec
-    method = get_method(spec.method)
-    if not method.is_linear(spec):
+    if not get_method(spec.method).is_linear(spec):
         raise ValueError(f"method {spec.method!r} is not linear: it has no sketch matrix")
     if spec.vocab is None:
         raise ValueError("an unbounded table has no sketch matrix: make it with a vocab")
-    assert isinstance(method, BlockMethod)
-    layout = table.layout
+    method, layout = block_method(spec.method), table.layout
     rows_of, n_blocks = _block_rows(layout)
     ids = np.arange(spec.vocab, dtype=np.uint64)
     at = blocks.addresses(table.sketch, ids)

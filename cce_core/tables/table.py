@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
+from cce_core._guard import Guard
 from cce_core.learning.cluster import ClusterReport, cluster
 from cce_core.method import get_method
 from cce_core.method.arrays import array_specs, fitting, fresh
-from cce_core.method.block import BlockMethod
 from cce_core.method.checked import checked
 from cce_core.method.spec import TableSpec
 from cce_core.method.state import TableState
+from cce_core.sketching.batch import Batch
 from cce_core.sketching.gradient import Gradient
+from cce_core.sketching.group import Left, TableGroup
 from cce_core.storage.files import save_arrays
 from cce_core.storage.ledger import Ledger
 from cce_core.tables.factors import factors
-from cce_core.tables.passes import Forward
+from cce_core.tables.passes import ForwardPass, Passes, projected
 
 if TYPE_CHECKING:
     import scipy.sparse
 
 
-class Table(TableState):
+class Table(TableState, Passes):
     """A compressed embedding table; `make_table` and `load` make one.
 
     For linear methods `T = H · M`, or, where the spec has a rank, `T = H · M · W + b`: the sketch H (hashes and pointers), the
@@ -52,12 +55,9 @@ class Table(TableState):
         self.method = method = get_method(spec.method)
         specs = array_specs(spec)
         arrays = fresh(spec) if arrays is None else fitting(spec, specs, arrays)
-        layout = weighing = None
-        if isinstance(method, BlockMethod):
-            layout, weighing = method.layout(spec), method.weighing(spec)
-        super().__init__(spec, specs, arrays, layout, weighing)
+        super().__init__(spec, specs, arrays, method.layout(spec), method.weighing(spec), method.is_plain(spec))
         self._projection = self._arrays.get("projection")
-        self._end = None if spec.vocab is None else np.uint64(spec.vocab)
+        self._alone, self._slices, self._ages = () if self.plain else (0,), [slice(0, spec.dim)], [self.age]
 
     def __repr__(self) -> str:
         spec, ratio = self.spec, self.ledger().ratio
@@ -70,11 +70,20 @@ class Table(TableState):
 
     # --- the way of an id, and of a gradient --------------------------------------------------------------------------
 
-    def _words(self, ids: Any) -> NDArray[np.uint64]:
-        words = _check.as_ids(ids)
-        if self._end is not None:
-            _check.ids_within(words, self._end)
-        return words
+    @property
+    def tables(self) -> Sequence[Table]:  # type: ignore[override]  # a list would be a circle that keeps the arrays
+        """The table itself."""
+        return (self,)
+
+    @functools.cached_property
+    def groups(self) -> Sequence[TableGroup]:  # type: ignore[override]  # addresses, which copies must find anew
+        """The table itself, if the loops for many tables take it."""
+        return (self.group,) if self.plain else ()
+
+    @functools.cached_property
+    def guards(self) -> Sequence[Guard]:  # type: ignore[override]  # likewise
+        """The table's own."""
+        return (self.guard,)
 
     def lookup(self, ids: Any) -> NDArray[np.float32]:
         """The vectors of ids, `T[ids]`.
@@ -98,29 +107,16 @@ class Table(TableState):
             >>> table.lookup(7).shape
             (8,)
         """
-        words = self._words(ids)
-        flat, guard = words.reshape(-1), self.guard
-        clock = guard.clock
-        vectors, _ = self.method.forward(self, flat, keep=False)
-        if self._projection is not None:
-            vectors = self._widened(vectors)
-        if clock & 1 or guard.clock != clock:  # the table changed meanwhile
-            with guard.door:
-                vectors = self._vectors(flat)
-        return vectors.reshape(*words.shape, self.spec.dim)
+        return self._pass(Batch.alone(ids), False).vectors
 
-    def _vectors(self, flat: NDArray[np.uint64]) -> NDArray[np.float32]:
-        vectors, _ = self.method.forward(self, flat, keep=False)
-        return vectors if self._projection is None else self._widened(vectors)
-
-    def forward(self, ids: Any) -> Forward:
+    def forward(self, ids: Any) -> ForwardPass:
         """`lookup`, with what `backward` of the same ids would otherwise have to work out again.
 
         Args:
             ids: integers of any type and shape.
 
         Returns:
-            A `Forward`: its `vectors` are those of `lookup`; hand it to `backward` in place of the ids. What it
+            A `ForwardPass`: its `vectors` are those of `lookup`; hand it to `backward` in place of the ids. What it
             keeps is not used after a `settle`, which every step of an optimiser ends with.
 
         Raises:
@@ -134,29 +130,19 @@ class Table(TableState):
             True
             >>> gradients = table.backward(seen, np.ones((2, 8)))
         """
-        words = self._words(ids)
-        flat = words.flatten()  # a copy: the caller's array may be another batch's by the time of the backward pass
-        shape, guard = (*words.shape, self.spec.dim), self.guard
-        clock = guard.clock
-        seen = self._pass(flat, shape, clock)
-        if clock & 1 or guard.clock != clock:  # the table changed meanwhile
-            with guard.door:
-                seen = self._pass(flat, shape, guard.clock)
-        return seen
+        # A copy: the caller's array may be another batch's by the time of the backward pass.
+        return self._pass(Batch.alone(_check.as_ids(ids).copy()), True)
 
-    def _pass(self, flat: NDArray[np.uint64], shape: tuple[int, ...], clock: int) -> Forward:
-        vectors, saved = self.method.forward(self, flat, keep=True)
-        inner = None
-        if self._projection is not None:
-            inner, vectors = vectors, self._widened(vectors)
-        return Forward(vectors.reshape(shape), flat, inner, saved, self, self.generation, clock)
-
-    def _widened(self, inner: NDArray[np.float32]) -> NDArray[np.float32]:
-        """inner · W + b."""
-        assert self._projection is not None
-        vectors = inner @ self._projection[:-1]
-        vectors += self._projection[-1]
-        return vectors
+    def look_up(self, ids: NDArray[np.uint64], keep: bool) -> tuple[NDArray[np.float32], Left]:
+        """The vectors of flat ids that are known to be in the vocabulary, and what that leaves for a backward pass."""
+        if self.plain:
+            out = np.empty((len(ids), self.spec.dim), np.float32)
+            return out, self.group.forward(Batch.alone(ids), keep, out)[0]
+        vectors, saved = self.method.forward(self, ids, keep)
+        if self._projection is None:
+            return vectors, Left(saved, None)
+        vectors, inner = projected(self._projection, vectors)
+        return vectors, Left(saved, inner)
 
     def backward(self, ids: Any, grads: Any, *, dense: bool = False) -> dict[str, Gradient]:
         """The gradients of the parameters, given those of the vectors: the adjoint of `lookup`.
@@ -164,7 +150,7 @@ class Table(TableState):
             ∂M = Hᵀ · G · Wᵀ            ∂W = (H · M)ᵀ · G            ∂b = Σ_n G_n
 
         Args:
-            ids: the ids that were looked up, or the `Forward` of them; an id that comes twice counts twice.
+            ids: the ids that were looked up, or the `ForwardPass` of them; an id that comes twice counts twice.
             grads: real numbers (*ids.shape, dim), finite.
             dense: give the whole gradient of the memory, float32 (size,), instead of the touched units alone. It is the
                 quicker one where a batch touches most of the memory.
@@ -176,7 +162,7 @@ class Table(TableState):
         Raises:
             IndexError, TypeError: as for `lookup`.
             ValueError: the gradients have another shape, or hold NaN or infinity, or the table was clustered since the
-                `Forward`; nothing is changed.
+                `ForwardPass`; nothing is changed.
 
         Example:
             >>> import numpy as np, cce_core as cce
@@ -185,31 +171,31 @@ class Table(TableState):
             >>> gradient.index, gradient.values
             (array([3]), array([[2., 2.]], dtype=float32))
         """
-        dense, seen = _check.flag("dense", dense), ids if isinstance(ids, Forward) else None
-        words = self._words(ids) if seen is None else seen.ids
-        shape = (*words.shape, self.spec.dim) if seen is None else seen.vectors.shape
+        dense, seen = _check.flag("dense", dense), ids if isinstance(ids, ForwardPass) else None
+        batch = Batch.alone(ids) if seen is None else seen.batch
+        shape = (*(batch.shape or ()), self.spec.dim) if seen is None else seen.vectors.shape
+        if seen is None:
+            self._known(0, batch)
         vectors = _check.as_float32("gradients", grads, shape).reshape(-1, self.spec.dim)
         with self.guard.door:  # its loops read pointers more than once
-            return self._backward(seen, words.reshape(-1), vectors, dense)
+            left = None
+            if seen is not None and self.fresh(seen):
+                left = seen.left[0] if self.plain else seen.alone[0]
+            return self.gradients(batch.words, left, vectors, dense)
 
-    def _backward(
-        self, seen: Forward | None, flat: NDArray[np.uint64], vectors: NDArray[np.float32], dense: bool
+    def gradients(
+        self, ids: NDArray[np.uint64], left: Left | None, vectors: NDArray[np.float32], dense: bool
     ) -> dict[str, Gradient]:
-        inner = saved = None
-        if seen is not None:
-            if seen.table is not self:
-                raise ValueError("this forward pass is another table's: hand it to the table that made it")
-            if seen.generation != self.generation:
-                raise ValueError("the table was clustered since this forward pass: look the ids up again")
-            if seen.clock == self.guard.clock:  # else trained since: what was kept may be out of date
-                inner, saved = seen.inner, seen.saved
+        """`backward` of flat ids that are known to be in the vocabulary, with what their lookup has left."""
+        saved = None if left is None else (left.kept, None) if self.plain else left.kept
         if self._projection is None:
-            out = self.method.backward(self, flat, saved, vectors, dense)
+            out = self.method.backward(self, ids, saved, vectors, dense)
         else:
-            inner = self.method.forward(self, flat, keep=False)[0] if inner is None else inner
-            out = self.method.backward(self, flat, saved, vectors @ self._projection[:-1].T, dense)
+            inner = self.look_up(ids, False)[1].inner if left is None or left.inner is None else left.inner
+            assert inner is not None
+            out = self.method.backward(self, ids, saved, vectors @ self._projection[:-1].T, dense)
             out["projection"] = slope = np.empty_like(self._projection)
-            np.matmul(inner.T, vectors, out=slope[:-1])
+            np.matmul(inner[:, :-1].T, vectors, out=slope[:-1])
             np.matmul(np.ones(len(vectors), np.float32), vectors, out=slope[-1])
         held = [array.nbytes for array in (*out.values(), *self._slots.values())]
         self.training_bytes["gradient"] = sum(held)

@@ -8,7 +8,6 @@ them at once. Either way a thread owns what it writes, so that results do not de
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from typing import Any
 
@@ -16,16 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
-from cce_core._guard import Changing, Writer
+from cce_core._guard import Writer
 from cce_core._jit import jit
 from cce_core._threads import sliced
 from cce_core.sketching.block_ops import array_at
-from cce_core.sketching.descriptors import COLUMNS, COUNT, SPAN, UNIT, WIDTH
+from cce_core.sketching.descriptors import COLUMNS, COUNT, SPAN, UNIT, WIDTH, address_of
 from cce_core.sketching.descriptors import SIZE as SIZE_OF_PART
 from cce_core.sketching.gradient import Gradient
+from cce_core.sketching.group import TableGroup
 from cce_core.sketching.projection import narrow_rows, slope_rows, unwidened
 from cce_core.sketching.scatter import owned, scatter_range, touch, untouch
-from cce_core.tables.collection import Collection, Group, Seen
+from cce_core.tables.collection import Collection
+from cce_core.tables.passes import ForwardPass
 from cce_core.tables.table import Table
 from cce_core.training.rules import ADAM, ROWWISE, SGD, dense, touched
 from cce_core.training.state import Fused, State
@@ -38,6 +39,7 @@ _FLOATS_A_THREAD = 1 << 15
 _SMALL = 1 << 12  # words: a batch below it is one call of one thread
 _SAFE = 1e37  # sums below it cannot overflow
 _CROWDED = 4  # blocks, times this, against units
+_NOTHING = np.empty(0, np.float32)
 
 
 @dataclasses.dataclass
@@ -45,16 +47,28 @@ class Plan:
     """The parameters of a group as the compiled loops read them.
 
     Attributes:
+        rule: the formula.
         rows: int64 (parameters, 7): the memories, then the projections.
         states: theirs.
         numbers: float64 (parameters, 6), the constants of a step.
         held: the arrays whose addresses stand in `rows`.
+        projections: the rows of the projections, whose gradients here begin at 0.
+        slots: int64 (memories,), where the slots of each begin among those of all, in bytes.
+        n_slots: of all.
+        places: where the words of the last batch lay.
+        crowded: whether that batch touched most of the memories.
     """
 
+    rule: int
     rows: NDArray[np.int64]
     states: list[State]
     numbers: NDArray[np.float64]
     held: list[Any]
+    projections: NDArray[np.int64]
+    slots: NDArray[np.int64]
+    n_slots: int
+    places: Any = None
+    crowded: bool = False
 
 
 @jit
@@ -136,34 +150,34 @@ def _touched_range(
 
 def update(optimizer: Fused, both: Collection, seen: Any, grads: Any) -> None:
     """`Optimizer.update` for a collection; see there. Nothing is changed before all gradients are known to be finite."""
-    with Writer(both.guards):
+    with Writer(both.guards) as writer:
         seen, grads = both.checked(seen, grads)
-        if not _fits(optimizer, both, seen):
+        rule = optimizer.rule
+        if rule is None or optimizer.max_norm is not None or not both.is_plain or seen.batch.mode == "max":
             return one_by_one(optimizer, both, seen, grads)
-        plans = optimizer.plans(both, seen.generations, _plan)
-        if optimizer.moves_all() or _crowded(optimizer, both, seen):
-            _dense(optimizer, both, seen, grads, plans)
-        elif not _touched(optimizer, both, seen, grads, plans):
+        whose, then, plans = optimizer.last
+        if whose() is not both or then != seen.generations:
+            plans = optimizer.plans(both, seen.generations, _plan)
+        first, places = plans[0], seen.left[0].places
+        if first.places is not places:  # batches are mostly of one size
+            first.places, first.crowded = places, rule != ADAM and _crowded(both, seen)
+        if first.crowded or (rule == ADAM and optimizer.moves_all()):
+            _dense(optimizer, writer, both, seen, grads, plans)
+        elif not _touched(optimizer, writer, both, seen, grads, plans):
             one_by_one(optimizer, both, seen, grads)
 
 
-def _fits(optimizer: Fused, both: Collection, seen: Seen) -> bool:
-    return optimizer.rule is not None and optimizer.max_norm is None and both.is_plain and seen.batch.mode != "max"
-
-
-def _crowded(optimizer: Fused, both: Collection, seen: Seen) -> bool:
+def _crowded(both: Collection, seen: ForwardPass) -> bool:
     """Whether a batch touches so much that the whole gradient is the quicker one, where it gives the same."""
-    if optimizer.rule == ADAM:
-        return False
     units = blocks = 0
-    for group, places in zip(both.groups, seen.places):
-        parts = group.bundle.parts
+    for group, left in zip(both.groups, seen.left):
+        parts = group.parts
         units += int((parts[:, SIZE_OF_PART] // parts[:, UNIT]).sum())
-        blocks += int((places[:, COUNT] * parts[:, COLUMNS] * (parts[:, WIDTH] // parts[:, UNIT])).sum())
+        blocks += int((left.places[:, COUNT] * parts[:, COLUMNS] * (parts[:, WIDTH] // parts[:, UNIT])).sum())
     return _CROWDED * blocks >= units
 
 
-def _plan(optimizer: Fused, both: Collection, group: Group) -> Plan:
+def _plan(optimizer: Fused, both: Collection, group: TableGroup) -> Plan:
     """The parameters of a group, with the state that the optimiser keeps of them."""
     rows, states, held, start = [], [], [], 0
     for name in ("memory", "projection"):
@@ -175,7 +189,7 @@ def _plan(optimizer: Fused, both: Collection, group: Group) -> Plan:
                 values, unit = table.parameters()[name].reshape(-1), table.units()[name]
                 state = optimizer.state_of(table, name)
                 arrays = optimizer.state_arrays(values.size, unit, state)
-                addresses = [int(a.__array_interface__["data"][0]) for a in (values, *arrays)]
+                addresses = [address_of(a) for a in (values, *arrays)]
                 rows.append((*addresses, *[0] * (4 - len(addresses)), start, values.size, unit))
                 states.append(state)
                 held += [values, *arrays]
@@ -183,7 +197,12 @@ def _plan(optimizer: Fused, both: Collection, group: Group) -> Plan:
                 table.training_bytes["optimiser"] = optimizer.state_bytes(table)
                 gradient = 0 if name == "memory" else table.training_bytes["gradient"]
                 table.training_bytes["gradient"] = gradient + values.nbytes  # at most
-    return Plan(np.array(rows, np.int64), states, np.zeros((len(rows), 6)), held)
+    array = np.array(rows, np.int64)
+    memories, projections = array[: len(group.parts)], array[len(group.parts) :].copy()
+    projections[:, START] -= group.size
+    units = memories[:, SIZE] // memories[:, GRAIN]
+    slots = 4 * (np.cumsum(units) - units)
+    return Plan(optimizer.rule, array, states, np.zeros((len(rows), 6)), held, projections, slots, int(units.sum()))
 
 
 def _begin_step(optimizer: Fused, plan: Plan) -> None:
@@ -197,81 +216,83 @@ def _begin_step(optimizer: Fused, plan: Plan) -> None:
             numbers[s:, : len(constants)] = constants
 
 
-def _dense(optimizer: Fused, both: Collection, seen: Seen, grads: NDArray[np.float32], plans: list[Plan]) -> None:
-    batch, offsets = seen.batch, seen.batch.flat_offsets
-    flat, found = grads.reshape(-1), []
-    rule = SGD if optimizer.rule is None else optimizer.rule  # it is not None here
+def _dense(
+    optimizer: Fused, writer: Writer, both: Collection, seen: ForwardPass, grads: NDArray[np.float32], plans: list[Plan]
+) -> None:
+    batch, flat, found = seen.batch, grads.reshape(-1), []
+    offsets = None if batch.offsets is None else batch.offsets.reshape(-1)
     small = len(both.groups) == 1 and len(batch.words) <= _SMALL
-    for group, plan, kept, inner, places in zip(both.groups, plans, seen.kept, seen.inner, seen.places):
-        bundle, size = group.bundle, group.bundle.size
+    for group, plan, (kept, inner, places, _) in zip(both.groups, plans, seen.left):
+        size = group.size
         g = np.empty(size + group.n_projected, np.float32)
         if small:
+            writer.begin()
             _begin_step(optimizer, plan)
-            with Changing(both.guards):
-                failed = _small_step(
-                    rule, batch.rows, bundle.parts, bundle.columns, batch.words, places, offsets, batch.amounts, kept,
-                    group.projections, None if inner is None else inner.reshape(-1), group.within, flat, both.dim, size,
-                    g, plan.rows, plan.numbers,
-                )  # fmt: skip
+            failed = _small_step(
+                plan.rule, batch.rows, group.parts, group.columns, batch.words, places, offsets, batch.amounts, kept,
+                group.projections, None if inner is None else inner.reshape(-1), group.within, flat, both.dim, size, g,
+                plan.rows, plan.numbers,
+            )  # fmt: skip
             if failed:
                 for state in plan.states:
                     state.step -= 1
                 _refuse(grads, g)
             return
         source = grads
-        if inner is not None:
+        if inner is not None and group.projections is not None:
             source, g[size:] = unwidened(group.projections, inner, grads, size, group.n_projected, group.within)
         sliced(
-            _scatter_zeroed, size, min(_FLOATS_A_THREAD, -(-size // 2)), bundle.parts, bundle.columns, batch.words, places,
+            _scatter_zeroed, size, min(_FLOATS_A_THREAD, -(-size // 2)), group.parts, group.columns, batch.words, places,
             offsets, batch.amounts, kept, source.shape[1], source.reshape(-1), g,
         )  # fmt: skip
         if _check.first_not_finite(g) >= 0:
             _refuse(grads, g)
         found.append(g)
-    with Changing(both.guards):
-        for plan, g in zip(plans, found):
-            _begin_step(optimizer, plan)
-            sliced(_rule_range, g.size, _FLOATS_A_THREAD, rule, plan.rows, plan.numbers, g)
+    writer.begin()
+    for plan, g in zip(plans, found):
+        _begin_step(optimizer, plan)
+        sliced(_rule_range, g.size, _FLOATS_A_THREAD, plan.rule, plan.rows, plan.numbers, g)
 
 
-def _touched(optimizer: Fused, both: Collection, seen: Seen, grads: NDArray[np.float32], plans: list[Plan]) -> bool:
+def _touched(
+    optimizer: Fused, writer: Writer, both: Collection, seen: ForwardPass, grads: NDArray[np.float32], plans: list[Plan]
+) -> bool:
     """Whether it was done: not where sums of so large gradients might overflow, which is for the slower way to tell."""
     batch, found = seen.batch, []
-    for group, inner in zip(both.groups, seen.inner):
-        source, slopes = grads, np.empty(0, np.float32)
-        if inner is not None:
+    offsets = None if batch.offsets is None else batch.offsets.reshape(-1)
+    share = 1.0 if batch.amounts is None else max(1.0, float(np.abs(batch.amounts).max(initial=0.0)))
+    for group, left in zip(both.groups, seen.left):
+        source, slopes = grads, _NOTHING
+        if left.inner is not None and group.projections is not None:
             source, slopes = unwidened(
-                group.projections, inner, grads, group.bundle.size, group.n_projected, group.within
+                group.projections, left.inner, grads, group.size, group.n_projected, group.within
             )
-        most = max(float(np.abs(x).max(initial=0.0)) for x in (source, slopes))
-        share = 1.0 if batch.amounts is None else max(1.0, float(np.abs(batch.amounts).max(initial=0.0)))
-        if not most * share * max(1, len(batch.words)) * max(group.bundle.n_columns) <= _SAFE:
+        most = max(float(np.abs(source).max(initial=0.0)), float(np.abs(slopes).max(initial=0.0)))
+        if not most * share * max(1, len(batch.words)) * max(group.n_columns) <= _SAFE:
             return False
         found.append((source, slopes))
-    with Changing(both.guards):
-        _apply_touched(optimizer, both, seen, plans, found)
-    return True
-
-
-def _apply_touched(optimizer: Fused, both: Collection, seen: Seen, plans: list[Plan], found: list[Any]) -> None:
-    batch = seen.batch
-    for group, plan, kept, places, (source, slopes) in zip(both.groups, plans, seen.kept, seen.places, found):
+    writer.begin()
+    for group, plan, left, (source, slopes) in zip(both.groups, plans, seen.left, found):
         _begin_step(optimizer, plan)
-        bundle = group.bundle
-        with contextlib.ExitStack() as stack:
-            for row, t in zip(plan.rows, group.tables):
-                slots = stack.enter_context(both.tables[t].slots("memory", both.tables[t].layout))
-                row[SLOTS] = slots.__array_interface__["data"][0]
-            grain = bundle.size if len(batch.words) < _SMALL else -(-bundle.size // 64)
-            sliced(
-                _touched_range, bundle.size, grain, optimizer.rule, bundle.parts, bundle.columns, batch.words, places,
-                batch.flat_offsets, batch.amounts, kept, source.shape[1], source.reshape(-1), plan.rows, plan.numbers,
-            )  # fmt: skip
-        start = 0
-        for t, state in zip(group.tables, plan.states[len(group.tables) :]):
-            values = both.tables[t].parameters()["projection"].reshape(-1)
-            optimizer.apply(values, None, slopes[start : start + values.size], both.tables[t].spec.dim, state)
-            start += values.size
+        slots, group.slots = (
+            group.slots,
+            None,
+        )  # out while it is used: an interrupt loses it, a forked child makes its own
+        if slots is None:
+            slots = np.full(plan.n_slots, -1, np.int32)
+        n = len(group.parts)
+        plan.rows[:n, SLOTS] = slots.__array_interface__["data"][0] + plan.slots
+        args = (
+            plan.rule, group.parts, group.columns, batch.words, left.places, offsets, batch.amounts, left.kept,
+            source.shape[1], source.reshape(-1), plan.rows, plan.numbers,
+        )  # fmt: skip
+        if len(batch.words) < _SMALL:
+            _touched_range(0, group.size, *args)
+        else:
+            sliced(_touched_range, group.size, -(-group.size // 64), *args)
+        group.slots = slots
+        sliced(_rule_range, slopes.size, _FLOATS_A_THREAD, plan.rule, plan.projections, plan.numbers[n:], slopes)
+    return True
 
 
 def _refuse(grads: NDArray[np.float32], g: NDArray[np.float32]) -> None:

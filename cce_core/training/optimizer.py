@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
+from cce_core._arrays import Floats
 from cce_core._guard import Changing, Writer, in_order
 from cce_core._threads import sliced
 from cce_core.sketching.gradient import Gradient, SparseGradient
@@ -59,7 +60,7 @@ class Optimizer(abc.ABC):
         self.lr = _check.number("lr", lr, 0.0, in_float32=True)
         self.max_norm = None if max_norm is None else _check.number("max_norm", max_norm, 0.0, open_at_least=True)
         self._plans: weakref.WeakKeyDictionary[Collection, tuple[Any, list[Any]]] = weakref.WeakKeyDictionary()
-        self._last: tuple[Callable[[], Any], list[int], list[Any]] = (lambda: None), [], []
+        self.last: tuple[Callable[[], Any], list[int], list[Any]] = (lambda: None), [], []
         self._states: weakref.WeakKeyDictionary[Table, tuple[int, dict[str, State]]] = weakref.WeakKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -67,11 +68,11 @@ class Optimizer(abc.ABC):
 
         What was prepared for compiled loops holds addresses of this one's state and is left out.
         """
-        return {**self.__dict__, "_plans": None, "_last": None, "_states": list(self._states.items())}
+        return {**self.__dict__, "_plans": None, "last": None, "_states": list(self._states.items())}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
-        self._plans, self._last = weakref.WeakKeyDictionary(), ((lambda: None), [], [])
+        self._plans, self.last = weakref.WeakKeyDictionary(), ((lambda: None), [], [])
         self._states = weakref.WeakKeyDictionary(dict(state["_states"]))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Optimizer:
@@ -125,7 +126,9 @@ class Optimizer(abc.ABC):
                     grads = {name: _scaled(gradient, np.float32(scale)) for name, gradient in grads.items()}
                 self._step(table, table.parameters(), table.units(), grads)
 
-    def _step(self, table: Table, parameters: Any, units: Any, grads: dict[str, Gradient]) -> None:
+    def _step(
+        self, table: Table, parameters: Mapping[str, Floats], units: Mapping[str, int], grads: dict[str, Gradient]
+    ) -> None:
         """`step` with gradients that are known to fit a table that may be written."""
         states = self._of(table)
         known = len(states)
@@ -180,20 +183,20 @@ class Optimizer(abc.ABC):
 
     def plans(self, both: Collection, now: list[int], make: Callable[[Optimizer, Collection, Any], Any]) -> list[Any]:
         """What `make` made of each group of a collection, for as long as its tables' generations are `now`."""
-        last, then, plans = self._last
+        last, then, plans = self.last
         if last() is not both or then != now:
             known = self._plans.get(both)
             if known is None or known[0] != now:
                 known = self._plans[both] = now, [make(self, both, group) for group in both.groups]
             plans = known[1]
-            self._last = weakref.ref(both), now, plans
+            self.last = weakref.ref(both), now, plans
         return plans
 
     def state_of(self, table: Table, name: str) -> State:
         """The state of one parameter."""
         return self._of(table).setdefault(name, State())
 
-    def apply(self, p: NDArray[Any], index: Any, g: NDArray[Any], unit: int, state: State) -> None:
+    def apply(self, p: Floats, index: NDArray[np.int64] | None, g: Floats, unit: int, state: State) -> None:
         """The formula of `rule` for a flat parameter, or (where index is not None) for those units of it; the step is counted."""
         arrays = [*self.state_arrays(p.size, unit, state), _NOTHING, _NOTHING][:2]
         constants, flat = np.array(self.constants(state.step)), g.reshape(-1)

@@ -46,7 +46,7 @@ class SGD(Optimizer):
     @property
     def rule(self) -> int | None:  # type: ignore[override]
         """Plain descent alone is compiled together with the backward pass."""
-        return None if self.moves_all() else SGD_RULE
+        return None if self.momentum or self.weight_decay else SGD_RULE
 
     def moves_all(self) -> bool:
         return bool(self.momentum or self.weight_decay)

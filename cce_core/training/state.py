@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cce_core._arrays import Floats
 from cce_core.tables.collection import Collection
 from cce_core.tables.table import Table
 
@@ -32,6 +33,7 @@ class Fused(Protocol):
 
     rule: Any
     max_norm: float | None
+    last: tuple[Callable[[], Any], list[int], list[Any]]
 
     def moves_all(self) -> bool: ...
 
@@ -45,6 +47,6 @@ class Fused(Protocol):
 
     def state_bytes(self, table: Table) -> int: ...
 
-    def apply(self, p: NDArray[Any], index: Any, g: NDArray[Any], unit: int, state: State) -> None: ...
+    def apply(self, p: Floats, index: NDArray[np.int64] | None, g: Floats, unit: int, state: State) -> None: ...
 
     def take(self, gradients: list[tuple[Table, dict[str, Any]]]) -> None: ...

@@ -12,6 +12,7 @@ import pytest
 
 import cce_core as cce
 from cce_core._guard import Changing, Guard, Still, Writer, in_order
+from cce_core.sketching.group import TableGroup
 
 VOCAB, DIM = 60, 4
 IDS = np.arange(VOCAB)
@@ -68,19 +69,17 @@ CHANGES = {
 @pytest.mark.parametrize("more", [{"rank": 0}, {"rank": 2}, {"codec": "int8", "rank": 0}], ids=str)
 def test_what_is_read_while_the_table_changes_is_read_again(read, change, more, monkeypatch):
     """The change comes between two halves of a lookup: what it read before must not be handed out."""
-    from cce_core.sketching import blocks
+    table, plain, met = make(n_chunks=1, **more), TableGroup.forward, []
 
-    table, plain, met = make(n_chunks=1, **more), blocks.gather, []
-
-    def late(*arguments, **named):
-        outside = plain(*arguments, **named)
+    def late(*arguments):
+        found = plain(*arguments)
         if not met:
             met.append(True)
             beside(lambda: CHANGES[change](table))
-        return outside
+        return found
 
     before = READS[read](table)
-    monkeypatch.setattr(blocks, "gather", late)
+    monkeypatch.setattr(TableGroup, "forward", late)
     got = READS[read](table)
     assert met
     np.testing.assert_array_equal(got, READS[read](table))

@@ -215,7 +215,7 @@ def test_a_first_clustering():
     from cce_core.sketching import blocks
     from cce_core.sketching.layout import POINTER
 
-    layout, inner = table.layout, blocks.lookup(table.sketch, table.stored.view, np.arange(300, dtype=np.uint64))
+    layout, inner = table.layout, blocks.lookup(table.group, np.arange(300, dtype=np.uint64))
     for chunk, column in enumerate(c for c in layout.columns if c.kind == POINTER):
         w = layout.width
         centroids = runs[0]["memory"].cpu().numpy()[column.base : column.base + column.rows * w].reshape(-1, w)

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from kernel_tables import DEVICE, METHODS, make, poisoned, tensor, torch
 
 from cce_core.sketching import blocks
+from cce_core.sketching.batch import Batch
 from cce_core.sketching.descriptors import Memory
+from cce_core.sketching.group import TableGroup
 from cce_core.storage.codec import BFLOAT16, FLOAT32
 from cce_kernels import lookup, scatter, segments, sums
 
@@ -39,8 +41,10 @@ def test_any_layout_and_any_ids(data):
     memory, mine, w = tensor(codes), tensor(ids.view(np.int64)), None if weights is None else tensor(weights)
     got, error = sums.gather(frame, memory, mine, w, keys, pointers)
     assert int(error) == lookup.GOOD
-    np.testing.assert_array_equal(got.cpu().numpy(), blocks.lookup(sketch, Memory(FLOAT32, codes), ids, weights))
-    want = blocks.scatter(sketch, ids, grads, weights).reshape(layout.n_units, layout.unit)
+    np.testing.assert_array_equal(
+        got.cpu().numpy(), blocks.lookup(TableGroup.of(sketch, Memory(FLOAT32, codes)), ids, weights)
+    )
+    want = blocks.scatter(TableGroup.of(sketch), Batch.alone(ids), grads, weights).reshape(layout.n_units, layout.unit)
     for fixed in (False, True):
         back = sums.spread(frame, tensor(grads), mine, w, keys, pointers, deterministic=fixed)
         np.testing.assert_allclose(back.cpu().numpy(), want, rtol=1e-4, atol=1e-4)
@@ -51,7 +55,9 @@ def test_any_layout_and_any_ids(data):
     assert torch.equal(whole, back)
     plain = sums.frame(layout, vocab, torch.device(DEVICE))
     slopes = sums.dot(plain, memory, tensor(grads), mine, keys, pointers).cpu().numpy()
-    np.testing.assert_allclose(slopes, blocks.dot(sketch, Memory(FLOAT32, codes), ids, grads), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        slopes, blocks.dot(TableGroup.of(sketch, Memory(FLOAT32, codes)), ids, grads), rtol=1e-4, atol=1e-4
+    )
     if layout.signed:
         signed = sums.frame(layout, vocab, torch.device(DEVICE), signed=True)
         np.testing.assert_array_equal(sums.signs(signed, mine, keys).cpu().numpy(), blocks.signs(sketch, ids))
@@ -82,14 +88,14 @@ def test_whole_and_broken_tiles(monkeypatch, n, weighted):
     )
     memory = table.parameters()["memory"]
     got = sums.gather(frame, tensor(memory), *args)[0].cpu().numpy()
-    np.testing.assert_array_equal(got, blocks.lookup(sketch, Memory(FLOAT32, memory), ids, weights))
-    want = blocks.scatter(sketch, ids, got, weights)
+    np.testing.assert_array_equal(got, blocks.lookup(TableGroup.of(sketch, Memory(FLOAT32, memory)), ids, weights))
+    want = blocks.scatter(TableGroup.of(sketch), Batch.alone(ids), got, weights)
     for fixed in (False, True):
         back = sums.spread(frame, tensor(got), *args, deterministic=fixed)
         np.testing.assert_allclose(back.cpu().numpy().reshape(-1), want, rtol=1e-4, atol=1e-5)
     if not weighted:
         slopes = sums.dot(frame, tensor(memory), tensor(got), args[0], *args[2:])
-        want = blocks.dot(sketch, Memory(FLOAT32, memory), ids, got)
+        want = blocks.dot(TableGroup.of(sketch, Memory(FLOAT32, memory)), ids, got)
         np.testing.assert_allclose(slopes.cpu().numpy(), want, rtol=1e-4, atol=1e-5)
 
 
@@ -102,11 +108,15 @@ def test_bfloat16_memories_and_such_that_begin_anywhere():
     halved = memory.to(torch.bfloat16)
     frame = sums.frame(sketch.layout, 300, torch.device(DEVICE), BFLOAT16, given=True)
     got, _ = sums.gather(frame, halved, mine, weights, words(sketch.keys), None)
-    want = blocks.lookup(sketch, Memory(FLOAT32, halved.float().cpu().numpy()), ids, weights.cpu().numpy())
+    want = blocks.lookup(
+        TableGroup.of(sketch, Memory(FLOAT32, halved.float().cpu().numpy())), ids, weights.cpu().numpy()
+    )
     np.testing.assert_array_equal(got.cpu().numpy(), want)
     off = torch.cat([memory[:1], memory])[1:]
     assert off.data_ptr() % 16
     frame = sums.frame(sketch.layout, 300, torch.device(DEVICE), whole=False)
     assert frame.meta["ALIGN"] == 1
     got, _ = sums.gather(frame, off, mine, None, words(sketch.keys), None)
-    np.testing.assert_array_equal(got.cpu().numpy(), blocks.lookup(sketch, Memory(FLOAT32, memory.cpu().numpy()), ids))
+    np.testing.assert_array_equal(
+        got.cpu().numpy(), blocks.lookup(TableGroup.of(sketch, Memory(FLOAT32, memory.cpu().numpy())), ids)
+    )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from reference.bags import pooled, unpooled
 
 import cce_core as cce
+from cce_core._jit import COMPILED
 
 VOCAB = 23
 MAKERS = {
@@ -115,7 +118,7 @@ def test_a_maximum_over_nan_is_nan(data, padding):
 
 def test_results_do_not_depend_on_the_threads():
     both, rng = collection(["cce", "cce projected", "robe", "int8", "tt"]), np.random.default_rng(0)
-    n = 20_000 if cce._jit.COMPILED else 300
+    n = 20_000 if COMPILED else 300
     ids = rng.integers(0, VOCAB, (n, 5))
     lengths = [np.full(n // 4, 4)] * 5
     found = []
@@ -133,7 +136,7 @@ def test_results_do_not_depend_on_the_threads():
 def test_sums_of_ragged_bags_do_not_depend_on_the_threads(padded):
     """Nor do they where a bag is larger than what is looked up at a time."""
     both, rng = collection(["cce", "hemb", "robe", "int8"]), np.random.default_rng(0)
-    lengths = rng.integers(0, 40, 15_000 if cce._jit.COMPILED else 40)
+    lengths = rng.integers(0, 40, 15_000 if COMPILED else 40)
     lengths[[2, 17, 33]] = 300, 1100, 256
     ids = [rng.integers(0, VOCAB, lengths.sum()) for _ in both.tables]
     found = []
@@ -149,6 +152,56 @@ def test_sums_of_ragged_bags_do_not_depend_on_the_threads(padded):
             words = own[starts[bag] : starts[bag + 1]]
             expected = table.lookup(words[words != 3] if padded else words).astype(np.float64).sum(0)
             np.testing.assert_allclose(part[bag], expected, rtol=1e-4, atol=1e-4)
+
+
+def calls_of(program):
+    """How many functions of the library a call runs, the compiled ones that Python calls among them, once all is prepared."""
+    found, house = [], str(Path(cce.__file__).parent)
+
+    def note(frame, event, argument):
+        if event == "call" and frame.f_code.co_filename.startswith(house):
+            found.append(frame.f_code.co_name)
+
+    for _ in range(2):
+        program()
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        program()
+    finally:
+        sys.setprofile(before)
+    return found
+
+
+@pytest.mark.skipif(not COMPILED, reason="loops that are not compiled are made of many calls")
+@pytest.mark.parametrize("rank", [0, 4])
+def test_what_every_call_costs_is_little(rank):
+    """However many tables there are."""
+    tables = [cce.make_table("cce", 500, 8, num_params=4000, rank=rank, seed=k) for k in range(26)]
+    both, rng = cce.Collection(tables), np.random.default_rng(0)
+    for n in (1, 4096):
+        ids = rng.integers(0, 500, n)
+        assert 3 <= len(calls_of(lambda ids=ids: tables[0].lookup(ids))) <= 6
+    ids = rng.integers(0, 500, (4, 26))
+    for optimizer, most in ((cce.Adam(1e-3), 18), (cce.SGD(1e-3), 24), (cce.Adagrad(1e-3, rowwise=True), 24)):
+
+        def step(optimizer=optimizer):
+            seen = both.forward(ids)
+            optimizer.update(both, seen, seen.vectors)
+
+        found = calls_of(step)
+        assert 12 <= len(found) <= most, found
+
+
+@pytest.mark.parametrize(("dim", "rank"), [(8, 4), (12, 4), (32, 12)])
+def test_a_vector_has_the_same_bits_however_it_is_looked_up(dim, rank):
+    """Alone, in a batch, or in a collection."""
+    table = cce.make_table("cce", VOCAB, dim, num_params=VOCAB * dim, rank=rank, seed=1)
+    alone = np.stack([table.lookup(i) for i in range(VOCAB)])
+    np.testing.assert_array_equal(table.lookup(np.arange(VOCAB)), alone)
+    np.testing.assert_array_equal(
+        cce.Collection([table, table]).lookup(np.tile(np.arange(VOCAB)[:, None], 2))[:, dim:], alone
+    )
 
 
 def test_matrices_of_bags():

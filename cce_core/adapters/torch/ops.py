@@ -31,13 +31,14 @@ from cce_core.adapters.torch.team import used
 from cce_core.hashing.digits import digits as core_digits
 from cce_core.method import deep_hash
 from cce_core.sketching import blocks
+from cce_core.sketching.batch import Batch
 from cce_core.sketching.descriptors import Memory, Sketch
+from cce_core.sketching.group import TableGroup
 from cce_core.sketching.layout import Layout
 from cce_core.storage.codec import FLOAT32, codec
 
 _LIBRARY = torch.library.Library("cce", "DEF")
 _NO_WORDS = np.empty(0, np.uint64)
-_KEPT_IDS = 1 << 14  # addresses of larger batches are found again: that is cheaper than to write and read them
 _slots: dict[tuple[str, str], NDArray[Any]] = {}
 
 
@@ -117,10 +118,10 @@ def _gather(
     layout, end = part_of(spec, part)
     words = words_of(ids, end)
     source = Memory(FLOAT32, _floats(memory, (layout.n_units, layout.unit)))
-    kept = None
-    if _kept.wanted and len(words) <= _KEPT_IDS:
-        kept = _kept.addresses = np.empty(len(layout.columns) * len(words), np.uint64)
-    out = blocks.lookup(_sketch(layout, keys, pointers), source, words, _fit(weights, len(words), layout), kept)
+    group, out = TableGroup.of(_sketch(layout, keys, pointers), source), np.empty((len(words), layout.dim), np.float32)
+    left, _ = group.forward(Batch.alone(words), _kept.wanted, out, _fit(weights, len(words), layout))
+    if _kept.wanted:
+        _kept.addresses = left.kept
     return torch.from_numpy(out)
 
 
@@ -131,8 +132,9 @@ def _scatter(
         return plain.scatter(grads, ids, weights, keys, pointers, spec, part)
     layout, end = part_of(spec, part)
     words = words_of(ids, end)
-    vectors, weights = _floats(grads, (len(words), layout.dim)), _fit(weights, len(words), layout)
-    out = blocks.scatter(_sketch(layout, keys, pointers), words, vectors, weights, _kept.addresses)
+    vectors, factors = _floats(grads, (len(words), layout.dim)), _fit(weights, len(words), layout)
+    group = TableGroup.of(_sketch(layout, keys, pointers))
+    out = blocks.scatter(group, Batch.alone(words), vectors, factors, _kept.addresses)
     return torch.from_numpy(out).view(layout.n_units, layout.unit)
 
 
@@ -151,8 +153,8 @@ def _scatter_sparse(
     scratch = _slots.pop((spec, part), None)  # out while it is used: an interrupt loses it, threads never share it
     scratch = blocks.new_slots(layout) if scratch is None else scratch
     found = blocks.scatter_sparse(
-        _sketch(layout, keys, pointers), words, _floats(grads, (len(words), layout.dim)), scratch,
-        _fit(weights, len(words), layout), _kept.addresses,
+        TableGroup.of(_sketch(layout, keys, pointers)), Batch.alone(words), _floats(grads, (len(words), layout.dim)),
+        scratch, _fit(weights, len(words), layout), _kept.addresses,
     )  # fmt: skip
     _slots[spec, part] = scratch
     index, values = torch.from_numpy(found.index)[None], torch.from_numpy(found.values)
@@ -168,7 +170,8 @@ def _dot(
     words = words_of(ids, end)
     source = Memory(FLOAT32, _floats(memory, (layout.n_units, layout.unit)))
     vectors = _floats(grads, (len(words), layout.dim))
-    return torch.from_numpy(blocks.dot(_sketch(layout, keys, pointers), source, words, vectors, _kept.addresses))
+    group = TableGroup.of(_sketch(layout, keys, pointers), source)
+    return torch.from_numpy(blocks.dot(group, words, vectors, _kept.addresses))
 
 
 # --- what has no gradient, and what passes it through -----------------------------------------------------------------

@@ -27,7 +27,8 @@ from cce_core.adapters.torch.arrays import array
 from cce_core.adapters.torch.plan import MEMORY, part_of
 from cce_core.sketching import blocks
 from cce_core.sketching.batch import Batch
-from cce_core.sketching.descriptors import Bundle, Memory, Part, Sketch
+from cce_core.sketching.descriptors import Memory, Sketch
+from cce_core.sketching.group import TableGroup
 from cce_core.sketching.projection import unwidened, widened
 from cce_core.storage.codec import FLOAT32
 
@@ -51,11 +52,11 @@ def _there(address: int, n: int, kind: str) -> NDArray[Any]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _bundle_at(text: str, memory: int, keys: int, n_keys: int, pointers: int, n_pointers: int) -> Bundle:
-    """A bundle that holds addresses alone: good whenever tensors of these sizes lie there, and only as long as they do."""
+def _group_at(text: str, memory: int, keys: int, n_keys: int, pointers: int, n_pointers: int) -> TableGroup:
+    """A group of one that holds addresses alone: good whenever tensors of these sizes lie there, and only as long as they do."""
     layout = part_of(text, MEMORY).layout
     sketch = Sketch(layout, _there(keys, n_keys, "<u8"), _there(pointers, n_pointers, "<u8"))
-    return Bundle([Part(sketch, Memory(FLOAT32, _there(memory, layout.size if memory else 0, "<f4")))])
+    return TableGroup.of(sketch, Memory(FLOAT32, _there(memory, layout.size if memory else 0, "<f4")))
 
 
 def _at(tensor: Tensor | None) -> tuple[int, int]:
@@ -100,17 +101,14 @@ def _vectors(
     if not ops._in_core(memory, projection, amounts):
         return _vectors_anywhere(memory, projection, ids, offsets, amounts, keys, pointers, spec, sparse)
     layout, end = part_of(spec, MEMORY)
-    batch, kept = _batch(ids, end, offsets, amounts), None
+    batch = _batch(ids, end, offsets, amounts)
     memory = _shaped(memory, layout.n_units, layout.unit)
     keys, pointers = None if keys is None else keys.contiguous(), None if pointers is None else pointers.contiguous()
-    bundle = _bundle_at(spec, memory.data_ptr(), *_at(keys), *_at(pointers))
-    n = len(batch.words)
-    if ops._kept.wanted and n <= ops._KEPT_IDS:
-        kept = ops._kept.addresses = np.empty(len(layout.columns) * n, np.uint64)
+    group = _group_at(spec, memory.data_ptr(), *_at(keys), *_at(pointers))
     inner = np.empty((batch.rows, layout.dim + (projection is not None)), np.float32)
-    blocks.gather(
-        bundle, batch.words, bundle.places([n]), batch.flat_offsets, batch.amounts, kept, batch.rows, inner
-    )  # fmt: skip
+    left, _ = group.forward(batch, ops._kept.wanted, inner)
+    if ops._kept.wanted:
+        ops._kept.addresses = left.kept
     if projection is None:
         return torch.from_numpy(inner)
     projection = projection.contiguous()
@@ -131,11 +129,9 @@ def _spread(
     layout, end = part_of(spec, MEMORY)
     batch = _batch(ids, end, offsets, amounts)
     keys, pointers = (None if t is None else t.contiguous() for t in (keys, pointers))
-    bundle = _bundle_at(spec, 0, *_at(keys), *_at(pointers))
+    group = _group_at(spec, 0, *_at(keys), *_at(pointers))
     vectors = array(_shaped(grads, batch.rows, layout.dim))
-    out = blocks.scatter(
-        bundle.alone[0], batch.words, vectors, None, ops._kept.addresses, bundle, batch.flat_offsets, batch.amounts
-    )  # fmt: skip
+    out = blocks.scatter(group, batch, vectors, None, ops._kept.addresses)
     return torch.from_numpy(out).view(layout.n_units, layout.unit)
 
 

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from cce_core.learning.targets import Source
 from cce_core.method.block import BlockMethod
 from cce_core.sketching import blocks
+from cce_core.sketching.batch import Batch
 from cce_core.sketching.descriptors import Memory
+from cce_core.sketching.group import TableGroup
 from cce_core.storage.codec import FLOAT32
 from cce_core.tables.table import Table
 
@@ -61,12 +63,12 @@ def _solved(table: Table, source: Source) -> NDArray[np.float32]:
     def down(vectors: Any) -> NDArray[np.float64]:
         total = np.zeros(table.layout.size)
         for ids, weights in batches():
-            total += blocks.scatter(table.sketch, ids, np.ascontiguousarray(vectors(ids, weights)), weights)
+            total += blocks.scatter(table.group, Batch.alone(ids), np.ascontiguousarray(vectors(ids, weights)), weights)
         return total
 
     def across(memory: NDArray[np.float64]) -> NDArray[np.float64]:
-        kept = Memory(FLOAT32, memory.astype(np.float32))
-        return down(lambda ids, weights: blocks.lookup(table.sketch, kept, ids, weights))
+        group = TableGroup.of(table.sketch, Memory(FLOAT32, memory.astype(np.float32)))
+        return down(lambda ids, weights: blocks.lookup(group, ids, weights))
 
     rest = down(lambda ids, weights: source.rows(ids))
     memory, step, square = np.zeros_like(rest), rest.copy(), float(rest @ rest)

@@ -1,0 +1,170 @@
+"""Several sketches and their memories as the compiled loops read them: one row of numbers each, arrays by their address.
+
+A recommender has 26 tables. One compiled call serves them all, and takes no array for each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cce_core._arrays import CallArgs, Floats
+from cce_core._threads import sliced
+from cce_core.sketching.batch import Batch
+from cce_core.sketching.descriptors import COUNT, FIRST, N_FIELDS, N_PLACES, Memory, Sketch, address_of
+from cce_core.sketching.gather import gather_of
+from cce_core.sketching.layout import Layout
+from cce_core.sketching.projection import PRODUCTS_A_THREAD, projection_row, widen_rows
+from cce_core.storage.codec import FLOAT32
+
+KEPT_IDS = 1 << 14  # addresses of larger batches are found again: that is cheaper than to write and read them
+_IDS_A_THREAD = 1 << 12
+_NOWHERE = np.zeros((0, N_PLACES), np.int64)
+_NO_MEMORY = Memory(FLOAT32, np.empty(0, np.float32))  # for gradients, which do not read it
+
+
+class Part(NamedTuple):
+    """One table of a group: sketch and memory, its first column in a row, its vocabulary (0: every id), its projection."""
+
+    sketch: Sketch
+    memory: Memory = _NO_MEMORY
+    left: int = 0
+    vocab: int = 0
+    projection: Floats | None = None
+
+
+class Left(NamedTuple):
+    """What a lookup leaves for its backward pass, of a group of tables or of a table by itself.
+
+    Attributes:
+        kept: the addresses, uint64, or None; of a method that is more than blocks what it keeps itself.
+        inner: float32 (rows, within), the vectors before the projection, where there is one.
+        places: int64 (parts, N_PLACES), where the words of a group lie.
+        where: int64 (rows, dim), which id gave each float of a table's maximum; None in other modes.
+    """
+
+    kept: Any
+    inner: Floats | None
+    places: CallArgs = _NOWHERE
+    where: NDArray[np.int64] | None = None
+
+
+class TableGroup:
+    """Tables whose blocks one compiled call moves: of one codec, and all projected or none.
+
+    It keeps their arrays alive, and must not be copied or pickled.
+
+    Attributes:
+        tables: their numbers among the tables of a batch.
+        sketch, memory: of the first.
+        parts: int64 (parts, N_FIELDS).
+        columns: int64, the columns of all parts.
+        size: floats of all memories together; SPAN says where each begins.
+        n_columns: of each part.
+        projections: int64 (parts, 6), as `projection` reads them; None where they are not projected.
+        within: floats of a row before the projection: of each part its vector and what its ids weigh together; 0 without one.
+        n_projected: floats of all projections, whose gradients follow those of the memories.
+        slots: scratch of fused steps, an integer a unit, all −1; None where there is none, or while it is used.
+    """
+
+    def __init__(self, parts: Sequence[Part], tables: Sequence[int] | None = None) -> None:
+        self._parts, self.tables = list(parts), list(range(len(parts)) if tables is None else tables)
+        self._places: tuple[Any, NDArray[np.int64]] = (None, _NOWHERE)
+        self.sketch, self.memory, *_ = parts[0]
+        self._gather = gather_of(self.memory.codec)
+        self.slots: NDArray[np.int32] | None = None
+        self.parts = np.zeros((len(parts), N_FIELDS), np.int64)
+        self.n_columns = [len(part.sketch.layout.columns) for part in parts]
+        self.columns = np.concatenate([part.sketch.layout.array for part in parts])
+        self.size, self.within, self.n_projected = sum(part.sketch.layout.size for part in parts), 0, 0
+        first, span, projections = 0, 0, []
+        for row, (sketch, memory, left, vocab, projection) in zip(self.parts, parts):
+            layout = sketch.layout
+            arrays = (memory.codes, memory.scales, sketch.keys, sketch.pointers)
+            row[:FIRST] = [number for array in arrays for number in (address_of(array), array.size)]
+            if projection is not None:
+                projections.append(projection_row(projection, self.within, left, self.size + self.n_projected))
+                left, self.n_projected = self.within, self.n_projected + projection.size
+                self.within += layout.dim + 1
+            last = vocab - 1  # for every id −1, which is the largest of all words
+            row[FIRST:] = (
+                first, len(layout.columns), layout.terms, layout.width, layout.unit, left, last, layout.size, span,
+                _in_pairs(layout, memory),
+            )  # fmt: skip
+            first, span = first + len(layout.columns), span + layout.size
+        self.projections = np.array(projections, np.int64) if projections else None
+
+    @classmethod
+    def of(cls, sketch: Sketch, memory: Memory = _NO_MEMORY) -> TableGroup:
+        """One table, without a projection."""
+        return cls([Part(sketch, memory)])
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a TableGroup holds addresses of arrays: make a new one of the copied arrays")
+
+    def places(self, batch: Batch) -> CallArgs:
+        """Where the words of a batch lie: int64 (parts, N_PLACES)."""
+        asked = batch.counts, batch.starts, batch.step, None if batch.offsets is None else batch.rows
+        known, out = self._places
+        if known != asked:
+            out = np.zeros((len(self.tables), N_PLACES), np.int64)
+            kept, ends = 0, 0 if batch.offsets is None else batch.rows + 1
+            for row, t, columns in zip(out, self.tables, self.n_columns):
+                row[:] = batch.starts[t], batch.step, t * ends, batch.counts[t], kept
+                kept += batch.counts[t] * columns
+            self._places = asked, out  # batches are mostly of one size
+        return out
+
+    def forward(self, batch: Batch, keep: bool, out: Floats | None, weights: Floats | None = None) -> tuple[Left, bool]:
+        """Look ids or bags up: what that leaves, and whether an id was outside its vocabulary (vectors then mean nothing).
+
+        Args:
+            batch: the ids.
+            keep: whether a backward pass follows.
+            out: contiguous float32 (rows, width), whose columns of these tables are filled; None where the vectors before the
+                projection are enough.
+            weights: float32 (n, columns), for one part without a projection.
+        """
+        kept, inner, into, offsets = None, None, out, batch.offsets
+        known, places = self._places
+        if known != (batch.counts, batch.starts, batch.step, None if offsets is None else batch.rows):
+            places = self.places(batch)
+        work = batch.rows * len(places)
+        if offsets is not None:
+            offsets, work = offsets.reshape(-1), work + int(places[:, COUNT].sum())
+        if keep and len(batch.words) <= KEPT_IDS * len(batch.counts):
+            kept = np.empty(len(batch.words) * max(self.n_columns), np.uint64)
+        if self.projections is not None:
+            inner = into = np.empty((batch.rows, self.within), np.float32)
+        assert into is not None
+        args = (
+            self.parts, self.columns, batch.words, places, batch.rows, offsets, batch.amounts, weights, kept,
+            into.shape[1], into.reshape(-1),
+        )  # fmt: skip
+        small = work < 2 * _IDS_A_THREAD  # of one id's lookup a further call would be a tenth
+        outside = self._gather(0, work, *args) if small else sliced(self._gather, work, _IDS_A_THREAD, *args)
+        if inner is not None and out is not None:
+            masses = None if offsets is None and batch.amounts is None else batch.masses(self.tables)
+            rest = self.projections, masses, inner.reshape(-1), self.within, out.reshape(-1), out.shape[1]
+            grain = PRODUCTS_A_THREAD // self.n_projected
+            if batch.rows < 2 * grain:
+                widen_rows(0, batch.rows, *rest)
+            else:
+                sliced(widen_rows, batch.rows, grain, *rest)
+        return Left(kept, inner, places), bool(outside)
+
+
+def _in_pairs(layout: Layout, memory: Memory) -> bool:
+    """Whether the two terms of a chunk may be moved at once: floats as they are, from regions that share nothing (or the
+    order in which a float's gradients are added would change), where no block passes the end."""
+    if layout.terms != 2 or memory.codec != FLOAT32:
+        return False
+    columns = layout.columns
+    apart = all(
+        max(a.base, b.base) >= min(a.base + a.size, b.base + b.size) for a, b in zip(columns[::2], columns[1::2])
+    )
+    inside = [(c.rows - 1) * c.stride + layout.width <= c.size for c in columns]
+    return apart and all(inside)
