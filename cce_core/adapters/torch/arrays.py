@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,24 +14,14 @@ from torch import Tensor
 _TYPES = {torch.float32: "<f4", torch.int64: "<u8"}
 
 
-class _View:
-    """A tensor's memory as NumPy's array interface; unlike `.numpy()` it leaves the storage resizable, which FSDP needs."""
-
-    __slots__ = ("__array_interface__", "owner")
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.owner = tensor
-        self.__array_interface__ = {
-            "version": 3,
-            "data": (tensor.data_ptr(), False),
-            "shape": (tensor.numel(),),
-            "typestr": _TYPES[tensor.dtype],
-        }
-
-
 def array(tensor: Tensor) -> NDArray[Any]:
-    """The memory of a contiguous CPU tensor as a flat array: float32, or the 64-bit words that int64 stands for."""
-    return np.asarray(_View(tensor)) if tensor.numel() else np.empty(0, _TYPES[tensor.dtype])
+    """The memory of a contiguous CPU tensor as a flat array: float32, or the 64-bit words that int64 stands for.
+
+    Unlike `.numpy()` it leaves the storage resizable, which FSDP needs.
+    """
+    n, kind = tensor.numel(), _TYPES[tensor.dtype]
+    where = {"version": 3, "data": (tensor.data_ptr(), False), "shape": (n,), "typestr": kind}
+    return np.asarray(SimpleNamespace(__array_interface__=where, owner=tensor)) if n else np.empty(0, kind)
 
 
 def tensor_of(values: NDArray[Any], device: Any, dtype: Any = None) -> Tensor:

@@ -119,8 +119,8 @@ class EmbeddingBag(Compressed):
             weights = None if weights is None else weights.reshape(-1).to(wide)
             if keep is not None:
                 weights = keep.to(wide) if weights is None else weights.masked_fill(~keep, 0.0)
-        bags = Bags(ends, weights)
-        out, kind = self._wide(ids, None if self.scale_grad_by_freq else bags)
+        bags, kind = Bags(ends, weights), getattr(self, self._plan.arrays[0]).dtype
+        out = self._vectors(ids, None if self.scale_grad_by_freq else bags, True)
         if self.scale_grad_by_freq:
             out = pool(out, ids, bags)
         if self.mode == "mean":

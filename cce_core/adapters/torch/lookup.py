@@ -33,11 +33,14 @@ def lookup(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool, 
             return lookup(plan, arrays, ids, sparse, bags)
     if plan.plain and "rows" not in arrays:
         offsets, amounts = (None, None) if bags is None else bags
-        projection = wide(arrays["projection"]) if "projection" in arrays else None
+        memory, projection = arrays[MEMORY], arrays.get("projection")
+        if plan.coded:
+            memory = _memory(plan, arrays, ids)
+        if projection is not None and projection.dtype in HALVES:
+            projection = wide(projection)
         return pooled.vectors(
-            _memory(plan, arrays, ids), projection, ids, offsets, amounts, arrays.get("keys"), arrays.get("pointers"),
-            plan.text, sparse,
-        )  # fmt: skip
+            memory, projection, ids, offsets, amounts, arrays.get("keys"), arrays.get("pointers"), plan.text, sparse
+        )
     vectors = _KINDS[plan.kind](plan, arrays, ids, sparse)
     return vectors if bags is None else pool(vectors, ids, bags)
 

@@ -150,29 +150,28 @@ class Compressed(Stated, Weighted):
         """Whether the module holds shapes alone."""
         return any(p.device.type == "meta" for p in self.parameters())
 
-    def _vectors(self, ids: Tensor) -> Tensor:
-        """The vectors of one row of int64 ids, with what padding and frequencies do to them."""
-        vectors, kind = self._wide(ids)
-        return vectors if vectors.dtype == kind else vectors.to(kind)
-
     @reading
-    def _wide(self, ids: Tensor, bags: Bags | None = None) -> tuple[Tensor, torch.dtype]:
-        """The same before they are rounded to the parameters' type, for sums, and that type; or the sums of their bags, where
-        padding and frequencies are the caller's."""
+    def _vectors(self, ids: Tensor, bags: Bags | None = None, wide: bool = False) -> Tensor:
+        """The vectors of one row of int64 ids, with what padding and frequencies do to them.
+
+        Args:
+            ids: int64 (n,).
+            bags: whose sums are meant; padding and frequencies are the caller's then.
+            wide: whether they are left in the type of sums, rather than rounded to the parameters'.
+        """
         if self.max_norm is not None:
             with torch.no_grad():
                 torch.embedding_renorm_(self.memory.detach(), ids.contiguous(), self.max_norm, self.norm_type)
-        arrays = {name: getattr(self, name) for name in self._plan.arrays}
+        arrays: dict[str, Any] = {**self._parameters, **self._buffers}
+        for name in self._plan.arrays:
+            if arrays.get(name) is None:  # something stands in its place, such as a parametrisation
+                arrays[name] = getattr(self, name)
         if self.shard_pointers:
             arrays["pointers"], arrays["rows"] = self._fetched(ids)
         vectors, kind = lookup(self._plan, arrays, ids, self.sparse, bags), arrays[self._plan.arrays[0]].dtype
-        if bags is not None:
-            return vectors, kind
-        vectors = self._scaled(vectors, ids)
-        if self.padding_idx is not None and not self._plain:
-            hidden, row = (ids == self.padding_idx)[:, None], self._buffers.get(PADDING)
-            vectors = vectors.masked_fill(hidden, 0.0) if row is None else torch.where(hidden, row, vectors)
-        return vectors, kind
+        if bags is None and (self.scale_grad_by_freq or self.padding_idx is not None):
+            vectors = self._scaled(vectors, ids)
+        return vectors if wide or vectors.dtype == kind else vectors.to(kind)
 
     def _shares(self) -> Shares:
         return Shares(self._spec.vocab or 0, part_of(self._plan.text, MEMORY).layout.bits_per_id)
@@ -187,16 +186,17 @@ class Compressed(Stated, Weighted):
 
     def _scaled(self, vectors: Tensor, ids: Tensor) -> Tensor:
         """The same vectors, their gradients over the id's count in the batch, and none for the padding row."""
-        hidden = self.padding_idx is not None and self._plain
-        if not (self.scale_grad_by_freq or hidden):
-            return vectors
         if self.scale_grad_by_freq:
             counts = ids.new_zeros(self.num_embeddings or 0).index_add(0, ids, torch.ones_like(ids))
             scale = 1.0 / counts[ids, None].to(vectors.dtype)
             change = scale * (vectors - vectors.detach())
             vectors = vectors.detach() + torch.where(vectors.isfinite(), change, 0.0)  # ∞ − ∞ is no 0
-        if hidden:
-            vectors = torch.where(ids.ne(self.padding_idx or 0)[:, None], vectors, vectors.detach())
+        if self.padding_idx is not None:
+            hidden, row = (ids == self.padding_idx)[:, None], self._buffers.get(PADDING)
+            if self._plain:
+                vectors = torch.where(hidden, vectors.detach(), vectors)
+            else:
+                vectors = vectors.masked_fill(hidden, 0.0) if row is None else torch.where(hidden, row, vectors)
         return vectors
 
     def _row(self, input: Tensor) -> Tensor:
@@ -210,7 +210,9 @@ class Compressed(Stated, Weighted):
             raise RuntimeError(
                 f"ids must be integers (any signed or unsigned type), got {input.dtype}: ids = ids.long()"
             )
-        first = getattr(self, self._plan.arrays[0])
+        first: Any = self._parameters.get(self._plan.arrays[0])
+        if first is None:  # something stands in its place
+            first = getattr(self, self._plan.arrays[0])
         if input.device != first.device:
             raise RuntimeError(
                 f"ids are on {input.device}, but the table is on {first.device}: move the ids or the module with .to(…)"

@@ -27,6 +27,7 @@ from cce_core import _check
 from cce_core._threads import sliced
 from cce_core.adapters.torch import cuda, guard, plain, rounding, shapes
 from cce_core.adapters.torch.arrays import array
+from cce_core.adapters.torch.bundle import bundle_of
 from cce_core.adapters.torch.plan import bases_of, end_of, part_of, spec_of
 from cce_core.adapters.torch.team import used
 from cce_core.hashing.digits import digits as core_digits
@@ -148,12 +149,14 @@ def _scatter_sparse(
             return found_there
     if type(grads) is not Tensor or grads.device.type != "cpu" or not _in_core(grads, weights):  # or it is being traced
         return plain.scatter_sparse(grads, ids, weights, keys, pointers, spec, part)
-    words = words_of(ids, end)
+    words = words_of(ids, end if _kept.addresses is None else None)  # else the forward pass has looked at them
+    keys, pointers = None if keys is None else keys.contiguous(), None if pointers is None else pointers.contiguous()
+    bundle = bundle_of(spec, part, None, keys, pointers)
     scratch = _slots.pop((spec, part), None)  # out while it is used: an interrupt loses it, threads never share it
     scratch = blocks.new_slots(layout) if scratch is None else scratch
     found = blocks.scatter_sparse(
-        _sketch(layout, keys, pointers), words, _floats(grads, (len(words), layout.dim)), scratch,
-        _fit(weights, len(words), layout), _kept.addresses,
+        bundle.alone[0], words, _floats(grads, (len(words), layout.dim)), scratch, _fit(weights, len(words), layout),
+        _kept.addresses, bundle,
     )  # fmt: skip
     _slots[spec, part] = scratch
     index, values = torch.from_numpy(found.index)[None], torch.from_numpy(found.values)
@@ -346,19 +349,7 @@ def _save_rounded(ctx: Any, inputs: Any) -> None:
     ctx.kind = inputs[0].dtype
 
 
-_ORDINARY = torch._C._dispatch_keys(torch.empty(0, device="cpu")).raw_repr()
-
-
-def _is_ordinary(inputs: Any) -> bool:
-    """Whether all tensors are of the CPU and of no subclass or transform, and nothing listens to what the dispatcher calls."""
-    for x in inputs:  # a generator would cost a call each
-        if isinstance(x, Tensor) and torch._C._dispatch_keys(x).raw_repr() != _ORDINARY:
-            return False
-    return (
-        not torch._C._len_torch_dispatch_stack()
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._get_tracing_state() is None
-    )
+_ORDINARY = torch._C._dispatch_keys(torch.empty(0, device="cpu")).raw_repr()  # of the CPU, no subclass and no transform
 
 
 def differentiable(
@@ -398,21 +389,28 @@ def differentiable(
         def backward(ctx: Any, *grads: Any) -> Any:
             return (None, *back(ctx, *grads))
 
-    def asked() -> bool:
-        return torch.is_grad_enabled() or forward_ad._current_level >= 0
-
     def run(keys: Any, *inputs: Any) -> Any:
         if torch._C._are_functorch_transforms_active():
             return transformed(*inputs)
-        if asked():
+        if torch.is_grad_enabled() or forward_ad._current_level >= 0:
             return Gradient.apply(keys, *inputs)
         with torch._C._AutoDispatchBelowAutograd():  # nobody asks for a gradient: half the cost of a call
             return operator.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
 
-    def call(*inputs: Any) -> Any:
-        if torch.compiler.is_compiling() or not _is_ordinary(inputs):
+    def call(*inputs: Any) -> Any:  # in one piece: functions and generators would cost a call each
+        if (
+            torch.compiler.is_compiling()
+            or torch._C._len_torch_dispatch_stack()
+            or torch._C._are_functorch_transforms_active()
+            or torch._C._get_tracing_state() is not None
+        ):
             return operator(*inputs)
-        return Gradient.apply(None, *inputs) if asked() else kernel(*inputs)
+        for x in inputs:
+            if isinstance(x, Tensor) and torch._C._dispatch_keys(x).raw_repr() != _ORDINARY:
+                return operator(*inputs)
+        if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+            return Gradient.apply(None, *inputs)
+        return kernel(*inputs)
 
     Gradient.__name__ = f"cce_{operator._opname}"
     _LIBRARY.impl(operator._opname, run, "Autograd", with_keyset=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,19 @@ from cce_core.sketching.gradient import SparseGradient
 from cce_core.training import SGD, Adagrad, AdamW
 from cce_core.training.optimizer import Optimizer
 from cce_core.training.state import State
+
+
+@functools.lru_cache(maxsize=64)
+def _known(kind: Callable[..., Optimizer], *numbers: Any, **flags: Any) -> Optimizer:
+    return kind(*numbers, **flags)
+
+
+def _made(kind: Callable[..., Optimizer], *numbers: Any, **flags: Any) -> Optimizer:
+    """An optimiser of the core: of its numbers alone, so that it need not be made anew, and checked, at every step."""
+    try:
+        return _known(kind, *numbers, **flags)
+    except TypeError:  # a list of betas has no hash
+        return kind(*numbers, **flags)
 
 
 class Fused(torch.optim.Optimizer):
@@ -49,15 +63,18 @@ class Fused(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._step()
+        return loss
+
+    @guard.reading  # not in the midst of a clustering's change of memory and moments
+    @used
+    def _step(self) -> None:
         for group in self.param_groups:
             core = self._core(group)
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     self._update(core, parameter, parameter.grad)
-        return loss
 
-    @guard.reading  # not in the midst of a clustering's change of memory and moments
-    @used
     def _update(self, core: Optimizer, parameter: Tensor, grad: Tensor) -> None:
         if hasattr(parameter, "full_tensor"):
             raise RuntimeError(
@@ -70,7 +87,7 @@ class Fused(torch.optim.Optimizer):
                 f"{parameter.stride()}: take torch.optim's own optimiser for them"
             )
         kept = self.state[parameter]
-        if cuda.here(parameter) or parameter.device.type != "cpu":
+        if parameter.device.type != "cpu" or cuda.here(parameter):
             self._update_there(core, parameter, grad, kept)
             return
         state = State(
@@ -133,7 +150,7 @@ class FusedSGD(Fused):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     def _core(self, group: dict[str, Any]) -> Optimizer:
-        return SGD(float(group["lr"]), group["momentum"], group["weight_decay"])
+        return _made(SGD, float(group["lr"]), group["momentum"], group["weight_decay"])
 
 
 class FusedAdagrad(Fused):
@@ -158,7 +175,7 @@ class FusedAdagrad(Fused):
         super().__init__(params, {"lr": lr, "eps": eps, "rowwise": rowwise})
 
     def _core(self, group: dict[str, Any]) -> Optimizer:
-        return Adagrad(float(group["lr"]), group["eps"], rowwise=group["rowwise"])
+        return _made(Adagrad, float(group["lr"]), group["eps"], rowwise=group["rowwise"])
 
 
 class FusedAdam(Fused):
@@ -192,4 +209,4 @@ class FusedAdam(Fused):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "lazy": lazy})
 
     def _core(self, group: dict[str, Any]) -> Optimizer:
-        return AdamW(float(group["lr"]), group["betas"], group["eps"], group["weight_decay"], lazy=group["lazy"])
+        return _made(AdamW, float(group["lr"]), group["betas"], group["eps"], group["weight_decay"], lazy=group["lazy"])

@@ -14,7 +14,6 @@ and `ops.scatter` and torch's own operations. Sums are float32 at least, and ret
 from __future__ import annotations
 
 import functools
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,14 +21,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cce_core import _check
 from cce_core.adapters.torch import ops, plain
 from cce_core.adapters.torch.arrays import array
+from cce_core.adapters.torch.bundle import bundle_of
 from cce_core.adapters.torch.plan import MEMORY, part_of
 from cce_core.sketching import blocks
 from cce_core.sketching.batch import Batch
-from cce_core.sketching.descriptors import Bundle, Memory, Part, Sketch
 from cce_core.sketching.projection import unwidened, widened
-from cce_core.storage.codec import FLOAT32
 
 
 class Bags(NamedTuple):
@@ -44,22 +43,10 @@ class Bags(NamedTuple):
     amounts: Tensor | None
 
 
-def _there(address: int, n: int, kind: str) -> NDArray[Any]:
-    """The n numbers at an address, which are not kept alive."""
-    where = {"version": 3, "data": (address, False), "shape": (n,), "typestr": kind}
-    return np.asarray(SimpleNamespace(__array_interface__=where)) if n else np.empty(0, kind)
-
-
 @functools.lru_cache(maxsize=1024)
-def _bundle_at(text: str, memory: int, keys: int, n_keys: int, pointers: int, n_pointers: int) -> Bundle:
-    """A bundle that holds addresses alone: good whenever tensors of these sizes lie there, and only as long as they do."""
-    layout = part_of(text, MEMORY).layout
-    sketch = Sketch(layout, _there(keys, n_keys, "<u8"), _there(pointers, n_pointers, "<u8"))
-    return Bundle([Part(sketch, Memory(FLOAT32, _there(memory, layout.size if memory else 0, "<f4")))])
-
-
-def _at(tensor: Tensor | None) -> tuple[int, int]:
-    return (0, 0) if tensor is None else (tensor.data_ptr(), tensor.numel())
+def _projection_at(address: int, rank: int, dim: int) -> NDArray[np.int64]:
+    """What `projection` of the core reads of one that lies alone."""
+    return np.array([[address, rank, dim, 0, 0, 0]], np.int64)
 
 
 def _shaped(tensor: Tensor, *shape: int) -> Tensor:
@@ -69,9 +56,11 @@ def _shaped(tensor: Tensor, *shape: int) -> Tensor:
     return tensor.contiguous()
 
 
-def _batch(ids: Tensor, end: Any, offsets: Tensor | None, amounts: Tensor | None) -> Batch:
-    """Ids and bags as the core has them, checked."""
-    words, factors = ops.words_of(ids, end), None
+def _batch(ids: Tensor, offsets: Tensor | None, amounts: Tensor | None) -> Batch:
+    """Ids and bags as the core has them, checked but for the vocabulary."""
+    if ids.dtype != torch.int64 or ids.dim() != 1:
+        raise RuntimeError(f"this operator takes one row of int64 ids, got {ids.dtype} {tuple(ids.shape)}")
+    words, factors = array(ids.contiguous()), None
     if amounts is not None:
         factors = array(_shaped(amounts, len(words)))
     if offsets is None:
@@ -84,12 +73,6 @@ def _batch(ids: Tensor, end: Any, offsets: Tensor | None, amounts: Tensor | None
     return Batch(words, [0], 1, [n], len(ends) - 1, ends[None], factors)
 
 
-def _projection(tensor: Tensor, rank: int) -> tuple[NDArray[np.int64], int]:
-    """What `projecting` reads of one that lies alone, and its columns."""
-    dim = tensor.shape[-1]
-    return np.array([[_shaped(tensor, rank + 1, dim).data_ptr(), rank, dim, 0, 0, 0]], np.int64), dim
-
-
 # --- on the CPU -------------------------------------------------------------------------------------------------------
 
 
@@ -97,26 +80,31 @@ def _vectors(
     memory: Tensor, projection: Tensor | None, ids: Tensor, offsets: Tensor | None, amounts: Tensor | None,
     keys: Tensor | None, pointers: Tensor | None, spec: str, sparse: bool,
 ) -> Tensor:  # fmt: skip
-    if not ops._in_core(memory, projection, amounts):
-        return _vectors_anywhere(memory, projection, ids, offsets, amounts, keys, pointers, spec, sparse)
+    for floats in (memory, projection, amounts):
+        if floats is not None and floats.dtype != torch.float32:
+            return _vectors_anywhere(memory, projection, ids, offsets, amounts, keys, pointers, spec, sparse)
     layout, end = part_of(spec, MEMORY)
-    batch, kept = _batch(ids, end, offsets, amounts), None
-    memory = _shaped(memory, layout.n_units, layout.unit)
+    batch, masses, kept = _batch(ids, offsets, amounts), None, None
+    if memory.shape != (layout.n_units, layout.unit):
+        _shaped(memory, layout.n_units, layout.unit)  # raises
+    memory = memory.contiguous()
     keys, pointers = None if keys is None else keys.contiguous(), None if pointers is None else pointers.contiguous()
-    bundle = _bundle_at(spec, memory.data_ptr(), *_at(keys), *_at(pointers))
-    n = len(batch.words)
-    if ops._kept.wanted and n <= ops._KEPT_IDS:
-        kept = ops._kept.addresses = np.empty(len(layout.columns) * n, np.uint64)
-    inner = np.empty((batch.rows, layout.dim + (projection is not None)), np.float32)
-    blocks.gather(
-        bundle, batch.words, bundle.places([n]), batch.flat_offsets, batch.amounts, kept, batch.rows, inner
-    )  # fmt: skip
+    bundle = bundle_of(spec, MEMORY, memory, keys, pointers)
+    words, rows, ends = batch.words, batch.rows, None if batch.offsets is None else batch.offsets[0]
+    if ops._kept.wanted and len(words) <= ops._KEPT_IDS:
+        kept = ops._kept.addresses = np.empty(len(layout.columns) * len(words), np.uint64)
+    inner = np.empty((rows, layout.dim + (projection is not None)), np.float32)
+    if blocks.gather(bundle, words, bundle.places([len(words)]), ends, batch.amounts, kept, rows, inner):
+        _check.ids_within(words, end or 0)  # raises
     if projection is None:
         return torch.from_numpy(inner)
-    projection = projection.contiguous()
-    row, dim = _projection(projection, layout.dim)
-    out = np.empty((batch.rows, dim), np.float32)
-    widened(row, batch.masses([0]), inner, out)
+    rank, dim, projection = layout.dim, projection.shape[-1], projection.contiguous()
+    if projection.shape != (rank + 1, dim):
+        _shaped(projection, rank + 1, dim)  # raises
+    if ends is not None or amounts is not None:
+        masses = batch.masses([0])
+    out = np.empty((rows, dim), np.float32)
+    widened(_projection_at(projection.data_ptr(), rank, dim), masses, inner, out)
     if ops._kept.wanted:
         ops._kept.inner = torch.from_numpy(inner)
     return torch.from_numpy(out)
@@ -129,12 +117,14 @@ def _spread(
     if not ops._in_core(grads, amounts):
         return _spread_anywhere(grads, ids, offsets, amounts, keys, pointers, spec)
     layout, end = part_of(spec, MEMORY)
-    batch = _batch(ids, end, offsets, amounts)
-    keys, pointers = (None if t is None else t.contiguous() for t in (keys, pointers))
-    bundle = _bundle_at(spec, 0, *_at(keys), *_at(pointers))
+    batch, kept = _batch(ids, offsets, amounts), ops._kept.addresses
+    if end is not None and kept is None:  # else the forward pass has looked at them
+        _check.ids_within(batch.words, end)
+    keys, pointers = None if keys is None else keys.contiguous(), None if pointers is None else pointers.contiguous()
+    bundle = bundle_of(spec, MEMORY, None, keys, pointers)
     vectors = array(_shaped(grads, batch.rows, layout.dim))
     out = blocks.scatter(
-        bundle.alone[0], batch.words, vectors, None, ops._kept.addresses, bundle, batch.flat_offsets, batch.amounts
+        bundle.alone[0], batch.words, vectors, None, kept, bundle, batch.flat_offsets, batch.amounts
     )  # fmt: skip
     return torch.from_numpy(out).view(layout.n_units, layout.unit)
 
@@ -143,8 +133,8 @@ def _unwiden(grads: Tensor, inner: Tensor, projection: Tensor) -> tuple[Tensor, 
     if not ops._in_core(grads, inner, projection):
         return _unwiden_anywhere(grads, inner, projection)
     rows, within = inner.shape
-    projection = projection.contiguous()
-    row, dim = _projection(projection, within - 1)
+    dim, projection = projection.shape[-1], projection.contiguous()
+    row = _projection_at(_shaped(projection, within, dim).data_ptr(), within - 1, dim)
     to_inner, to_projection = unwidened(
         row, array(_shaped(inner, rows, within)).reshape(rows, within), array(_shaped(grads, rows, dim)).reshape(rows, dim),
         0, projection.numel(), within - 1,
@@ -155,7 +145,7 @@ def _unwiden(grads: Tensor, inner: Tensor, projection: Tensor) -> tuple[Tensor, 
 def _weigh(each: Tensor, grads: Tensor, ids: Tensor, offsets: Tensor | None) -> Tensor:
     if not ops._in_core(each, grads):
         return _weigh_anywhere(each, grads, ids, offsets)
-    batch, dim = _batch(ids, None, offsets, None), each.shape[1]
+    batch, dim = _batch(ids, offsets, None), each.shape[1]
     rows = array(_shaped(grads, batch.rows, dim)).reshape(batch.rows, dim)
     return torch.from_numpy(batch.slopes(0, array(_shaped(each, len(ids), dim)).reshape(len(ids), dim), rows, 0))
 

@@ -61,9 +61,9 @@ def reading(method: Any) -> Any:
     """A method that looks vectors up: of one whole table, whose sketch is in order. (`guard.reading`, without a call more.)"""
 
     @functools.wraps(method)
-    def call(self: Any, ids: Tensor, bags: Any = None) -> Any:
+    def call(self: Any, ids: Tensor, bags: Any = None, wide: bool = False) -> Any:
         if torch.compiler.is_dynamo_compiling():
-            return method(self, ids, bags)
+            return method(self, ids, bags, wide)
         mark, stamp = self._mark, self._buffers["stamp"]
         if stamp is not mark.stamp or (mark.version is not None and stamp._version != mark.version):
             self._look()
@@ -72,7 +72,7 @@ def reading(method: Any) -> Any:
         try:
             if guard.owner:
                 guard.wait(cell)
-            return method(self, ids, bags)
+            return method(self, ids, bags, wide)
         finally:
             cell.count -= 1
 
