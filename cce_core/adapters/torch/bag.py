@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cce_core.adapters.torch import ops
 from cce_core.adapters.torch.lookup import pool
 from cce_core.adapters.torch.module import INTEGERS, Compressed, shape_of
-from cce_core.adapters.torch.plain import wide_type
-from cce_core.adapters.torch.pooled import Bags, counts
+from cce_core.adapters.torch.operators import blocks
+from cce_core.adapters.torch.operators.eager import wide_type
+from cce_core.adapters.torch.operators.pooled import Bags, counts
 
 _MODES = ("sum", "mean", "max")
 
@@ -113,7 +113,7 @@ class EmbeddingBag(Compressed):
     def _pooled(self, ids: Tensor, ends: Tensor, weights: Tensor | None, keep: Tensor | None) -> Tensor:
         """The same of one row of ids, of which those count that `keep` says, None for all."""
         if self.mode == "max":
-            return self._largest(self._vectors(ids), ops.bags(ends, ids), ends.shape[0] - 1, keep)
+            return self._largest(self._vectors(ids), blocks.bags(ends, ids), ends.shape[0] - 1, keep)
         if weights is not None or keep is not None:
             wide = wide_type(getattr(self, self._plan.arrays[0]).dtype)
             weights = None if weights is None else weights.reshape(-1).to(wide)

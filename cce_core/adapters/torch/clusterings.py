@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cce_core.adapters.torch import cuda, distributed, guard
-from cce_core.adapters.torch.arrays import float32, put
+from cce_core.adapters.torch import distributed, guard
 from cce_core.adapters.torch.moments import Pointed, carried, forget, refitted
-from cce_core.adapters.torch.plan import MEMORY, WEIGHTS, array_specs
+from cce_core.adapters.torch.operators import cuda
+from cce_core.adapters.torch.operators.arrays import float32, put
+from cce_core.adapters.torch.operators.plan import MEMORY, WEIGHTS, array_specs
 from cce_core.learning.cluster import ClusterReport
 from cce_core.tables.table import Table
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cce_core.adapters.torch import ops, plain, pooled, trains
-from cce_core.adapters.torch.plain import HALVES, narrow, wide, wide_type
-from cce_core.adapters.torch.plan import HASHED, MEMORY, POINTED, WEIGHTS, Plan
-from cce_core.adapters.torch.pooled import Bags
+from cce_core.adapters.torch.operators import blocks, eager, pooled, tensor_train
+from cce_core.adapters.torch.operators.eager import HALVES, narrow, wide, wide_type
+from cce_core.adapters.torch.operators.plan import HASHED, MEMORY, POINTED, WEIGHTS, Plan
+from cce_core.adapters.torch.operators.pooled import Bags
 
 
 def lookup(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool, bags: Bags | None = None) -> Tensor:
@@ -58,7 +58,7 @@ def _memory(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor) -> Tensor:
         return arrays[MEMORY]
     # What the ids read is rounded alone, but where the weights read other places, or pointers come from elsewhere.
     read = None if plan.weighed == MEMORY or "rows" in arrays else ids
-    return ops.rounded(arrays[MEMORY], read, arrays.get("keys"), arrays.get("pointers"), plan.text)
+    return blocks.rounded(arrays[MEMORY], read, arrays.get("keys"), arrays.get("pointers"), plan.text)
 
 
 def _blocks(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool) -> Tensor:
@@ -72,7 +72,7 @@ def _blocks(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool)
         source = memory if plan.weighed == MEMORY else arrays[WEIGHTS]
         found = weights = _sum(plan, source, ids, None, arrays, WEIGHTS, sparse)
     if plan.signed:
-        drawn = ops.signs(ids, arrays["keys"], memory.detach(), plan.text)
+        drawn = blocks.signs(ids, arrays["keys"], memory.detach(), plan.text)
         weights = drawn if found is None else found * drawn
     vectors = _sum(plan, memory, ids, weights, arrays, MEMORY, sparse)
     if plan.appends and found is not None:
@@ -91,9 +91,9 @@ def _sum(
     """Blocks summed; where `rows` says so, those with pointers from the rows that were fetched for them."""
     keys, pointers, rows = arrays.get("keys"), arrays.get("pointers"), arrays.get("rows")
     if rows is None:
-        return ops.gather(source, ids, weights, keys, pointers, plan.text, part, sparse)
+        return blocks.gather(source, ids, weights, keys, pointers, plan.text, part, sparse)
     halves = [
-        ops.gather(source, where, weights, keys, pointers, plan.text, part + kind, sparse)
+        blocks.gather(source, where, weights, keys, pointers, plan.text, part + kind, sparse)
         for where, kind in ((rows, POINTED), (ids, HASHED))
         if part + kind in plan.halves
     ]
@@ -118,16 +118,16 @@ def _train(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool) 
     cores = [arrays[f"core{k}"] for k in range(len(plan.cores))]
     cores = [_SparseWide.apply(core) if sparse and core.dtype in HALVES else wide(core) for core in cores]
     if not sparse and ids.device.type == "cpu" and cores[0].dtype == torch.float32:
-        return trains.train(torch.cat([core.reshape(-1) for core in cores]), ids, plan.text)
-    return trains.product(ops.digits(ids, plan.text), cores, plan.cores, sparse and not plain.transformed())
+        return tensor_train.train(torch.cat([core.reshape(-1) for core in cores]), ids, plan.text)
+    return tensor_train.product(blocks.digits(ids, plan.text), cores, plan.cores, sparse and not eager.transformed())
 
 
 def _network(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool) -> Tensor:
     """The features of the ids through the network, each distinct id once where shapes may depend on data."""
     where = None
-    if not torch.compiler.is_compiling() and not plain.transformed():
+    if not torch.compiler.is_compiling() and not eager.transformed():
         ids, where = torch.unique(ids, return_inverse=True)
-    x = ops.features(ids, arrays["keys"], plan.text).to(wide_type(arrays["w0"].dtype))
+    x = blocks.features(ids, arrays["keys"], plan.text).to(wide_type(arrays["w0"].dtype))
     for layer in range(plan.layers + 1):
         x = torch.addmm(wide(arrays[f"b{layer}"]), x, wide(arrays[f"w{layer}"]))
         x = functional.mish(x) if layer < plan.layers else x

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cce_core.adapters.torch import ops
-from cce_core.adapters.torch.plan import MEMORY, part_of
+from cce_core.adapters.torch.operators import blocks
+from cce_core.adapters.torch.operators.plan import MEMORY, part_of
 from cce_core.sketching.layout import POINTER
 
 HOW = ("remap", "reset")
@@ -45,9 +45,9 @@ def remapped(values: Tensor, old: Pointed, new: Pointed, text: str, part: str, v
     terms = part_of(text, part).layout.terms
     for low in range(0, vocab, _BATCH):
         ids = torch.arange(low, min(low + _BATCH, vocab), device=values.device)
-        means = ops.gather(values, ids, None, *old, text, part) / terms
-        sums += ops.scatter(means, ids, None, *new, text, part)
-        seen += ops.scatter(torch.ones_like(means), ids, None, *new, text, part)
+        means = blocks.gather(values, ids, None, *old, text, part) / terms
+        sums += blocks.scatter(means, ids, None, *new, text, part)
+        seen += blocks.scatter(torch.ones_like(means), ids, None, *new, text, part)
     return sums / seen.clamp(min=1)
 
 
@@ -73,10 +73,12 @@ def refitted(memory: Tensor, old: Pointed, new: Pointed, text: str, vocab: int) 
         sums, seen = torch.zeros_like(memory), torch.zeros_like(memory)
         for low in range(0, vocab, _BATCH):
             ids = torch.arange(low, min(low + _BATCH, vocab), device=memory.device)
-            left = ops.gather(memory, ids, None, *old, text, MEMORY) - ops.gather(out, ids, None, *new, text, MEMORY)
+            left = blocks.gather(memory, ids, None, *old, text, MEMORY) - blocks.gather(
+                out, ids, None, *new, text, MEMORY
+            )
             chosen = torch.tensor(kinds, device=memory.device).expand(len(ids), -1).contiguous()
-            sums += ops.scatter(left, ids, chosen, *new, text, MEMORY)
-            seen += ops.scatter(torch.ones_like(left), ids, chosen, *new, text, MEMORY)
+            sums += blocks.scatter(left, ids, chosen, *new, text, MEMORY)
+            seen += blocks.scatter(torch.ones_like(left), ids, chosen, *new, text, MEMORY)
         out = out + sums / seen.clamp(min=1)
     return out
 

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cce_core.adapters.torch import cuda, guard, steps
-from cce_core.adapters.torch.arrays import array
-from cce_core.adapters.torch.team import used
+from cce_core.adapters.torch import guard, steps
+from cce_core.adapters.torch.operators import cuda
+from cce_core.adapters.torch.operators.arrays import array
+from cce_core.adapters.torch.operators.openmp import used
 from cce_core.sketching.gradient import SparseGradient
 from cce_core.training import SGD, Adagrad, AdamW
 from cce_core.training.optimizer import Optimizer

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed
 
-from cce_core.adapters.torch.plain import read_bits
+from cce_core.adapters.torch.operators.eager import read_bits
 from cce_core.adapters.torch.ranks import Ranks
 
 

@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils._pytree import tree_any, tree_map_only
 
-from cce_core.adapters.torch import guard, plain
+from cce_core.adapters.torch import guard
 from cce_core.adapters.torch.lookup import lookup
-from cce_core.adapters.torch.plan import MEMORY, Plan
+from cce_core.adapters.torch.operators import eager
+from cce_core.adapters.torch.operators.plan import MEMORY, Plan
 
 PADDING = "padding"
 _REMEDY = (
@@ -322,7 +323,7 @@ class Weighted(torch.nn.Module):
             raise NoWeight(_UNBOUNDED)
         if (
             torch.compiler.is_compiling()
-            or plain.transformed()
+            or eager.transformed()
             or torch._C._len_torch_dispatch_stack()
             or torch._C._get_tracing_state() is not None
         ):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cce_core import _check
-from cce_core.adapters.torch.plan import bases_of, part_of, spec_of
+from cce_core.adapters.torch.operators.plan import bases_of, part_of, spec_of
 from cce_core.hashing import mix
 from cce_core.method import deep_hash
 from cce_core.sketching.layout import HASH, IDENTITY, POINTER, Column, Layout
@@ -163,7 +163,7 @@ def _blocks(
 def gather(
     memory: Tensor, ids: Tensor, weights: Tensor | None, keys: Tensor | None, pointers: Tensor | None, text: str, part: str
 ) -> Tensor:  # fmt: skip
-    """`ops.gather`."""
+    """`blocks.gather`."""
     layout, found = _blocks(memory, ids, keys, pointers, text, part)
     if weights is not None:
         found = found * weights[..., None]
@@ -180,7 +180,7 @@ def _spread(layout: Layout, grads: Tensor) -> Tensor:
 def scatter(
     grads: Tensor, ids: Tensor, weights: Tensor | None, keys: Tensor | None, pointers: Tensor | None, text: str, part: str
 ) -> Tensor:  # fmt: skip
-    """`ops.scatter`."""
+    """`blocks.scatter`."""
     check_range(ids, text)
     layout = part_of(text, part).layout
     units, parts = _units(layout, ids, keys, pointers), _spread(layout, grads)
@@ -205,13 +205,13 @@ def scatter_sparse(
 def dot(
     memory: Tensor, grads: Tensor, ids: Tensor, keys: Tensor | None, pointers: Tensor | None, text: str, part: str
 ) -> Tensor:  # fmt: skip
-    """`ops.dot`."""
+    """`blocks.dot`."""
     layout, found = _blocks(memory, ids, keys, pointers, text, part)
     return (found * _spread(layout, grads)).sum(2)
 
 
 def signs(ids: Tensor, keys: Tensor, text: str, dtype: torch.dtype) -> Tensor:
-    """`ops.signs`."""
+    """`blocks.signs`."""
     layout, words = part_of(text, "memory").layout, premix(ids)
     drawn = [
         1 - 2 * (keyed(words, keys[c.b]) & 1) if c.kind == HASH and c.a else torch.ones_like(ids)
@@ -221,7 +221,7 @@ def signs(ids: Tensor, keys: Tensor, text: str, dtype: torch.dtype) -> Tensor:
 
 
 def digits(ids: Tensor, text: str) -> Tensor:
-    """`ops.digits`."""
+    """`blocks.digits`."""
     check_range(ids, text)
     out, rest = [], ids
     for base in bases_of(text):
@@ -231,7 +231,7 @@ def digits(ids: Tensor, text: str) -> Tensor:
 
 
 def features(ids: Tensor, keys: Tensor, text: str) -> Tensor:
-    """`ops.features`."""
+    """`blocks.features`."""
     check_range(ids, text)
     spec, words, m = spec_of(text), premix(ids), deep_hash.BUCKETS
     hashed = torch.stack([multiply_high(keyed(words, key), m) for key in keys], 1).to(torch.float32)
@@ -243,7 +243,7 @@ def features(ids: Tensor, keys: Tensor, text: str) -> Tensor:
 
 
 def rounded(memory: Tensor, ids: Tensor | None, keys: Tensor | None, pointers: Tensor | None, text: str) -> Tensor:
-    """`ops.rounded`, the whole of it whatever the ids."""
+    """`blocks.rounded`, the whole of it whatever the ids."""
     memory = wide(memory)
     kept, flat = codec(spec_of(text).codec), memory.reshape(-1)
     if not kept.most:
@@ -288,7 +288,7 @@ def check_ends(offsets: Tensor, n: int) -> None:
 
 
 def bags(offsets: Tensor, ids: Tensor) -> Tensor:
-    """`ops.bags`."""
+    """`blocks.bags`."""
     n = ids.shape[0]
     if offsets.shape[0] and torch._C._functorch.is_functorch_wrapped_tensor(offsets):
         for one in bare(offsets).reshape(-1, offsets.shape[0]):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cce_core.adapters.torch.plan import part_of
+from cce_core.adapters.torch.operators.plan import part_of
 from cce_core.sketching.descriptors import Bundle, Memory, Part, Sketch
 from cce_core.storage.codec import FLOAT32
 

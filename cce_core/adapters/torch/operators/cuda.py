@@ -1,6 +1,6 @@
 """The operators on a GPU: the Triton kernels of `cce_kernels` where they are installed and take the types, plain torch elsewhere.
 
-Functions of tensors, as `plain` has them, which give None where plain torch is to take their place; on a GPU the dispatcher calls
+Functions of tensors, as `eager` has them, which give None where plain torch is to take their place; on a GPU the dispatcher calls
 these. Neither triton nor cce_kernels is imported before the first call. Sums take memories in float32 and bfloat16, and add up in
 float32, which is what they give. Results are the core's.
 """
@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cce_core.adapters.torch import plain, steps
-from cce_core.adapters.torch.arrays import write_tensor
-from cce_core.adapters.torch.plan import MEMORY, WEIGHTS, part_of, spec_of, text_of
+from cce_core.adapters.torch import steps
+from cce_core.adapters.torch.operators import eager
+from cce_core.adapters.torch.operators.arrays import write_tensor
+from cce_core.adapters.torch.operators.plan import MEMORY, WEIGHTS, part_of, spec_of, text_of
 from cce_core.learning.cluster import ClusterReport, _checked_weights
 from cce_core.method.spec import TableSpec
 from cce_core.sketching.layout import POINTER, Layout
@@ -161,7 +162,7 @@ def _ends(offsets: Tensor | None, n: int) -> Tensor | None:
         return None
     if offsets.dtype != torch.int64 or offsets.dim() != 1:
         raise RuntimeError(f"this operator takes one row of int64 offsets, got {offsets.dtype} {tuple(offsets.shape)}")
-    plain.check_ends(offsets, n)
+    eager.check_ends(offsets, n)
     return offsets.contiguous()
 
 
@@ -169,7 +170,7 @@ def gather(
     memory: Tensor, ids: Tensor, weights: Tensor | None, keys: Tensor | None, pointers: Tensor | None,
     spec: str, part: str, sparse: bool = False,
 ) -> Tensor | None:  # fmt: skip
-    """`ops.gather`."""
+    """`blocks.gather`."""
     call = _call(spec, part, ids, keys, pointers, memory=memory, weights=weights)
     if call is None:
         return None
@@ -182,7 +183,7 @@ def gather(
 def scatter(
     grads: Tensor, ids: Tensor, weights: Tensor | None, keys: Tensor | None, pointers: Tensor | None, spec: str, part: str
 ) -> Tensor | None:  # fmt: skip
-    """`ops.scatter`: atomic additions, or a fixed order under `torch.use_deterministic_algorithms(True)`."""
+    """`blocks.scatter`: atomic additions, or a fixed order under `torch.use_deterministic_algorithms(True)`."""
     call = _call(spec, part, ids, keys, pointers, grads=grads, weights=weights)
     if call is None:
         return None
@@ -206,7 +207,7 @@ def scatter_sparse(
 def dot(
     memory: Tensor, grads: Tensor, ids: Tensor, keys: Tensor | None, pointers: Tensor | None, spec: str, part: str
 ) -> Tensor | None:  # fmt: skip
-    """`ops.dot`."""
+    """`blocks.dot`."""
     call = _call(spec, part, ids, keys, pointers, memory=memory, grads=grads)
     if call is None:
         return None
@@ -250,7 +251,7 @@ def spread(
 
 
 def signs(ids: Tensor, keys: Tensor, like: Tensor, spec: str) -> Tensor | None:
-    """`ops.signs`."""
+    """`blocks.signs`."""
     same_device(ids=ids, keys=keys, like=like)
     own, (layout, end) = kernels(), part_of(spec, MEMORY)
     if own is None:
@@ -258,24 +259,24 @@ def signs(ids: Tensor, keys: Tensor, like: Tensor, spec: str) -> Tensor | None:
     hashed = tuple(column for column in layout.columns if column.kind != POINTER)
     _enough(dataclasses.replace(layout, columns=hashed), end, keys, None)
     frame = _frame(spec, MEMORY, ids.device, FLOAT32, False, True, True, 0)
-    return own.sums.signs(frame, ids.contiguous(), keys.contiguous()).to(plain.wide_type(like.dtype))
+    return own.sums.signs(frame, ids.contiguous(), keys.contiguous()).to(eager.wide_type(like.dtype))
 
 
 def features(ids: Tensor, keys: Tensor, spec: str) -> Tensor | None:
-    """`ops.features`."""
+    """`blocks.features`."""
     same_device(ids=ids, keys=keys)
     own = kernels()
     if own is None:
         return None
-    plain.check_range(ids, spec)
+    eager.check_range(ids, spec)
     return own.dhe.encode(spec_of(spec), ids.contiguous(), keys.contiguous())
 
 
 def rounded(
     memory: Tensor, ids: Tensor | None, keys: Tensor | None, pointers: Tensor | None, spec: str
 ) -> Tensor | None:
-    """`ops.rounded`, the whole of it whatever the ids."""
-    own, kept, memory = kernels(), codec(spec_of(spec).codec), plain.wide(memory)
+    """`blocks.rounded`, the whole of it whatever the ids."""
+    own, kept, memory = kernels(), codec(spec_of(spec).codec), eager.wide(memory)
     if own is None or memory.dtype != torch.float32:
         return None
     values = memory.contiguous().view(-1)

@@ -13,7 +13,6 @@ torch operations that it stands for, which have gradients of every order, forwar
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -21,52 +20,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from cce_core import _check
 from cce_core._threads import sliced
-from cce_core.adapters.torch import cuda, guard, plain, rounding, shapes
-from cce_core.adapters.torch.arrays import array
-from cce_core.adapters.torch.bundle import bundle_of
-from cce_core.adapters.torch.plan import bases_of, end_of, part_of, spec_of
-from cce_core.adapters.torch.team import used
+from cce_core.adapters.torch.operators import cuda, eager, rounding, shapes
+from cce_core.adapters.torch.operators.arrays import array
+from cce_core.adapters.torch.operators.bundle import bundle_of
+from cce_core.adapters.torch.operators.openmp import used
+from cce_core.adapters.torch.operators.plan import bases_of, end_of, part_of, spec_of
+from cce_core.adapters.torch.operators.registry import KEPT_IDS, define, differentiable, handover, using
 from cce_core.hashing.digits import digits as core_digits
 from cce_core.method import deep_hash
-from cce_core.sketching import blocks
+from cce_core.sketching import blocks as core
 from cce_core.sketching.descriptors import Memory, Sketch
 from cce_core.sketching.layout import Layout
 from cce_core.storage.codec import FLOAT32, codec
 
-_LIBRARY = torch.library.Library("cce", "DEF")
 _NO_WORDS = np.empty(0, np.uint64)
-_KEPT_IDS = 1 << 14  # addresses of larger batches are found again: that is cheaper than to write and read them
 _slots: dict[tuple[str, str], NDArray[Any]] = {}
-
-
-class _Kept(threading.local):
-    """What is on its way from a forward pass to its backward pass without being an output; tracing never sees it.
-
-    Attributes:
-        wanted: whether a forward pass is to leave anything here.
-        addresses: uint64 (columns, n), what it left; or what the running scatter or dot may use.
-        inner: what it left of the vectors before their projection.
-    """
-
-    wanted = False
-    addresses: NDArray[np.uint64] | None = None
-    inner: Tensor | None = None
-
-
-_kept = _Kept()
-
-
-def _using(addresses: Any, operator: Callable[..., Any], *arguments: Any) -> Any:
-    """Call an operator that may use these addresses."""
-    _kept.addresses = addresses
-    try:
-        return operator(*arguments)
-    finally:
-        _kept.addresses = None
 
 
 def words_of(ids: Tensor, end: np.uint64 | None) -> NDArray[np.uint64]:
@@ -99,7 +70,7 @@ def _fit(weights: Tensor | None, n: int, layout: Layout) -> Any:
     return None if weights is None else _floats(weights, shape).reshape(shape)
 
 
-def _in_core(*tensors: Tensor | None) -> bool:
+def in_core(*tensors: Tensor | None) -> bool:
     """Whether the core's loops take them: float32."""
     for tensor in tensors:  # noqa: SIM110 (a generator would cost a call each)
         if tensor is not None and tensor.dtype != torch.float32:
@@ -114,32 +85,32 @@ def _gather(
     memory: Tensor, ids: Tensor, weights: Tensor | None, keys: Tensor | None, pointers: Tensor | None,
     spec: str, part: str, sparse: bool = False,
 ) -> Tensor:  # fmt: skip
-    if not _in_core(memory, weights):
-        return plain.gather(memory, ids, weights, keys, pointers, spec, part)
+    if not in_core(memory, weights):
+        return eager.gather(memory, ids, weights, keys, pointers, spec, part)
     layout, end = part_of(spec, part)
     words = words_of(ids, end)
     source = Memory(FLOAT32, _floats(memory, (layout.n_units, layout.unit)))
     kept = None
-    if _kept.wanted and len(words) <= _KEPT_IDS:
-        kept = _kept.addresses = np.empty(len(layout.columns) * len(words), np.uint64)
-    out = blocks.lookup(_sketch(layout, keys, pointers), source, words, _fit(weights, len(words), layout), kept)
+    if handover.wanted and len(words) <= KEPT_IDS:
+        kept = handover.addresses = np.empty(len(layout.columns) * len(words), np.uint64)
+    out = core.lookup(_sketch(layout, keys, pointers), source, words, _fit(weights, len(words), layout), kept)
     return torch.from_numpy(out)
 
 
 def _scatter(
     grads: Tensor, ids: Tensor, weights: Tensor | None, keys: Tensor | None, pointers: Tensor | None, spec: str, part: str
 ) -> Tensor:  # fmt: skip
-    if not _in_core(grads, weights):
-        return plain.scatter(grads, ids, weights, keys, pointers, spec, part)
+    if not in_core(grads, weights):
+        return eager.scatter(grads, ids, weights, keys, pointers, spec, part)
     layout, end = part_of(spec, part)
     words = words_of(ids, end)
     vectors, weights = _floats(grads, (len(words), layout.dim)), _fit(weights, len(words), layout)
-    out = blocks.scatter(_sketch(layout, keys, pointers), words, vectors, weights, _kept.addresses)
+    out = core.scatter(_sketch(layout, keys, pointers), words, vectors, weights, handover.addresses)
     return torch.from_numpy(out).view(layout.n_units, layout.unit)
 
 
 @used
-def _scatter_sparse(
+def scatter_sparse(
     grads: Tensor, ids: Tensor, weights: Tensor | None, keys: Tensor | None, pointers: Tensor | None, spec: str, part: str
 ) -> Tensor:  # fmt: skip
     layout, end = part_of(spec, part)
@@ -147,16 +118,16 @@ def _scatter_sparse(
         found_there = cuda.scatter_sparse(grads, ids, weights, keys, pointers, spec, part)
         if found_there is not None:
             return found_there
-    if type(grads) is not Tensor or grads.device.type != "cpu" or not _in_core(grads, weights):  # or it is being traced
-        return plain.scatter_sparse(grads, ids, weights, keys, pointers, spec, part)
-    words = words_of(ids, end if _kept.addresses is None else None)  # else the forward pass has looked at them
+    if type(grads) is not Tensor or grads.device.type != "cpu" or not in_core(grads, weights):  # or it is being traced
+        return eager.scatter_sparse(grads, ids, weights, keys, pointers, spec, part)
+    words = words_of(ids, end if handover.addresses is None else None)  # else the forward pass has looked at them
     keys, pointers = None if keys is None else keys.contiguous(), None if pointers is None else pointers.contiguous()
     bundle = bundle_of(spec, part, None, keys, pointers)
     scratch = _slots.pop((spec, part), None)  # out while it is used: an interrupt loses it, threads never share it
-    scratch = blocks.new_slots(layout) if scratch is None else scratch
-    found = blocks.scatter_sparse(
+    scratch = core.new_slots(layout) if scratch is None else scratch
+    found = core.scatter_sparse(
         bundle.alone[0], words, _floats(grads, (len(words), layout.dim)), scratch, _fit(weights, len(words), layout),
-        _kept.addresses, bundle,
+        handover.addresses, bundle,
     )  # fmt: skip
     _slots[spec, part] = scratch
     index, values = torch.from_numpy(found.index)[None], torch.from_numpy(found.values)
@@ -166,23 +137,23 @@ def _scatter_sparse(
 def _dot(
     memory: Tensor, grads: Tensor, ids: Tensor, keys: Tensor | None, pointers: Tensor | None, spec: str, part: str
 ) -> Tensor:  # fmt: skip
-    if not _in_core(memory, grads):
-        return plain.dot(memory, grads, ids, keys, pointers, spec, part)
+    if not in_core(memory, grads):
+        return eager.dot(memory, grads, ids, keys, pointers, spec, part)
     layout, end = part_of(spec, part)
     words = words_of(ids, end)
     source = Memory(FLOAT32, _floats(memory, (layout.n_units, layout.unit)))
     vectors = _floats(grads, (len(words), layout.dim))
-    return torch.from_numpy(blocks.dot(_sketch(layout, keys, pointers), source, words, vectors, _kept.addresses))
+    return torch.from_numpy(core.dot(_sketch(layout, keys, pointers), source, words, vectors, handover.addresses))
 
 
 # --- what has no gradient, and what passes it through -----------------------------------------------------------------
 
 
 def _signs(ids: Tensor, keys: Tensor, like: Tensor, spec: str) -> Tensor:
-    if plain.wide_type(like.dtype) != torch.float32:
-        return plain.signs(ids, keys, spec, like.dtype)
+    if eager.wide_type(like.dtype) != torch.float32:
+        return eager.signs(ids, keys, spec, like.dtype)
     layout, end = part_of(spec, "memory")
-    return torch.from_numpy(blocks.signs(_sketch(layout, keys, None), words_of(ids, end)))
+    return torch.from_numpy(core.signs(_sketch(layout, keys, None), words_of(ids, end)))
 
 
 def _digits(ids: Tensor, spec: str) -> Tensor:
@@ -199,9 +170,9 @@ def _features(ids: Tensor, keys: Tensor, spec: str) -> Tensor:
 
 
 def _rounded(memory: Tensor, ids: Tensor | None, keys: Tensor | None, pointers: Tensor | None, spec: str) -> Tensor:
-    memory = plain.wide(memory)
-    if not _in_core(memory):
-        return plain.rounded(memory, ids, keys, pointers, spec)
+    memory = eager.wide(memory)
+    if not in_core(memory):
+        return eager.rounded(memory, ids, keys, pointers, spec)
     layout, end = part_of(spec, "memory")
     kept, values = codec(spec_of(spec).codec), _floats(memory, (layout.n_units, layout.unit))
     if ids is None or layout.unit < layout.width:
@@ -216,7 +187,7 @@ _OPERATORS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any], Callabl
     "gather": (
         f"(Tensor memory, Tensor ids, Tensor? weights, {_ADDRESS}, bool sparse=False) -> Tensor",
         _gather,
-        lambda memory, ids, weights, keys, pointers, spec, part, sparse=False: plain.gather(
+        lambda memory, ids, weights, keys, pointers, spec, part, sparse=False: eager.gather(
             memory, ids, weights, keys, pointers, spec, part
         ),
         shapes.gather,
@@ -224,60 +195,31 @@ _OPERATORS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any], Callabl
     "scatter": (
         f"(Tensor grads, Tensor ids, Tensor? weights, {_ADDRESS}) -> Tensor",
         _scatter,
-        plain.scatter,
+        eager.scatter,
         shapes.scatter,
     ),
-    "dot": (f"(Tensor memory, Tensor grads, Tensor ids, {_ADDRESS}) -> Tensor", _dot, plain.dot, shapes.dot),
+    "dot": (f"(Tensor memory, Tensor grads, Tensor ids, {_ADDRESS}) -> Tensor", _dot, eager.dot, shapes.dot),
     "signs": (
         "(Tensor ids, Tensor keys, Tensor like, str spec) -> Tensor",
         _signs,
-        lambda ids, keys, like, spec: plain.signs(ids, keys, spec, like.dtype),
+        lambda ids, keys, like, spec: eager.signs(ids, keys, spec, like.dtype),
         shapes.signs,
     ),
-    "digits": ("(Tensor ids, str spec) -> Tensor", _digits, plain.digits, shapes.digits),
-    "features": ("(Tensor ids, Tensor keys, str spec) -> Tensor", _features, plain.features, shapes.features),
+    "digits": ("(Tensor ids, str spec) -> Tensor", _digits, eager.digits, shapes.digits),
+    "features": ("(Tensor ids, Tensor keys, str spec) -> Tensor", _features, eager.features, shapes.features),
     "bags": (
         "(Tensor offsets, Tensor ids) -> Tensor",
-        plain.bags,
-        plain.bags,
+        eager.bags,
+        eager.bags,
         lambda offsets, ids: torch.empty_like(ids),
     ),
     "rounded": (
         "(Tensor memory, Tensor? ids, Tensor? keys, Tensor? pointers, str spec) -> Tensor",
         _rounded,
-        plain.rounded,
+        eager.rounded,
         shapes.rounded,
     ),
 }
-
-
-_PLAIN: dict[str, Callable[..., Any]] = {}
-ON_GPU: dict[str, Callable[..., Any]] = {}
-
-
-def _first(kernel: Callable[..., Any], anywhere: Callable[..., Any]) -> Callable[..., Any]:
-    def run(*arguments: Any) -> Any:
-        found = kernel(*arguments)
-        return anywhere(*arguments) if found is None else found
-
-    return run
-
-
-def define(name: str, schema: str, core: Any, anywhere: Any, like: Any) -> None:
-    """Register an operator: how it runs in the core's loops, on other devices (if it does), and what shape it gives.
-
-    On a GPU the kernel of that name among `cuda.OPERATORS` takes it, or leaves it to how it runs anywhere.
-    """
-    _LIBRARY.define(name + schema)
-    _PLAIN[name] = anywhere
-    _LIBRARY.impl(name, used(core), "CPU")
-    if anywhere is not None:
-        _LIBRARY.impl(name, anywhere, "CompositeExplicitAutograd")
-        _LIBRARY.impl(name, anywhere, "FuncTorchBatched")
-    if name in cuda.OPERATORS:
-        ON_GPU[name] = _first(cuda.OPERATORS[name], anywhere)
-        _LIBRARY.impl(name, ON_GPU[name], "CUDA")
-    torch.library.register_fake(f"cce::{name}", like, lib=_LIBRARY)
 
 
 for _name, _functions in _OPERATORS.items():
@@ -307,11 +249,11 @@ def _back_gather(ctx: Any, grad: Tensor) -> Any:
     memory, ids, weights, keys, pointers = ctx.saved_tensors
     to_memory = to_weights = None
     if ctx.needs_input_grad[1]:
-        back = _scatter_sparse if ctx.sparse else scatter
-        to_memory = _using(ctx.addresses, back, grad, ids, weights, keys, pointers, ctx.spec, ctx.part)
-        to_memory = plain.narrow(to_memory, ctx.kind)
+        back = scatter_sparse if ctx.sparse else scatter
+        to_memory = using(ctx.addresses, back, grad, ids, weights, keys, pointers, ctx.spec, ctx.part)
+        to_memory = eager.narrow(to_memory, ctx.kind)
     if ctx.needs_input_grad[3]:
-        to_weights = _using(ctx.addresses, dot, memory, grad, ids, keys, pointers, ctx.spec, ctx.part)
+        to_weights = using(ctx.addresses, dot, memory, grad, ids, keys, pointers, ctx.spec, ctx.part)
     return (to_memory, None, to_weights, *(None,) * (ctx.n_inputs - 3))
 
 
@@ -349,78 +291,10 @@ def _save_rounded(ctx: Any, inputs: Any) -> None:
     ctx.kind = inputs[0].dtype
 
 
-_ORDINARY = torch._C._dispatch_keys(torch.empty(0, device="cpu")).raw_repr()  # of the CPU, no subclass and no transform
-
-
-def differentiable(
-    operator: Any, save: Callable[..., None], back: Callable[..., Any], keeps: bool = False, kernel: Any = None,
-    transformed: Any = None,
-) -> Any:  # fmt: skip
-    """Give an operator its gradient. `register_autograd` would do so too, but drops forward-mode tangents without a word.
-
-    `torch.func` gets what the operator is made of anywhere, or `transformed` where the gradient is not that of these operations.
-
-    Returns:
-        The operator; or, where its kernel on the CPU is given, a function that does the same and leaves the dispatcher out for
-        ordinary tensors, which is a third of the cost of a small call.
-    """
-
-    kernel, back = None if kernel is None else used(kernel), guard.reading(back)
-    transformed = transformed or _PLAIN[operator._opname]
-
-    class Gradient(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, keys: Any, *inputs: Any) -> Any:
-            _kept.wanted = keeps and any(ctx.needs_input_grad)
-            try:
-                if keys is None:
-                    out = kernel(*inputs)
-                else:
-                    with torch._C._AutoDispatchBelowAutograd():
-                        out = operator.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
-            finally:
-                if keeps:
-                    ctx.addresses, ctx.inner = _kept.addresses, _kept.inner
-                    _kept.addresses, _kept.inner, _kept.wanted = None, None, False
-            save(ctx, inputs)
-            return out
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Any) -> Any:
-            return (None, *back(ctx, *grads))
-
-    def run(keys: Any, *inputs: Any) -> Any:
-        if torch._C._are_functorch_transforms_active():
-            return transformed(*inputs)
-        if torch.is_grad_enabled() or forward_ad._current_level >= 0:
-            return Gradient.apply(keys, *inputs)
-        with torch._C._AutoDispatchBelowAutograd():  # nobody asks for a gradient: half the cost of a call
-            return operator.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
-
-    def call(*inputs: Any) -> Any:  # in one piece: functions and generators would cost a call each
-        if (
-            torch.compiler.is_compiling()
-            or torch._C._len_torch_dispatch_stack()
-            or torch._C._are_functorch_transforms_active()
-            or torch._C._get_tracing_state() is not None
-        ):
-            return operator(*inputs)
-        for x in inputs:
-            if isinstance(x, Tensor) and torch._C._dispatch_keys(x).raw_repr() != _ORDINARY:
-                return operator(*inputs)
-        if torch.is_grad_enabled() or forward_ad._current_level >= 0:
-            return Gradient.apply(None, *inputs)
-        return kernel(*inputs)
-
-    Gradient.__name__ = f"cce_{operator._opname}"
-    _LIBRARY.impl(operator._opname, run, "Autograd", with_keyset=True)
-    return operator if kernel is None else call
-
-
 differentiable(gather, _save_gather, _back_gather, keeps=True)
 differentiable(scatter, _save_scatter, _back_scatter)
 differentiable(dot, _save_dot, _back_dot)
 differentiable(
-    rounded, _save_rounded, lambda ctx, grad: (plain.narrow(grad, ctx.kind), None, None, None, None),
-    transformed=lambda memory, *rest: plain.rounded(memory.detach(), *rest) + (memory - memory.detach()),
+    rounded, _save_rounded, lambda ctx, grad: (eager.narrow(grad, ctx.kind), None, None, None, None),
+    transformed=lambda memory, *rest: eager.rounded(memory.detach(), *rest) + (memory - memory.detach()),
 )  # fmt: skip

@@ -13,18 +13,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cce_core.adapters.torch import ops, plain
-from cce_core.adapters.torch.arrays import array
-from cce_core.adapters.torch.plan import end_of, spec_of
+from cce_core.adapters.torch.operators import blocks, eager
+from cce_core.adapters.torch.operators.arrays import array
+from cce_core.adapters.torch.operators.plan import end_of, spec_of
+from cce_core.adapters.torch.operators.registry import define, differentiable
 from cce_core.method.tensor_train import _AT_ONCE, _shapes
-from cce_core.sketching import tensor_train
+from cce_core.sketching import tensor_train as core
 
 
-def _cores(flat: Tensor, spec: str) -> list[tensor_train.Core]:
+def _cores(flat: Tensor, spec: str) -> list[core.Core]:
     values, out, at = array(flat.contiguous()), [], 0
     for base, left, d, right in _shapes(spec_of(spec)):
         size = base * left * d * right
-        out.append(tensor_train.Core(values[at : at + size], base, left, d, right))
+        out.append(core.Core(values[at : at + size], base, left, d, right))
         at += size
     if flat.dtype != torch.float32 or at != values.size:
         raise RuntimeError(f"this operator takes float32 ({at},) here, got {flat.dtype} {tuple(flat.shape)}")
@@ -32,20 +33,20 @@ def _cores(flat: Tensor, spec: str) -> list[tensor_train.Core]:
 
 
 def _train(flat: Tensor, ids: Tensor, spec: str) -> Tensor:
-    words, cores = ops.words_of(ids, end_of(spec)), _cores(flat, spec)
+    words, cores = blocks.words_of(ids, end_of(spec)), _cores(flat, spec)
     out = np.empty((len(words), spec_of(spec).dim), np.float32)
     for start in range(0, len(words), _AT_ONCE):
-        tensor_train.vectors(tensor_train.grow(words[start : start + _AT_ONCE], cores), out[start : start + _AT_ONCE])
+        core.vectors(core.grow(words[start : start + _AT_ONCE], cores), out[start : start + _AT_ONCE])
     return torch.from_numpy(out)
 
 
 def _train_back(grads: Tensor, flat: Tensor, ids: Tensor, spec: str) -> Tensor:
-    words, cores = ops.words_of(ids, end_of(spec)), _cores(flat, spec)
+    words, cores = blocks.words_of(ids, end_of(spec)), _cores(flat, spec)
     vectors = array(grads.contiguous()).reshape(len(words), spec_of(spec).dim)
     total = np.zeros(flat.numel(), np.float32)
     for start in range(0, len(words), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
-        found: list[Any] = tensor_train.gradients(tensor_train.grow(words[part], cores), vectors[part], True)
+        found: list[Any] = core.gradients(core.grow(words[part], cores), vectors[part], True)
         total += np.concatenate([gradient.reshape(-1) for gradient in found])
     return torch.from_numpy(total)
 
@@ -72,7 +73,7 @@ def _plain(flat: Tensor, ids: Tensor, spec: str) -> Tensor:
     shapes = _shapes(spec_of(spec))
     parts = flat.split([base * left * d * right for base, left, d, right in shapes])
     cores = [part.view(shape[0], -1) for part, shape in zip(parts, shapes, strict=True)]
-    return product(plain.digits(ids, spec), cores, tuple((left, d * right) for _, left, d, right in shapes))
+    return product(eager.digits(ids, spec), cores, tuple((left, d * right) for _, left, d, right in shapes))
 
 
 def _save_train(ctx: Any, inputs: Any) -> None:
@@ -105,8 +106,8 @@ def _like(flat: Tensor, ids: Tensor, spec: str) -> Tensor:
     return flat.new_empty((ids.shape[0], spec_of(spec).dim))
 
 
-ops.define("train", "(Tensor flat, Tensor ids, str spec) -> Tensor", _train, _plain, _like)
-ops.define(
+define("train", "(Tensor flat, Tensor ids, str spec) -> Tensor", _train, _plain, _like)
+define(
     "train_back",
     "(Tensor grads, Tensor flat, Tensor ids, str spec) -> Tensor",
     _train_back,
@@ -115,5 +116,5 @@ ops.define(
 )
 train = torch.ops.cce.train.default
 train_back = torch.ops.cce.train_back.default
-ops.differentiable(train, _save_train, _back_train)
-ops.differentiable(train_back, _save_train_back, _back_train_back)
+differentiable(train, _save_train, _back_train)
+differentiable(train_back, _save_train_back, _back_train_back)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cce_core.adapters.torch.plain import wide_type
-from cce_core.adapters.torch.plan import bases_of, part_of
+from cce_core.adapters.torch.operators.eager import wide_type
+from cce_core.adapters.torch.operators.plan import bases_of, part_of
 
 
 def gather(memory: Tensor, ids: Tensor, weights: Any, keys: Any, pointers: Any, spec: str, part: str, sparse: bool = False) -> Tensor:  # noqa: E501  # fmt: skip

@@ -7,8 +7,9 @@ and W a projection whose last row is the bias,
 
 or x alone, without its last column, where there is no projection. `spread` is the gradient of M from those of x; `unwiden` gives
 those of x and W from those of the vectors; `weigh` those of a, from the vectors of all ids. Each is linear in every one of its
-tensors, and has its gradient in terms of the others. Off the CPU, and in other types than float32, they are made of `ops.gather`
-and `ops.scatter` and torch's own operations. Sums are float32 at least, and returned so: of a memory in a half type, too.
+tensors, and has its gradient in terms of the others. Off the CPU, and in other types than float32, they are made of
+`blocks.gather`, `blocks.scatter` and torch's own operations. Sums are float32 at least, and returned so: of a memory in a half
+type, too.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cce_core import _check
-from cce_core.adapters.torch import ops, plain
-from cce_core.adapters.torch.arrays import array
-from cce_core.adapters.torch.bundle import bundle_of
-from cce_core.adapters.torch.plan import MEMORY, part_of
-from cce_core.sketching import blocks
+from cce_core.adapters.torch.operators import blocks, eager
+from cce_core.adapters.torch.operators.arrays import array
+from cce_core.adapters.torch.operators.bundle import bundle_of
+from cce_core.adapters.torch.operators.plan import MEMORY, part_of
+from cce_core.adapters.torch.operators.registry import KEPT_IDS, define, differentiable, handover, using
+from cce_core.sketching import blocks as core
 from cce_core.sketching.batch import Batch
 from cce_core.sketching.projection import unwidened, widened
 
@@ -69,7 +71,7 @@ def _batch(ids: Tensor, offsets: Tensor | None, amounts: Tensor | None) -> Batch
         raise RuntimeError(f"this operator takes one row of int64 offsets, got {offsets.dtype} {tuple(offsets.shape)}")
     n, ends = len(words), array(offsets.contiguous()).view(np.int64)
     if not len(ends) or ends[0] != 0 or ends[-1] != n or (ends[1:] < ends[:-1]).any():
-        plain.check_ends(offsets, n)  # raises
+        eager.check_ends(offsets, n)  # raises
     return Batch(words, [0], 1, [n], len(ends) - 1, ends[None], factors)
 
 
@@ -91,10 +93,10 @@ def _vectors(
     keys, pointers = None if keys is None else keys.contiguous(), None if pointers is None else pointers.contiguous()
     bundle = bundle_of(spec, MEMORY, memory, keys, pointers)
     words, rows, ends = batch.words, batch.rows, None if batch.offsets is None else batch.offsets[0]
-    if ops._kept.wanted and len(words) <= ops._KEPT_IDS:
-        kept = ops._kept.addresses = np.empty(len(layout.columns) * len(words), np.uint64)
+    if handover.wanted and len(words) <= KEPT_IDS:
+        kept = handover.addresses = np.empty(len(layout.columns) * len(words), np.uint64)
     inner = np.empty((rows, layout.dim + (projection is not None)), np.float32)
-    if blocks.gather(bundle, words, bundle.places([len(words)]), ends, batch.amounts, kept, rows, inner):
+    if core.gather(bundle, words, bundle.places([len(words)]), ends, batch.amounts, kept, rows, inner):
         _check.ids_within(words, end or 0)  # raises
     if projection is None:
         return torch.from_numpy(inner)
@@ -105,8 +107,8 @@ def _vectors(
         masses = batch.masses([0])
     out = np.empty((rows, dim), np.float32)
     widened(_projection_at(projection.data_ptr(), rank, dim), masses, inner, out)
-    if ops._kept.wanted:
-        ops._kept.inner = torch.from_numpy(inner)
+    if handover.wanted:
+        handover.inner = torch.from_numpy(inner)
     return torch.from_numpy(out)
 
 
@@ -114,23 +116,23 @@ def _spread(
     grads: Tensor, ids: Tensor, offsets: Tensor | None, amounts: Tensor | None, keys: Tensor | None,
     pointers: Tensor | None, spec: str,
 ) -> Tensor:  # fmt: skip
-    if not ops._in_core(grads, amounts):
+    if not blocks.in_core(grads, amounts):
         return _spread_anywhere(grads, ids, offsets, amounts, keys, pointers, spec)
     layout, end = part_of(spec, MEMORY)
-    batch, kept = _batch(ids, offsets, amounts), ops._kept.addresses
+    batch, kept = _batch(ids, offsets, amounts), handover.addresses
     if end is not None and kept is None:  # else the forward pass has looked at them
         _check.ids_within(batch.words, end)
     keys, pointers = None if keys is None else keys.contiguous(), None if pointers is None else pointers.contiguous()
     bundle = bundle_of(spec, MEMORY, None, keys, pointers)
     vectors = array(_shaped(grads, batch.rows, layout.dim))
-    out = blocks.scatter(
+    out = core.scatter(
         bundle.alone[0], batch.words, vectors, None, kept, bundle, batch.flat_offsets, batch.amounts
     )  # fmt: skip
     return torch.from_numpy(out).view(layout.n_units, layout.unit)
 
 
 def _unwiden(grads: Tensor, inner: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
-    if not ops._in_core(grads, inner, projection):
+    if not blocks.in_core(grads, inner, projection):
         return _unwiden_anywhere(grads, inner, projection)
     rows, within = inner.shape
     dim, projection = projection.shape[-1], projection.contiguous()
@@ -143,7 +145,7 @@ def _unwiden(grads: Tensor, inner: Tensor, projection: Tensor) -> tuple[Tensor, 
 
 
 def _weigh(each: Tensor, grads: Tensor, ids: Tensor, offsets: Tensor | None) -> Tensor:
-    if not ops._in_core(each, grads):
+    if not blocks.in_core(each, grads):
         return _weigh_anywhere(each, grads, ids, offsets)
     batch, dim = _batch(ids, offsets, None), each.shape[1]
     rows = array(_shaped(grads, batch.rows, dim)).reshape(batch.rows, dim)
@@ -155,7 +157,7 @@ def _weigh(each: Tensor, grads: Tensor, ids: Tensor, offsets: Tensor | None) -> 
 
 def of_ids(rows: Tensor, ids: Tensor, offsets: Tensor | None) -> Tensor:
     """The row of every id."""
-    return rows if offsets is None else rows.index_select(0, ops.bags(offsets, ids))
+    return rows if offsets is None else rows.index_select(0, blocks.bags(offsets, ids))
 
 
 def sums(values: Tensor, ids: Tensor, offsets: Tensor | None) -> Tensor:
@@ -163,7 +165,7 @@ def sums(values: Tensor, ids: Tensor, offsets: Tensor | None) -> Tensor:
     if offsets is None:
         return values
     out = values.new_zeros((offsets.shape[0] - 1, *values.shape[1:]))
-    return out.index_add(0, ops.bags(offsets, ids), values)
+    return out.index_add(0, blocks.bags(offsets, ids), values)
 
 
 def counts(ids: Tensor, offsets: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -183,13 +185,13 @@ def _vectors_anywhere(
     memory: Tensor, projection: Tensor | None, ids: Tensor, offsets: Tensor | None, amounts: Tensor | None,
     keys: Tensor | None, pointers: Tensor | None, spec: str, sparse: bool,
 ) -> Tensor:  # fmt: skip
-    each = ops.gather(memory, ids, None, keys, pointers, spec, MEMORY)
+    each = blocks.gather(memory, ids, None, keys, pointers, spec, MEMORY)
     out = sums(each if amounts is None else each * amounts[:, None], ids, offsets)
     if projection is None:
         return out
     inner = torch.cat([out, _masses(out, ids, offsets, amounts)[:, None]], 1)
-    if ops._kept.wanted:
-        ops._kept.inner = inner
+    if handover.wanted:
+        handover.inner = inner
     return inner @ projection.to(inner.dtype)
 
 
@@ -197,17 +199,17 @@ def _spread_anywhere(
     grads: Tensor, ids: Tensor, offsets: Tensor | None, amounts: Tensor | None, keys: Tensor | None,
     pointers: Tensor | None, spec: str,
 ) -> Tensor:  # fmt: skip
-    each = plain.wide(of_ids(grads, ids, offsets))
-    return ops.scatter(each if amounts is None else each * amounts[:, None], ids, None, keys, pointers, spec, MEMORY)
+    each = eager.wide(of_ids(grads, ids, offsets))
+    return blocks.scatter(each if amounts is None else each * amounts[:, None], ids, None, keys, pointers, spec, MEMORY)
 
 
 def _unwiden_anywhere(grads: Tensor, inner: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
-    grads, inner, projection = plain.wide(grads), plain.wide(inner), plain.wide(projection)
+    grads, inner, projection = eager.wide(grads), eager.wide(inner), eager.wide(projection)
     return grads @ projection[:-1].t(), inner.t() @ grads
 
 
 def _weigh_anywhere(each: Tensor, grads: Tensor, ids: Tensor, offsets: Tensor | None) -> Tensor:
-    return (plain.wide(each) * plain.wide(of_ids(grads, ids, offsets))).sum(1)
+    return (eager.wide(each) * eager.wide(of_ids(grads, ids, offsets))).sum(1)
 
 
 # --- shapes for tracing -----------------------------------------------------------------------------------------------
@@ -219,42 +221,42 @@ def _vectors_like(
 ) -> Tensor:  # fmt: skip
     rows = ids.shape[0] if offsets is None else offsets.shape[0] - 1
     dim = part_of(spec, MEMORY).layout.dim if projection is None else projection.shape[1]
-    return memory.new_empty((rows, dim), dtype=plain.wide_type(memory.dtype))
+    return memory.new_empty((rows, dim), dtype=eager.wide_type(memory.dtype))
 
 
 def _spread_like(
     grads: Tensor, ids: Any, offsets: Any, amounts: Any, keys: Any, pointers: Any, spec: str
 ) -> Tensor:  # fmt: skip
     layout = part_of(spec, MEMORY).layout
-    return grads.new_empty((layout.n_units, layout.unit), dtype=plain.wide_type(grads.dtype))
+    return grads.new_empty((layout.n_units, layout.unit), dtype=eager.wide_type(grads.dtype))
 
 
 def _unwiden_like(grads: Tensor, inner: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
-    kind = plain.wide_type(grads.dtype)
+    kind = eager.wide_type(grads.dtype)
     return grads.new_empty((inner.shape[0], inner.shape[1] - 1), dtype=kind), torch.empty_like(projection, dtype=kind)
 
 
 def _weigh_like(each: Tensor, grads: Tensor, ids: Tensor, offsets: Any) -> Tensor:
-    return each.new_empty((each.shape[0],), dtype=plain.wide_type(each.dtype))
+    return each.new_empty((each.shape[0],), dtype=eager.wide_type(each.dtype))
 
 
 _BAGS = "Tensor ids, Tensor? offsets, Tensor? amounts, Tensor? keys, Tensor? pointers, str spec"
-ops.define(
+define(
     "vectors",
     f"(Tensor memory, Tensor? projection, {_BAGS}, bool sparse) -> Tensor",
     _vectors,
     _vectors_anywhere,
     _vectors_like,
 )
-ops.define("spread", f"(Tensor grads, {_BAGS}) -> Tensor", _spread, _spread_anywhere, _spread_like)
-ops.define(
+define("spread", f"(Tensor grads, {_BAGS}) -> Tensor", _spread, _spread_anywhere, _spread_like)
+define(
     "unwiden",
     "(Tensor grads, Tensor inner, Tensor projection) -> (Tensor, Tensor)",
     _unwiden,
     _unwiden_anywhere,
     _unwiden_like,
 )
-ops.define(
+define(
     "weigh",
     "(Tensor each, Tensor grads, Tensor ids, Tensor? offsets) -> Tensor",
     _weigh,
@@ -293,10 +295,10 @@ def _back_vectors(ctx: Any, grad: Tensor) -> Any:
     if ctx.needs_input_grad[1]:
         if ctx.sparse:
             each = of_ids(grad, *bags) if amounts is None else of_ids(grad, *bags) * amounts[:, None]
-            to_memory = ops._using(ctx.addresses, ops._scatter_sparse, each, ids, None, *rest, MEMORY)
+            to_memory = using(ctx.addresses, blocks.scatter_sparse, each, ids, None, *rest, MEMORY)
         else:
-            to_memory = ops._using(ctx.addresses, spread, grad, *bags, amounts, *rest)
-        to_memory = plain.narrow(to_memory, ctx.kind)
+            to_memory = using(ctx.addresses, spread, grad, *bags, amounts, *rest)
+        to_memory = eager.narrow(to_memory, ctx.kind)
     return to_memory, to_projection, None, None, to_amounts, None, None, None, None
 
 
@@ -333,9 +335,9 @@ def _back_weigh(ctx: Any, grad: Tensor) -> Any:
 
 
 _cce = torch.ops.cce
-vectors = ops.differentiable(_cce.vectors.default, _save_vectors, _back_vectors, keeps=True, kernel=_vectors)
-spread = ops.differentiable(_cce.spread.default, _save_spread, _back_spread, kernel=_spread)
-unwiden = ops.differentiable(
+vectors = differentiable(_cce.vectors.default, _save_vectors, _back_vectors, keeps=True, kernel=_vectors)
+spread = differentiable(_cce.spread.default, _save_spread, _back_spread, kernel=_spread)
+unwiden = differentiable(
     _cce.unwiden.default, lambda ctx, inputs: ctx.save_for_backward(*inputs), _back_unwiden, kernel=_unwiden
 )
-weigh = ops.differentiable(_cce.weigh.default, _save_weigh, _back_weigh, kernel=_weigh)
+weigh = differentiable(_cce.weigh.default, _save_weigh, _back_weigh, kernel=_weigh)
