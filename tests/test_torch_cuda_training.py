@@ -10,8 +10,9 @@ from kernel_tables import DEVICE, INTERPRETED, poisoned, torch
 from torch_gpu import IDS, both, gpu, near, table
 from torch_tables import CASES, DIM, NAMES, VOCAB
 
-from cce_core.adapters.torch import Embedding, FusedAdagrad, FusedAdam, FusedSGD, steps
+from cce_core.adapters.torch import Embedding, FusedAdagrad, FusedAdam, FusedSGD
 from cce_core.adapters.torch.operators import cuda
+from cce_core.adapters.torch.optim import steps
 
 pytestmark = pytest.mark.triton
 _ = poisoned, gpu

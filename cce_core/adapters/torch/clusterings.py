@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from cce_core.adapters.torch import distributed, guard
-from cce_core.adapters.torch.moments import Pointed, carried, forget, refitted
 from cce_core.adapters.torch.operators import cuda
 from cce_core.adapters.torch.operators.arrays import float32, put
 from cce_core.adapters.torch.operators.plan import MEMORY, WEIGHTS, array_specs
+from cce_core.adapters.torch.optim.moments import Pointed, carried, forget, refitted
 from cce_core.learning.cluster import ClusterReport
 from cce_core.tables.table import Table
 

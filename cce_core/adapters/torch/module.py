@@ -15,11 +15,11 @@ from torch import Tensor
 from cce_core import _check
 from cce_core.adapters.torch import clusterings, ddp, guard
 from cce_core.adapters.torch.lookup import lookup
-from cce_core.adapters.torch.moments import HOW, Pointed
 from cce_core.adapters.torch.operators.arrays import float32, put, tensor_of, words, write
 from cce_core.adapters.torch.operators.eager import check_range
 from cce_core.adapters.torch.operators.plan import MEMORY, WEIGHTS, Plan, array_specs, part_of, plan_of
 from cce_core.adapters.torch.operators.pooled import Bags
+from cce_core.adapters.torch.optim.moments import HOW, Pointed
 from cce_core.adapters.torch.pretrained import learn
 from cce_core.adapters.torch.ranks import ranks_of
 from cce_core.adapters.torch.sharding import Shares

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cce_core.adapters.torch import steps
 from cce_core.adapters.torch.operators import eager
 from cce_core.adapters.torch.operators.arrays import write_tensor
 from cce_core.adapters.torch.operators.plan import MEMORY, WEIGHTS, part_of, spec_of, text_of
@@ -288,24 +287,6 @@ def rounded(
 
 # By the operators' names; where one gives None, plain torch takes its place.
 OPERATORS = {f.__name__: f for f in (gather, scatter, dot, vectors, spread, signs, features, rounded)}
-
-
-def update(optimizer: Any, p: Tensor, grad: Any, step: int, arrays: dict[str, Tensor]) -> None:
-    """One step of a parameter in place, by one of the core's optimisers, fused where the kernels are.
-
-    Args:
-        optimizer: of the core, without clipping.
-        p: float32 (rows, unit), contiguous.
-        grad: of that shape, or (rows' numbers, their gradients), distinct.
-        step: how many there have been, with this one.
-        arrays: the state by the core's names, flat; grows at the first step.
-    """
-    own, unit = kernels(), p.shape[1]
-    if own is None:
-        steps.update(optimizer, p, grad, step, arrays)
-        return
-    state = own.steps.State(step - 1, arrays)
-    own.steps.step(optimizer, p.view(-1), grad if isinstance(grad, tuple) else grad.reshape(-1), unit, state)
 
 
 def clusters(spec: TableSpec, settings: Mapping[str, Any]) -> bool:

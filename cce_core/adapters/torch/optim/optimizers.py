@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cce_core.adapters.torch import guard, steps
+from cce_core.adapters.torch import guard
 from cce_core.adapters.torch.operators import cuda
 from cce_core.adapters.torch.operators.arrays import array
 from cce_core.adapters.torch.operators.openmp import used
+from cce_core.adapters.torch.optim import device, steps
 from cce_core.sketching.gradient import SparseGradient
 from cce_core.training import SGD, Adagrad, AdamW
 from cce_core.training.optimizer import Optimizer
@@ -124,7 +125,7 @@ class Fused(torch.optim.Optimizer):
             gradient = grad.indices()[0].contiguous(), grad.values().contiguous().view(-1, rows.shape[1])
         else:
             gradient = grad.contiguous().view(rows.shape)
-        take = cuda.update if cuda.here(parameter) else steps.update
+        take = device.update if cuda.here(parameter) else steps.update
         take(core, rows, gradient, kept["step"], arrays)
         torch.autograd.graph.increment_version(parameter)
         for name, moment in arrays.items():
