@@ -16,8 +16,8 @@ if not torch.distributed.is_available():
     pytest.skip("this torch has no process groups", allow_module_level=True)
 
 from cce_core.adapters.torch import Embedding, FusedSGD, leave_out_pointers  # noqa: E402
-from cce_core.adapters.torch import distributed as shared  # noqa: E402
-from cce_core.adapters.torch.ranks import Exact, Ranks  # noqa: E402
+from cce_core.adapters.torch.distributed import clustering as shared  # noqa: E402
+from cce_core.adapters.torch.distributed.ranks import Exact, Ranks  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

@@ -10,7 +10,7 @@ On Linux the large loops of these modules run on torch's own threads; `CCE_TEAM=
 """
 
 from cce_core.adapters.torch.bag import EmbeddingBag as EmbeddingBag
-from cce_core.adapters.torch.distributed import leave_out_pointers as leave_out_pointers
+from cce_core.adapters.torch.distributed.ddp import leave_out_pointers as leave_out_pointers
 from cce_core.adapters.torch.embedding import Embedding as Embedding
 from cce_core.adapters.torch.legacy import make_embedding as make_embedding
 from cce_core.adapters.torch.models import CompressionReport as CompressionReport

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cce_core.adapters.torch import distributed, guard
+from cce_core.adapters.torch import guard
+from cce_core.adapters.torch.distributed import clustering
 from cce_core.adapters.torch.operators import cuda
 from cce_core.adapters.torch.operators.arrays import float32, put
 from cce_core.adapters.torch.operators.plan import MEMORY, WEIGHTS, array_specs
@@ -40,7 +41,7 @@ def cluster(
         if ranks is None:
             report = table.cluster(weights=weights, **settings)
         else:
-            report = distributed.cluster(table, ranks, weights=weights, **settings)
+            report = clustering.cluster(table, ranks, weights=weights, **settings)
         new = tensors_of(table)
     copies = list({id(one): one for one in (*module._followers(), *copies)}.values())
     changes = module._changes(new)

@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cce_core import _check
-from cce_core.adapters.torch import clusterings, ddp, guard
+from cce_core.adapters.torch import clusterings, guard
+from cce_core.adapters.torch.distributed import ddp
+from cce_core.adapters.torch.distributed.pointers import Shares
+from cce_core.adapters.torch.distributed.ranks import ranks_of
 from cce_core.adapters.torch.lookup import lookup
 from cce_core.adapters.torch.operators.arrays import float32, put, tensor_of, words, write
 from cce_core.adapters.torch.operators.eager import check_range
@@ -21,8 +24,6 @@ from cce_core.adapters.torch.operators.plan import MEMORY, WEIGHTS, Plan, array_
 from cce_core.adapters.torch.operators.pooled import Bags
 from cce_core.adapters.torch.optim.moments import HOW, Pointed
 from cce_core.adapters.torch.pretrained import learn
-from cce_core.adapters.torch.ranks import ranks_of
-from cce_core.adapters.torch.sharding import Shares
 from cce_core.adapters.torch.stamp import checksum, stamped
 from cce_core.adapters.torch.states import SMALL, Stated, reading
 from cce_core.adapters.torch.weight import PADDING, Weighted

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed
 
+from cce_core.adapters.torch.distributed.ranks import Ranks
 from cce_core.adapters.torch.operators.eager import read_bits
-from cce_core.adapters.torch.ranks import Ranks
 
 
 def ranks() -> Ranks:

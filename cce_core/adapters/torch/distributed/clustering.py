@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core._progress import progress
-from cce_core.adapters.torch.ranks import Exact, Floats, Ranks, ranks_of
+from cce_core.adapters.torch.distributed.ranks import Exact, Floats, Ranks
 from cce_core.clustering import KMeans, assign, circular_assign
 from cce_core.hashing.mix import derive_key
 from cce_core.learning.circular import WindowsRun
@@ -370,40 +369,3 @@ def cluster(
         scratch_bytes=run.scratch,
         seconds=time.perf_counter() - start,
     )
-
-
-def leave_out_pointers(model: torch.nn.Module, group: Any = None) -> list[str]:
-    """Tell DistributedDataParallel to leave the pointers out of what it sends at every forward pass.
-
-    Call it on the model that is to be wrapped, on every rank, before it is wrapped. Pointers change in `cluster()` alone, which
-    keeps them equal on all ranks; without this call they are still right, but sent again at every forward pass.
-
-    Args:
-        model: the model, or a part of it that is wrapped by itself.
-        group: the process group; None is the default one.
-
-    Returns:
-        The names of the buffers.
-
-    Raises:
-        RuntimeError: the ranks hold different pointers: they would never be made equal.
-
-    Example:
-        >>> import torch
-        >>> from cce_core.adapters.torch import Embedding, leave_out_pointers
-        >>> model = torch.nn.Sequential(Embedding(1000, 16, method="cce", num_params=2048), torch.nn.Linear(16, 1))
-        >>> leave_out_pointers(model)  # and then DistributedDataParallel(model)
-        ['0.pointers']
-    """
-    _check.instance("model", model, torch.nn.Module, "a torch.nn.Module")
-    names = [name for name, _ in model.named_buffers() if name.rpartition(".")[2] in ("pointers", "shard")]
-    owners = {name: model.get_submodule(name.rpartition(".")[0]) for name in names}
-    names = [name for name, owner in owners.items() if hasattr(owner, "_plan")]
-    ranks = ranks_of(group)
-    if ranks is not None:
-        same = {n: np.asarray(model.get_buffer(n).cpu()) for n in names if not hasattr(owners[n], "shard")}
-        ranks.agree(same, "before training")
-    marked: Any = model
-    known = set(getattr(model, "_ddp_params_and_buffers_to_ignore", ()))
-    marked._ddp_params_and_buffers_to_ignore = sorted(known | set(names))
-    return names
