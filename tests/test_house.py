@@ -106,6 +106,10 @@ RANKS = {
 }
 
 
+# Of the torch adapter, whose parts these are.
+TORCH_RANKS = {"guard": 0, "operators": 1, "distributed": 2, "optim": 2, "modules": 3}
+
+
 def part_of(module: str) -> str:
     """The part of the house that a module belongs to: `cce_core.hashing.mix` is in `hashing`."""
     names = module.split(".")
@@ -185,6 +189,23 @@ def all_imports(late: bool = True) -> dict[str, set[str]]:
 
 def test_imports_run_one_way():
     assert wrong_ways(all_imports()) == []
+
+
+def test_imports_of_the_torch_adapter_run_one_way():
+    """No part of it imports its face, which imports them all."""
+    ranks = {f"cce_core.adapters.torch.{name}": rank for name, rank in TORCH_RANKS.items()}
+    ranks["cce_core.adapters.torch"] = max(ranks.values()) + 1
+
+    def rank(module):
+        return next((r for name, r in ranks.items() if f"{module}.".startswith(f"{name}.")), None)
+
+    edges = {
+        name: {t for t in targets if rank(t) is not None}
+        for name, targets in all_imports().items()
+        if rank(name) is not None
+    }
+    assert {module for module in edges if rank(module) == 1}
+    assert [f"{a} imports {b}" for a in sorted(edges) for b in sorted(edges[a]) if rank(b) > rank(a)] == []
 
 
 def test_no_circle_of_modules():

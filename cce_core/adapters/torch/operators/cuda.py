@@ -13,7 +13,6 @@ import importlib
 import importlib.util
 import os
 import warnings
-from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,13 +21,9 @@ import torch
 from torch import Tensor
 
 from cce_core.adapters.torch.operators import eager
-from cce_core.adapters.torch.operators.arrays import write_tensor
-from cce_core.adapters.torch.operators.plan import MEMORY, WEIGHTS, part_of, spec_of, text_of
-from cce_core.learning.cluster import ClusterReport, _checked_weights
-from cce_core.method.spec import TableSpec
+from cce_core.adapters.torch.operators.plan import MEMORY, part_of, spec_of
 from cce_core.sketching.layout import POINTER, Layout
 from cce_core.storage.codec import BFLOAT16, FLOAT32, codec
-from cce_core.tables.table import Table
 
 _MODULES = ("cluster", "codecs", "dhe", "lookup", "steps", "sums", "tables")
 _CODECS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
@@ -287,49 +282,3 @@ def rounded(
 
 # By the operators' names; where one gives None, plain torch takes its place.
 OPERATORS = {f.__name__: f for f in (gather, scatter, dot, vectors, spread, signs, features, rounded)}
-
-
-def clusters(spec: TableSpec, settings: Mapping[str, Any]) -> bool:
-    """Whether the kernels cluster such a table with such settings: the core does them all, and keeps within `max_bytes`."""
-    own, vectors = kernels(), settings.get("vectors")
-    if own is None or settings.get("max_bytes") is not None or isinstance(vectors, Table):
-        return False
-    return bool(own.cluster.takes(spec)) and (vectors is None or not spec.rank)
-
-
-@torch.no_grad()
-def cluster(
-    spec: TableSpec, arrays: Mapping[str, Tensor], *, vectors: Any = None, weights: Any = None,
-    show_progress: bool | None = None, max_bytes: None = None, **settings: Any,
-) -> ClusterReport:  # fmt: skip
-    """`cce_core.learning.cluster.cluster` on the device, of a module's parameters and buffers by name, in place.
-
-    Args:
-        spec: with its seed.
-        arrays: of the module; its memory may be of any float type, and is rounded first where there is a codec.
-        vectors, weights: arrays or tensors.
-        show_progress: there is no bar here.
-        max_bytes: for the core alone.
-        settings: of `cce_kernels.cluster.cluster`.
-    """
-    own: Any = kernels()
-    memory, device = arrays["memory"], arrays["memory"].device
-    same_device(**arrays)
-    values = memory.detach().to(torch.float32)
-    if spec.codec != "float32":
-        decoded = rounded(values, None, None, None, text_of(spec))
-        assert decoded is not None
-        values = decoded
-    given = _checked_weights(weights, spec.vocab or 0)
-    counts = None if given is None else torch.from_numpy(np.array(given, np.float32)).to(device)
-    if vectors is not None:
-        vectors = torch.as_tensor(vectors).detach().to(device, torch.float32).contiguous()
-    changed = {MEMORY: values.reshape(-1).contiguous()}
-    if WEIGHTS in arrays:
-        changed[WEIGHTS] = arrays[WEIGHTS].detach().to(torch.float32).reshape(-1)
-    rest = {name: a.detach().to(torch.float32) if a.is_floating_point() else a for name, a in arrays.items()}
-    tables = own.tables.Tables([(dataclasses.replace(spec, codec="float32"), {**rest, **changed})])
-    report: ClusterReport = own.cluster.cluster(tables, vectors=vectors, weights=counts, **settings)
-    for name, new in changed.items():
-        write_tensor(arrays[name], new.view(arrays[name].shape))
-    return report

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from cce_core import _check
-from cce_core.adapters.torch.bag import EmbeddingBag
-from cce_core.adapters.torch.embedding import Embedding
-from cce_core.adapters.torch.module import Compressed
-from cce_core.adapters.torch.tied import TiedLinear
+from cce_core.adapters.torch.modules.bag import EmbeddingBag
+from cce_core.adapters.torch.modules.embedding import Embedding
+from cce_core.adapters.torch.modules.module import Compressed
+from cce_core.adapters.torch.modules.tied import TiedLinear
 from cce_core.hashing.mix import derive_key
 from cce_core.learning.cluster import ClusterReport
 from cce_core.method import get_method
@@ -153,7 +153,7 @@ def compress_(
         >>> model = torch.nn.Sequential(torch.nn.Embedding(10_000, 16), torch.nn.Linear(16, 1))
         >>> report = compress_(model, method="pq", ratio=10, seed=0)
         >>> report.ratio > 10, type(model[0]).__module__
-        (True, 'cce_core.adapters.torch.embedding')
+        (True, 'cce_core.adapters.torch.modules.embedding')
     """
     _check.instance("model", model, nn.Module, "a torch.nn.Module")
     budgeted = get_method(_check.instance("method", method, str, "a method's name")).budgeted

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from cce_core import _check
-from cce_core.adapters.torch.module import Compressed, dtype_of, is_plain, shape_of
-from cce_core.adapters.torch.weight import PADDING
+from cce_core.adapters.torch.modules.module import Compressed, dtype_of, is_plain, shape_of
+from cce_core.adapters.torch.modules.weight import PADDING
 
 
 class Embedding(Compressed):

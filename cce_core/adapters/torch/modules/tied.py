@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from cce_core.adapters.torch.module import Compressed
-from cce_core.adapters.torch.weight import Weight, linear
+from cce_core.adapters.torch.modules.module import Compressed
+from cce_core.adapters.torch.modules.weight import Weight, linear
 
 
 class TiedLinear(nn.Linear):

@@ -13,20 +13,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cce_core import _check
-from cce_core.adapters.torch import clusterings, guard
+from cce_core.adapters.torch import guard
 from cce_core.adapters.torch.distributed import ddp
 from cce_core.adapters.torch.distributed.pointers import Shares
 from cce_core.adapters.torch.distributed.ranks import ranks_of
-from cce_core.adapters.torch.lookup import lookup
+from cce_core.adapters.torch.modules import clustering
+from cce_core.adapters.torch.modules.forward import lookup
+from cce_core.adapters.torch.modules.pretrained import learn
+from cce_core.adapters.torch.modules.stamp import checksum, stamped
+from cce_core.adapters.torch.modules.states import SMALL, Stated, reading
+from cce_core.adapters.torch.modules.weight import PADDING, Weighted
 from cce_core.adapters.torch.operators.arrays import float32, put, tensor_of, words, write
 from cce_core.adapters.torch.operators.eager import check_range
 from cce_core.adapters.torch.operators.plan import MEMORY, WEIGHTS, Plan, array_specs, part_of, plan_of
 from cce_core.adapters.torch.operators.pooled import Bags
 from cce_core.adapters.torch.optim.moments import HOW, Pointed
-from cce_core.adapters.torch.pretrained import learn
-from cce_core.adapters.torch.stamp import checksum, stamped
-from cce_core.adapters.torch.states import SMALL, Stated, reading
-from cce_core.adapters.torch.weight import PADDING, Weighted
 from cce_core.hashing.mix import derive_key
 from cce_core.learning.cluster import ClusterReport
 from cce_core.method.spec import KEYS, TableSpec
@@ -327,7 +328,7 @@ class Compressed(Stated, Weighted):
             if self._is_touched():
                 self._look()
             copies = self._averages(averaged)
-            return clusterings.cluster(self, optimizers, weights, moments == "remap", copies, ranks_of(group), settings)
+            return clustering.cluster(self, optimizers, weights, moments == "remap", copies, ranks_of(group), settings)
 
     def sparse_parameters(self) -> list[Tensor]:
         """The parameters whose gradients are sparse: with `sparse=True` the memory, its weights and a train's cores."""
@@ -361,7 +362,7 @@ class Compressed(Stated, Weighted):
     def _take(self, table: Table) -> None:
         """Make a table's numbers this module's, in place."""
         with guard.changing():
-            put(self._changes(clusterings.tensors_of(table)))
+            put(self._changes(clustering.tensors_of(table)))
             self._settled()
 
     def _changes(self, new: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:

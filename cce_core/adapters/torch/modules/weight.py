@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.utils._pytree import tree_any, tree_map_only
 
 from cce_core.adapters.torch import guard
-from cce_core.adapters.torch.lookup import lookup
+from cce_core.adapters.torch.modules.forward import lookup
 from cce_core.adapters.torch.operators import eager
 from cce_core.adapters.torch.operators.plan import MEMORY, Plan
 

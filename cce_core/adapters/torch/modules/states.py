@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cce_core.adapters.torch import guard
+from cce_core.adapters.torch.modules.stamp import Words, averaged_from, checksum, is_right, other_table, stamped
 from cce_core.adapters.torch.operators.arrays import tensor_of, words, write_tensor
 from cce_core.adapters.torch.operators.plan import MEMORY, Plan
-from cce_core.adapters.torch.stamp import Words, averaged_from, checksum, is_right, other_table, stamped
 
 SMALL = ("seed", "keys", "generation")
 SKETCH = (*SMALL, "pointers")

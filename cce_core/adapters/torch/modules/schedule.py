@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from cce_core import _check
-from cce_core.adapters.torch.models import cluster_
+from cce_core.adapters.torch.modules.surgery import cluster_
 from cce_core.learning.cluster import ClusterReport
 
 _TIMES = 6  # more often was not found to be better

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cce_core.adapters.torch.lookup import pool
-from cce_core.adapters.torch.module import INTEGERS, Compressed, shape_of
+from cce_core.adapters.torch.modules.forward import pool
+from cce_core.adapters.torch.modules.module import INTEGERS, Compressed, shape_of
 from cce_core.adapters.torch.operators import blocks
 from cce_core.adapters.torch.operators.eager import wide_type
 from cce_core.adapters.torch.operators.pooled import Bags, counts

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from cce_core.adapters.torch import guard
-from cce_core.adapters.torch.distributed import clustering
+from cce_core.adapters.torch.distributed import clustering as together
+from cce_core.adapters.torch.modules import device_cluster
 from cce_core.adapters.torch.operators import cuda
 from cce_core.adapters.torch.operators.arrays import float32, put
 from cce_core.adapters.torch.operators.plan import MEMORY, WEIGHTS, array_specs
@@ -33,15 +34,15 @@ def cluster(
         settings: of the clustering.
     """
     spec, text = module.spec, module._plan.text
-    if ranks is None and not module.shard_pointers and _on_gpu(module) and cuda.clusters(spec, settings):
+    if ranks is None and not module.shard_pointers and _on_gpu(module) and device_cluster.clusters(spec, settings):
         new = {name: getattr(module, name).detach().clone() for name in array_specs(spec) if name != "scales"}
-        report = cuda.cluster(spec, new, weights=weights, **settings)
+        report = device_cluster.cluster(spec, new, weights=weights, **settings)
     else:
         table = module._copied()
         if ranks is None:
             report = table.cluster(weights=weights, **settings)
         else:
-            report = clustering.cluster(table, ranks, weights=weights, **settings)
+            report = together.cluster(table, ranks, weights=weights, **settings)
         new = tensors_of(table)
     copies = list({id(one): one for one in (*module._followers(), *copies)}.values())
     changes = module._changes(new)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cce_core.adapters.torch.embedding import Embedding
+from cce_core.adapters.torch.modules.embedding import Embedding
 from cce_core.method import get_method, resolved
 
 
