@@ -19,7 +19,6 @@ from cce_core.adapters.torch.distributed.pointers import Shares
 from cce_core.adapters.torch.distributed.ranks import ranks_of
 from cce_core.adapters.torch.modules import clustering
 from cce_core.adapters.torch.modules.forward import lookup
-from cce_core.adapters.torch.modules.pretrained import learn
 from cce_core.adapters.torch.modules.stamp import checksum, stamped
 from cce_core.adapters.torch.modules.states import SMALL, Stated, reading
 from cce_core.adapters.torch.modules.weight import PADDING, Weighted
@@ -30,6 +29,7 @@ from cce_core.adapters.torch.operators.pooled import Bags
 from cce_core.adapters.torch.optim.moments import HOW, Pointed
 from cce_core.hashing.mix import derive_key
 from cce_core.learning.cluster import ClusterReport
+from cce_core.learning.least_squares import learn
 from cce_core.method.spec import KEYS, TableSpec
 from cce_core.storage.codec import codec as get_codec
 from cce_core.storage.ledger import Ledger

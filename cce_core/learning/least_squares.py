@@ -1,25 +1,30 @@
-"""Compressing a trained table: the pointers that a method learns, or the memory that comes nearest by least squares."""
+"""The memory that brings a table nearest to given vectors, by least squares; or the sketch too, for methods that learn it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse.linalg import LinearOperator, cg
 
+from cce_core.learning.cluster import cluster
 from cce_core.learning.targets import Source
+from cce_core.method import get_method
 from cce_core.method.block import BlockMethod
+from cce_core.method.state import TableState
 from cce_core.sketching import blocks
 from cce_core.sketching.descriptors import Memory
 from cce_core.storage.codec import FLOAT32
-from cce_core.tables.table import Table
 
 _BATCH = 1 << 16
 _STEPS = 100
-_ENOUGH = 1e-6  # of the first residual
+
+Floats = NDArray[np.float32]
 
 
-def learn(table: Table, vectors: NDArray[np.float32], **settings: Any) -> None:
+def learn(table: TableState, vectors: Floats, **settings: Any) -> None:
     """Make a table come near to given vectors (vocab, dim), in place.
 
     Methods that learn their sketch do so by `cluster(vectors=…)`. For others that are linear in their memory the sketch is what
@@ -29,9 +34,10 @@ def learn(table: Table, vectors: NDArray[np.float32], **settings: Any) -> None:
     Raises:
         ValueError: the method is not linear in its memory; it can be trained to imitate a table, but not solved for.
     """
-    method, spec = table.method, table.spec
+    spec = table.spec
+    method = get_method(spec.method)
     if method.learns:
-        table.cluster(vectors=vectors, **settings)
+        cluster(table, vectors=vectors, **settings)
         return
     if not isinstance(method, BlockMethod) or method.weights_in_memory or not method.is_linear(spec):
         raise ValueError(
@@ -43,44 +49,30 @@ def learn(table: Table, vectors: NDArray[np.float32], **settings: Any) -> None:
     source = Source(table, vectors, _BATCH)
     if source.projection is not None:
         table.parameters()["projection"][:] = source.projection
-    table.parameters()["memory"][:] = _solved(table, source)
+    table.parameters()["memory"][:] = _solved(table, method, source)
     table.settle()
 
 
-def _solved(table: Table, source: Source) -> NDArray[np.float32]:
+def _solved(table: TableState, method: BlockMethod, source: Source) -> Floats:
     """argmin ‖H · M − X‖², of least norm: conjugate gradients on Hᵀ·H·M = Hᵀ·X, all in passes over the vocabulary."""
-    assert isinstance(table.method, BlockMethod)
-    method, vocab = table.method, table.spec.vocab or 0
-    starts = range(0, vocab, _BATCH)
+    size, vocab = table.layout.size, table.spec.vocab or 0
 
-    def batches() -> Any:
-        for low in starts:
+    def transposed(rows: Callable[[NDArray[np.uint64], Any], Floats], out: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Hᵀ · rows, which are asked for by their ids and these ids' weights."""
+        out[:] = 0.0
+        for low in range(0, vocab, _BATCH):
             ids = np.arange(low, min(low + _BATCH, vocab), dtype=np.uint64)
-            yield ids, method.weights_of(table, ids)[0]
+            weights, _ = method.weights_of(table, ids)
+            out += blocks.scatter(table.sketch, ids, np.ascontiguousarray(rows(ids, weights)), weights)
+        return out
 
-    def down(vectors: Any) -> NDArray[np.float64]:
-        total = np.zeros(table.layout.size)
-        for ids, weights in batches():
-            total += blocks.scatter(table.sketch, ids, np.ascontiguousarray(vectors(ids, weights)), weights)
-        return total
-
-    def across(memory: NDArray[np.float64]) -> NDArray[np.float64]:
+    def normal(memory: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Hᵀ · H · memory."""
         kept = Memory(FLOAT32, memory.astype(np.float32))
-        return down(lambda ids, weights: blocks.lookup(table.sketch, kept, ids, weights))
+        return transposed(lambda ids, weights: blocks.lookup(table.sketch, kept, ids, weights), image)
 
-    rest = down(lambda ids, weights: source.rows(ids))
-    memory, step, square = np.zeros_like(rest), rest.copy(), float(rest @ rest)
-    enough = square * _ENOUGH**2
-    for _ in range(_STEPS):
-        if square <= enough:
-            break
-        image = across(step)
-        curve = float(step @ image)
-        if curve <= 0:
-            break
-        rate = square / curve
-        memory += rate * step
-        rest -= rate * image
-        before, square = square, float(rest @ rest)
-        step = rest + square / before * step
-    return memory.astype(np.float32)
+    right = transposed(lambda ids, weights: source.rows(ids), np.empty(size))
+    image = np.empty(size)  # one for all steps: each is used up before the next
+    # SciPy's own relative tolerance, 1e-5: its keyword was renamed between the versions that we support.
+    memory, _ = cg(LinearOperator((size, size), normal, dtype=np.float64), right, maxiter=_STEPS, atol=0.0)
+    return np.asarray(memory, np.float32)
