@@ -47,9 +47,7 @@ def lookup(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool, 
 
 def pool(vectors: Tensor, ids: Tensor, bags: Bags) -> Tensor:
     """The sum of each bag, from the vectors of all ids."""
-    if bags.amounts is not None:
-        vectors = vectors * bags.amounts[:, None]
-    return pooled.sums(vectors, ids, bags.offsets)
+    return pooled.sums(pooled.weighted(vectors, bags.amounts), ids, bags.offsets)
 
 
 def _memory(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor) -> Tensor:

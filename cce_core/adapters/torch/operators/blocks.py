@@ -21,9 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cce_core import _check
 from cce_core._threads import sliced
 from cce_core.adapters.torch.operators import cuda, eager, rounding, shapes
+from cce_core.adapters.torch.operators.arguments import floats, in_core, words_of
 from cce_core.adapters.torch.operators.arrays import array
 from cce_core.adapters.torch.operators.bundle import bundle_of
 from cce_core.adapters.torch.operators.openmp import used
@@ -40,23 +40,6 @@ _NO_WORDS = np.empty(0, np.uint64)
 _slots: dict[tuple[str, str], NDArray[Any]] = {}
 
 
-def words_of(ids: Tensor, end: np.uint64 | None) -> NDArray[np.uint64]:
-    """Checked ids."""
-    if ids.dtype != torch.int64 or ids.dim() != 1:
-        raise RuntimeError(f"this operator takes one row of int64 ids, got {ids.dtype} {tuple(ids.shape)}")
-    words = array(ids.contiguous())
-    if end is not None:
-        _check.ids_within(words, end)
-    return words
-
-
-def _floats(tensor: Tensor, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """A float tensor of that shape, flat."""
-    if tuple(tensor.shape) != shape:
-        raise RuntimeError(f"this operator takes float32 {shape} here, got {tensor.dtype} {tuple(tensor.shape)}")
-    return array(tensor.contiguous())
-
-
 def _sketch(layout: Layout, keys: Tensor | None, pointers: Tensor | None) -> Sketch:
     return Sketch(
         layout,
@@ -67,15 +50,7 @@ def _sketch(layout: Layout, keys: Tensor | None, pointers: Tensor | None) -> Ske
 
 def _fit(weights: Tensor | None, n: int, layout: Layout) -> Any:
     shape = (n, len(layout.columns))
-    return None if weights is None else _floats(weights, shape).reshape(shape)
-
-
-def in_core(*tensors: Tensor | None) -> bool:
-    """Whether the core's loops take them: float32."""
-    for tensor in tensors:  # noqa: SIM110 (a generator would cost a call each)
-        if tensor is not None and tensor.dtype != torch.float32:
-            return False
-    return True
+    return None if weights is None else array(floats(weights, *shape)).reshape(shape)
 
 
 # --- the three sums ---------------------------------------------------------------------------------------------------
@@ -89,7 +64,7 @@ def _gather(
         return eager.gather(memory, ids, weights, keys, pointers, spec, part)
     layout, end = part_of(spec, part)
     words = words_of(ids, end)
-    source = Memory(FLOAT32, _floats(memory, (layout.n_units, layout.unit)))
+    source = Memory(FLOAT32, array(floats(memory, layout.n_units, layout.unit)))
     kept = None
     if handover.wanted and len(words) <= KEPT_IDS:
         kept = handover.addresses = np.empty(len(layout.columns) * len(words), np.uint64)
@@ -104,7 +79,7 @@ def _scatter(
         return eager.scatter(grads, ids, weights, keys, pointers, spec, part)
     layout, end = part_of(spec, part)
     words = words_of(ids, end)
-    vectors, weights = _floats(grads, (len(words), layout.dim)), _fit(weights, len(words), layout)
+    vectors, weights = array(floats(grads, len(words), layout.dim)), _fit(weights, len(words), layout)
     out = core.scatter(_sketch(layout, keys, pointers), words, vectors, weights, handover.addresses)
     return torch.from_numpy(out).view(layout.n_units, layout.unit)
 
@@ -126,7 +101,7 @@ def scatter_sparse(
     scratch = _slots.pop((spec, part), None)  # out while it is used: an interrupt loses it, threads never share it
     scratch = core.new_slots(layout) if scratch is None else scratch
     found = core.scatter_sparse(
-        bundle.alone[0], words, _floats(grads, (len(words), layout.dim)), scratch, _fit(weights, len(words), layout),
+        bundle.alone[0], words, array(floats(grads, len(words), layout.dim)), scratch, _fit(weights, len(words), layout),
         handover.addresses, bundle,
     )  # fmt: skip
     _slots[spec, part] = scratch
@@ -141,8 +116,8 @@ def _dot(
         return eager.dot(memory, grads, ids, keys, pointers, spec, part)
     layout, end = part_of(spec, part)
     words = words_of(ids, end)
-    source = Memory(FLOAT32, _floats(memory, (layout.n_units, layout.unit)))
-    vectors = _floats(grads, (len(words), layout.dim))
+    source = Memory(FLOAT32, array(floats(memory, layout.n_units, layout.unit)))
+    vectors = array(floats(grads, len(words), layout.dim))
     return torch.from_numpy(core.dot(_sketch(layout, keys, pointers), source, words, vectors, handover.addresses))
 
 
@@ -174,7 +149,7 @@ def _rounded(memory: Tensor, ids: Tensor | None, keys: Tensor | None, pointers: 
     if not in_core(memory):
         return eager.rounded(memory, ids, keys, pointers, spec)
     layout, end = part_of(spec, "memory")
-    kept, values = codec(spec_of(spec).codec), _floats(memory, (layout.n_units, layout.unit))
+    kept, values = codec(spec_of(spec).codec), array(floats(memory, layout.n_units, layout.unit))
     if ids is None or layout.unit < layout.width:
         out = rounding.rounded(values, kept)
     else:

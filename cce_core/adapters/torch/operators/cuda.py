@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from cce_core.adapters.torch.operators import eager
+from cce_core.adapters.torch.operators.arguments import row
 from cce_core.adapters.torch.operators.plan import MEMORY, part_of, spec_of
 from cce_core.sketching.layout import POINTER, Layout
 from cce_core.storage.codec import BFLOAT16, FLOAT32, codec
@@ -93,8 +94,7 @@ def _call(
     layout, end = part_of(spec, part)
     floats = {name: tensor for name, tensor in given.items() if tensor is not None}
     same_device(**floats, ids=ids, keys=keys, pointers=pointers, offsets=offsets)
-    if ids.dtype != torch.int64 or ids.dim() != 1:
-        raise RuntimeError(f"this operator takes one row of int64 ids, got {ids.dtype} {tuple(ids.shape)}")
+    ids = row(ids, "ids")
     n, m = ids.shape[0], len(layout.columns)
     rows = n if offsets is None else offsets.shape[0] - 1
     dim = floats["projection"].shape[-1] if "projection" in floats else 0
@@ -117,7 +117,7 @@ def _call(
     whole = memory is None or memory.data_ptr() % 16 == 0
     frame = _frame(spec, part, ids.device, kind, "weights" in floats, False, whole, dim)
     words = tuple(None if t is None else t.contiguous() for t in (keys, pointers))
-    return _Call(own, frame, floats, ids.contiguous(), (words[0], words[1]))
+    return _Call(own, frame, floats, ids, (words[0], words[1]))
 
 
 def _enough(layout: Layout, end: Any, keys: Tensor | None, pointers: Tensor | None) -> None:
@@ -154,10 +154,9 @@ def _ends(offsets: Tensor | None, n: int) -> Tensor | None:
     """Where bags begin and the last one ends, int64 (bags + 1); an assertion on the device that they can."""
     if offsets is None:
         return None
-    if offsets.dtype != torch.int64 or offsets.dim() != 1:
-        raise RuntimeError(f"this operator takes one row of int64 offsets, got {offsets.dtype} {tuple(offsets.shape)}")
+    offsets = row(offsets, "offsets")
     eager.check_ends(offsets, n)
-    return offsets.contiguous()
+    return offsets
 
 
 def gather(

@@ -177,17 +177,23 @@ def _spread(layout: Layout, grads: Tensor) -> Tensor:
     return parts.expand(-1, -1, layout.terms, -1).reshape(n, len(layout.columns), layout.width)
 
 
+def _shares(
+    layout: Layout, grads: Tensor, ids: Tensor, weights: Tensor | None, keys: Tensor | None, pointers: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Every unit of every block, flat, and its share of the gradient: (units of all blocks, unit)."""
+    units, parts = _units(layout, ids, keys, pointers), _spread(layout, grads)
+    parts = parts if weights is None else parts * weights[..., None]
+    return units.reshape(-1), parts.reshape(-1, layout.unit)
+
+
 def scatter(
     grads: Tensor, ids: Tensor, weights: Tensor | None, keys: Tensor | None, pointers: Tensor | None, text: str, part: str
 ) -> Tensor:  # fmt: skip
     """`blocks.scatter`."""
     check_range(ids, text)
     layout = part_of(text, part).layout
-    units, parts = _units(layout, ids, keys, pointers), _spread(layout, grads)
-    if weights is not None:
-        parts = parts * weights[..., None]
-    out = parts.new_zeros(layout.n_units, layout.unit)
-    return out.index_add_(0, units.reshape(-1), parts.reshape(-1, layout.unit))
+    units, parts = _shares(layout, grads, ids, weights, keys, pointers)
+    return parts.new_zeros(layout.n_units, layout.unit).index_add_(0, units, parts)
 
 
 def scatter_sparse(
@@ -195,11 +201,8 @@ def scatter_sparse(
 ) -> Tensor:  # fmt: skip
     """The scatter as a sparse tensor with an entry for every unit of every block, not coalesced."""
     layout = part_of(text, part).layout
-    units, parts = _units(layout, ids, keys, pointers).reshape(1, -1), _spread(layout, grads)
-    if weights is not None:
-        parts = parts * weights[..., None]
-    size = (layout.n_units, layout.unit)
-    return torch.sparse_coo_tensor(units, parts.reshape(-1, layout.unit), size, check_invariants=False)
+    units, parts = _shares(layout, grads, ids, weights, keys, pointers)
+    return torch.sparse_coo_tensor(units[None], parts, (layout.n_units, layout.unit), check_invariants=False)
 
 
 def dot(

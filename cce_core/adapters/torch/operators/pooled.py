@@ -24,6 +24,7 @@ from torch import Tensor
 
 from cce_core import _check
 from cce_core.adapters.torch.operators import blocks, eager
+from cce_core.adapters.torch.operators.arguments import floats, in_core, row
 from cce_core.adapters.torch.operators.arrays import array
 from cce_core.adapters.torch.operators.bundle import bundle_of
 from cce_core.adapters.torch.operators.plan import MEMORY, part_of
@@ -51,25 +52,14 @@ def _projection_at(address: int, rank: int, dim: int) -> NDArray[np.int64]:
     return np.array([[address, rank, dim, 0, 0, 0]], np.int64)
 
 
-def _shaped(tensor: Tensor, *shape: int) -> Tensor:
-    """A contiguous float32 tensor of that shape."""
-    if tensor.shape != shape or tensor.dtype != torch.float32:
-        raise RuntimeError(f"this operator takes float32 {shape} here, got {tensor.dtype} {tuple(tensor.shape)}")
-    return tensor.contiguous()
-
-
 def _batch(ids: Tensor, offsets: Tensor | None, amounts: Tensor | None) -> Batch:
     """Ids and bags as the core has them, checked but for the vocabulary."""
-    if ids.dtype != torch.int64 or ids.dim() != 1:
-        raise RuntimeError(f"this operator takes one row of int64 ids, got {ids.dtype} {tuple(ids.shape)}")
-    words, factors = array(ids.contiguous()), None
+    words, factors = array(row(ids, "ids")), None
     if amounts is not None:
-        factors = array(_shaped(amounts, len(words)))
+        factors = array(floats(amounts, len(words)))
     if offsets is None:
         return Batch(words, [0], 1, [len(words)], len(words), None, factors)
-    if offsets.dtype != torch.int64 or offsets.dim() != 1:
-        raise RuntimeError(f"this operator takes one row of int64 offsets, got {offsets.dtype} {tuple(offsets.shape)}")
-    n, ends = len(words), array(offsets.contiguous()).view(np.int64)
+    n, ends = len(words), array(row(offsets, "offsets")).view(np.int64)
     if not len(ends) or ends[0] != 0 or ends[-1] != n or (ends[1:] < ends[:-1]).any():
         eager.check_ends(offsets, n)  # raises
     return Batch(words, [0], 1, [n], len(ends) - 1, ends[None], factors)
@@ -82,13 +72,13 @@ def _vectors(
     memory: Tensor, projection: Tensor | None, ids: Tensor, offsets: Tensor | None, amounts: Tensor | None,
     keys: Tensor | None, pointers: Tensor | None, spec: str, sparse: bool,
 ) -> Tensor:  # fmt: skip
-    for floats in (memory, projection, amounts):
-        if floats is not None and floats.dtype != torch.float32:
+    for given in (memory, projection, amounts):
+        if given is not None and given.dtype != torch.float32:
             return _vectors_anywhere(memory, projection, ids, offsets, amounts, keys, pointers, spec, sparse)
     layout, end = part_of(spec, MEMORY)
     batch, masses, kept = _batch(ids, offsets, amounts), None, None
     if memory.shape != (layout.n_units, layout.unit):
-        _shaped(memory, layout.n_units, layout.unit)  # raises
+        floats(memory, layout.n_units, layout.unit)  # raises
     memory = memory.contiguous()
     keys, pointers = None if keys is None else keys.contiguous(), None if pointers is None else pointers.contiguous()
     bundle = bundle_of(spec, MEMORY, memory, keys, pointers)
@@ -102,7 +92,7 @@ def _vectors(
         return torch.from_numpy(inner)
     rank, dim, projection = layout.dim, projection.shape[-1], projection.contiguous()
     if projection.shape != (rank + 1, dim):
-        _shaped(projection, rank + 1, dim)  # raises
+        floats(projection, rank + 1, dim)  # raises
     if ends is not None or amounts is not None:
         masses = batch.masses([0])
     out = np.empty((rows, dim), np.float32)
@@ -116,7 +106,7 @@ def _spread(
     grads: Tensor, ids: Tensor, offsets: Tensor | None, amounts: Tensor | None, keys: Tensor | None,
     pointers: Tensor | None, spec: str,
 ) -> Tensor:  # fmt: skip
-    if not blocks.in_core(grads, amounts):
+    if not in_core(grads, amounts):
         return _spread_anywhere(grads, ids, offsets, amounts, keys, pointers, spec)
     layout, end = part_of(spec, MEMORY)
     batch, kept = _batch(ids, offsets, amounts), handover.addresses
@@ -124,7 +114,7 @@ def _spread(
         _check.ids_within(batch.words, end)
     keys, pointers = None if keys is None else keys.contiguous(), None if pointers is None else pointers.contiguous()
     bundle = bundle_of(spec, MEMORY, None, keys, pointers)
-    vectors = array(_shaped(grads, batch.rows, layout.dim))
+    vectors = array(floats(grads, batch.rows, layout.dim))
     out = core.scatter(
         bundle.alone[0], batch.words, vectors, None, kept, bundle, batch.flat_offsets, batch.amounts
     )  # fmt: skip
@@ -132,24 +122,24 @@ def _spread(
 
 
 def _unwiden(grads: Tensor, inner: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
-    if not blocks.in_core(grads, inner, projection):
+    if not in_core(grads, inner, projection):
         return _unwiden_anywhere(grads, inner, projection)
     rows, within = inner.shape
     dim, projection = projection.shape[-1], projection.contiguous()
-    row = _projection_at(_shaped(projection, within, dim).data_ptr(), within - 1, dim)
+    at = _projection_at(floats(projection, within, dim).data_ptr(), within - 1, dim)
     to_inner, to_projection = unwidened(
-        row, array(_shaped(inner, rows, within)).reshape(rows, within), array(_shaped(grads, rows, dim)).reshape(rows, dim),
+        at, array(floats(inner, rows, within)).reshape(rows, within), array(floats(grads, rows, dim)).reshape(rows, dim),
         0, projection.numel(), within - 1,
     )  # fmt: skip
     return torch.from_numpy(to_inner), torch.from_numpy(to_projection).view(within, dim)
 
 
 def _weigh(each: Tensor, grads: Tensor, ids: Tensor, offsets: Tensor | None) -> Tensor:
-    if not blocks.in_core(each, grads):
+    if not in_core(each, grads):
         return _weigh_anywhere(each, grads, ids, offsets)
     batch, dim = _batch(ids, offsets, None), each.shape[1]
-    rows = array(_shaped(grads, batch.rows, dim)).reshape(batch.rows, dim)
-    return torch.from_numpy(batch.slopes(0, array(_shaped(each, len(ids), dim)).reshape(len(ids), dim), rows, 0))
+    rows = array(floats(grads, batch.rows, dim)).reshape(batch.rows, dim)
+    return torch.from_numpy(batch.slopes(0, array(floats(each, len(ids), dim)).reshape(len(ids), dim), rows, 0))
 
 
 # --- elsewhere ---------------------------------------------------------------------------------------------------------
@@ -158,6 +148,11 @@ def _weigh(each: Tensor, grads: Tensor, ids: Tensor, offsets: Tensor | None) -> 
 def of_ids(rows: Tensor, ids: Tensor, offsets: Tensor | None) -> Tensor:
     """The row of every id."""
     return rows if offsets is None else rows.index_select(0, blocks.bags(offsets, ids))
+
+
+def weighted(values: Tensor, amounts: Tensor | None) -> Tensor:
+    """A row for every id, times its amount."""
+    return values if amounts is None else values * amounts[:, None]
 
 
 def sums(values: Tensor, ids: Tensor, offsets: Tensor | None) -> Tensor:
@@ -186,7 +181,7 @@ def _vectors_anywhere(
     keys: Tensor | None, pointers: Tensor | None, spec: str, sparse: bool,
 ) -> Tensor:  # fmt: skip
     each = blocks.gather(memory, ids, None, keys, pointers, spec, MEMORY)
-    out = sums(each if amounts is None else each * amounts[:, None], ids, offsets)
+    out = sums(weighted(each, amounts), ids, offsets)
     if projection is None:
         return out
     inner = torch.cat([out, _masses(out, ids, offsets, amounts)[:, None]], 1)
@@ -199,8 +194,8 @@ def _spread_anywhere(
     grads: Tensor, ids: Tensor, offsets: Tensor | None, amounts: Tensor | None, keys: Tensor | None,
     pointers: Tensor | None, spec: str,
 ) -> Tensor:  # fmt: skip
-    each = eager.wide(of_ids(grads, ids, offsets))
-    return blocks.scatter(each if amounts is None else each * amounts[:, None], ids, None, keys, pointers, spec, MEMORY)
+    each = weighted(eager.wide(of_ids(grads, ids, offsets)), amounts)
+    return blocks.scatter(each, ids, None, keys, pointers, spec, MEMORY)
 
 
 def _unwiden_anywhere(grads: Tensor, inner: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
@@ -294,7 +289,7 @@ def _back_vectors(ctx: Any, grad: Tensor) -> Any:
         grad, to_projection = unwiden(grad, inner, projection)
     if ctx.needs_input_grad[1]:
         if ctx.sparse:
-            each = of_ids(grad, *bags) if amounts is None else of_ids(grad, *bags) * amounts[:, None]
+            each = weighted(of_ids(grad, *bags), amounts)
             to_memory = using(ctx.addresses, blocks.scatter_sparse, each, ids, None, *rest, MEMORY)
         else:
             to_memory = using(ctx.addresses, spread, grad, *bags, amounts, *rest)

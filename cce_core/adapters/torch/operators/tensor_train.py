@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cce_core.adapters.torch.operators import blocks, eager
+from cce_core.adapters.torch.operators import eager
+from cce_core.adapters.torch.operators.arguments import words_of
 from cce_core.adapters.torch.operators.arrays import array
 from cce_core.adapters.torch.operators.plan import end_of, spec_of
 from cce_core.adapters.torch.operators.registry import define, differentiable
@@ -33,7 +34,7 @@ def _cores(flat: Tensor, spec: str) -> list[core.Core]:
 
 
 def _train(flat: Tensor, ids: Tensor, spec: str) -> Tensor:
-    words, cores = blocks.words_of(ids, end_of(spec)), _cores(flat, spec)
+    words, cores = words_of(ids, end_of(spec)), _cores(flat, spec)
     out = np.empty((len(words), spec_of(spec).dim), np.float32)
     for start in range(0, len(words), _AT_ONCE):
         core.vectors(core.grow(words[start : start + _AT_ONCE], cores), out[start : start + _AT_ONCE])
@@ -41,7 +42,7 @@ def _train(flat: Tensor, ids: Tensor, spec: str) -> Tensor:
 
 
 def _train_back(grads: Tensor, flat: Tensor, ids: Tensor, spec: str) -> Tensor:
-    words, cores = blocks.words_of(ids, end_of(spec)), _cores(flat, spec)
+    words, cores = words_of(ids, end_of(spec)), _cores(flat, spec)
     vectors = array(grads.contiguous()).reshape(len(words), spec_of(spec).dim)
     total = np.zeros(flat.numel(), np.float32)
     for start in range(0, len(words), _AT_ONCE):

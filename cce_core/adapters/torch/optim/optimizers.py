@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from cce_core.adapters.torch.operators import cuda
 from cce_core.adapters.torch.operators.arrays import array
 from cce_core.adapters.torch.operators.openmp import used
 from cce_core.adapters.torch.optim import device, steps
+from cce_core.adapters.torch.optim.steps import Gradient
 from cce_core.sketching.gradient import SparseGradient
 from cce_core.training import SGD, Adagrad, AdamW
 from cce_core.training.optimizer import Optimizer
@@ -89,47 +91,38 @@ class Fused(torch.optim.Optimizer):
                 f"{parameter.stride()}: take torch.optim's own optimiser for them"
             )
         kept = self.state[parameter]
-        if parameter.device.type != "cpu" or cuda.here(parameter):
-            self._update_there(core, parameter, grad, kept)
-            return
-        state = State(
-            kept.get("step", 0), {name: array(value) for name, value in kept.items() if isinstance(value, Tensor)}
-        )
-        state.step += 1
-        known, flat = set(state.arrays), array(parameter)
+        step, arrays = kept.get("step", 0) + 1, {name: t.view(-1) for name, t in kept.items() if isinstance(t, Tensor)}
         unit = parameter.numel() // max(1, parameter.shape[0]) if parameter.dim() > 1 else 1
+        gradient: Gradient = grad
         if grad.is_sparse:
             grad = grad.coalesce()
-            index, values = grad.indices()[0], grad.values().contiguous()
-            touched = SparseGradient(array(index).view("i8"), array(values).reshape(-1, unit), flat.size)
-            core._update_touched(flat, touched, unit, state)
+            gradient = grad.indices()[0].contiguous(), grad.values().contiguous().view(-1, unit)
         else:
-            core._update(flat, array(grad.contiguous()), unit, state)
-        torch.autograd.graph.increment_version(parameter)
-        kept["step"] = state.step
-        for name, moment in state.arrays.items():
-            if name not in known:
-                tensor = torch.from_numpy(moment).clone()
-                kept[name] = tensor.view(parameter.shape) if tensor.numel() == parameter.numel() else tensor
-
-    def _update_there(self, core: Optimizer, parameter: Tensor, grad: Tensor, kept: dict[str, Any]) -> None:
-        """The same on another device: by a fused kernel on a GPU that has them, by plain torch operations elsewhere."""
-        arrays = {name: value.view(-1) for name, value in kept.items() if isinstance(value, Tensor)}
-        kept["step"] = kept.get("step", 0) + 1
-        rows = (
-            parameter.detach().view(parameter.shape[0], -1) if parameter.dim() > 1 else parameter.detach().view(-1, 1)
-        )
-        gradient: Any = grad
-        if grad.is_sparse:
-            grad = grad.coalesce()
-            gradient = grad.indices()[0].contiguous(), grad.values().contiguous().view(-1, rows.shape[1])
+            gradient = grad.contiguous()
+        if cuda.here(parameter):
+            take = device.update
         else:
-            gradient = grad.contiguous().view(rows.shape)
-        take = device.update if cuda.here(parameter) else steps.update
-        take(core, rows, gradient, kept["step"], arrays)
+            take = in_core if parameter.device.type == "cpu" else steps.update
+        take(core, parameter.detach().view(-1), gradient, unit, step, arrays)
         torch.autograd.graph.increment_version(parameter)
+        kept["step"] = step
         for name, moment in arrays.items():
-            kept[name] = moment.view(parameter.shape) if moment.numel() == parameter.numel() else moment
+            if name not in kept:
+                kept[name] = moment.view(parameter.shape) if moment.numel() == parameter.numel() else moment
+
+
+def in_core(core: Optimizer, p: Tensor, grad: Gradient, unit: int, step: int, arrays: dict[str, Tensor]) -> None:
+    """`steps.update` in the core's loops, on the CPU."""
+    flat, state = array(p), State(step, {name: array(tensor) for name, tensor in arrays.items()})
+    if isinstance(grad, tuple):
+        index, values = grad
+        touched = SparseGradient(array(index).view(np.int64), array(values).reshape(-1, unit), flat.size)
+        core._update_touched(flat, touched, unit, state)
+    else:
+        core._update(flat, array(grad), unit, state)
+    for name, moment in state.arrays.items():
+        if name not in arrays:
+            arrays[name] = torch.from_numpy(moment).clone()
 
 
 class FusedSGD(Fused):

@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from cce_core.training import SGD, Adagrad, AdamW
+from cce_core.training.optimizer import Optimizer
+
+Gradient = Tensor | tuple[Tensor, Tensor]  # of all rows; or rows' numbers and their gradients
 
 
-def update(optimizer: Any, p: Tensor, grad: Any, step: int, arrays: dict[str, Tensor]) -> None:
+def update(optimizer: Optimizer, p: Tensor, grad: Gradient, unit: int, step: int, arrays: dict[str, Tensor]) -> None:
     """One step of a parameter in place.
 
     Args:
-        optimizer: of the core: its numbers are read.
-        p: float32 (rows, unit).
-        grad: of that shape, or (rows' numbers, their gradients), distinct.
+        optimizer: of the core, without clipping: its numbers are read.
+        p: float32, contiguous and flat.
+        grad: as many floats; or (rows' numbers, their gradients), rows of `unit` floats, distinct.
+        unit: floats of a row.
         step: how many there have been, with this one.
         arrays: the state by the core's names, flat; grows at the first step.
     """
-    rows: Any = slice(None)
+    p = p.view(-1, unit)
+    rows: slice | Tensor = slice(None)
     if isinstance(grad, tuple):
-        rows, grad = grad
+        index, grad = grad
         if optimizer.moves_all():
-            rows, grad = slice(None), torch.zeros_like(p).index_copy_(0, rows, grad)
-    value = p[rows]
+            grad = torch.zeros_like(p).index_copy_(0, index, grad)
+        else:
+            rows = index
+    grad, value = grad.view(-1, unit), p[rows]
     if isinstance(optimizer, SGD):
         grad = grad + optimizer.weight_decay * value
         if optimizer.momentum:
-            grad = grad + optimizer.momentum * _state(arrays, "momentum", p)[rows]
-            _state(arrays, "momentum", p)[rows] = grad
+            momentum = _state(arrays, "momentum", p)
+            grad = momentum[rows] = grad + optimizer.momentum * momentum[rows]
         p[rows] = value - optimizer.lr * grad
     elif isinstance(optimizer, Adagrad):
         squares = _state(arrays, "squares", p[:, :1] if optimizer.rowwise else p)
@@ -38,13 +43,11 @@ def update(optimizer: Any, p: Tensor, grad: Any, step: int, arrays: dict[str, Te
         squares[rows] += added.mean(1, keepdim=True) if optimizer.rowwise else added
         p[rows] = value - optimizer.lr * grad / (squares[rows].sqrt() + optimizer.eps)
     elif isinstance(optimizer, AdamW):
-        (b1, b2), (m, v) = optimizer.betas, (_state(arrays, name, p) for name in ("m", "v"))
+        b1, b2, left, rate, correct, eps = optimizer.constants(step)
+        m, v = (_state(arrays, name, p) for name in ("m", "v"))
         m[rows] = b1 * m[rows] + (1.0 - b1) * grad
         v[rows] = b2 * v[rows] + (1.0 - b2) * grad * grad
-        rate, correct = optimizer.lr / (1.0 - b1**step), (1.0 - b2**step) ** -0.5
-        p[rows] = (1.0 - optimizer.lr * optimizer.weight_decay) * value - rate * m[rows] / (
-            v[rows].sqrt() * correct + optimizer.eps
-        )
+        p[rows] = left * value - rate * m[rows] / (v[rows].sqrt() * correct + eps)
     else:
         raise TypeError(f"optimizer must be an SGD, Adagrad or AdamW of cce_core, got {type(optimizer).__name__}")
 
