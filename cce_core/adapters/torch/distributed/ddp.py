@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from cce_core import _check
@@ -20,14 +21,14 @@ from cce_core.adapters.torch.distributed.ranks import ranks_of
 _LISTED = "_build_params_for_reducer"
 
 
-def expect_sparse(owner: Any) -> None:
+def expect_sparse(owner: type[Any]) -> None:
     """Let DistributedDataParallel know of modules of this class, whose `sparse_parameters()` are those with sparse gradients."""
     listed = getattr(DistributedDataParallel, _LISTED, None)
     if listed is None:  # another torch than those that are known
         return
 
     @functools.wraps(listed)
-    def build(self: Any) -> Any:
+    def build(self: DistributedDataParallel) -> Any:
         parameters, expected = listed(self)
         ours = {id(p) for m in self.module.modules() if isinstance(m, owner) for p in m.sparse_parameters()}
         return parameters, [flag or id(p) in ours for p, flag in zip(parameters, expected, strict=True)]
@@ -35,7 +36,7 @@ def expect_sparse(owner: Any) -> None:
     setattr(DistributedDataParallel, _LISTED, build)
 
 
-def leave_out_pointers(model: torch.nn.Module, group: Any = None) -> list[str]:
+def leave_out_pointers(model: torch.nn.Module, group: distributed.ProcessGroup | None = None) -> list[str]:
     """Tell DistributedDataParallel to leave the pointers out of what it sends at every forward pass.
 
     Call it on the model that is to be wrapped, on every rank, before it is wrapped. Pointers change in `cluster()` alone, which

@@ -26,7 +26,7 @@ class Ranks:
         size: how many there are.
     """
 
-    def __init__(self, group: Any = None) -> None:
+    def __init__(self, group: distributed.ProcessGroup | None = None) -> None:
         self.group = group
         self.rank, self.size = distributed.get_rank(group), distributed.get_world_size(group)
         self.device = torch.device("cpu" if "gloo" in str(distributed.get_backend(group)) else "cuda")
@@ -68,7 +68,7 @@ class Ranks:
             )
 
 
-def ranks_of(group: Any = None) -> Ranks | None:
+def ranks_of(group: distributed.ProcessGroup | None = None) -> Ranks | None:
     """The ranks of a group; None where there is but this process."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return None
@@ -76,7 +76,7 @@ def ranks_of(group: Any = None) -> Ranks | None:
     return ranks if ranks.size > 1 else None
 
 
-def digest(thing: Any) -> int:
+def digest(thing: object) -> int:
     """64 bits that stand for an array, or for the text of anything else."""
     data = np.ascontiguousarray(thing).tobytes() if isinstance(thing, np.ndarray) else repr(thing).encode()
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)

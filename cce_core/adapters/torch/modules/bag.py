@@ -11,6 +11,7 @@ from torch.nn import functional
 from cce_core.adapters.torch.modules.forward import pool
 from cce_core.adapters.torch.modules.module import INTEGERS, Compressed, shape_of
 from cce_core.adapters.torch.operators import blocks
+from cce_core.adapters.torch.operators.arrays import Device
 from cce_core.adapters.torch.operators.eager import wide_type
 from cce_core.adapters.torch.operators.pooled import Bags, counts
 
@@ -73,8 +74,8 @@ class EmbeddingBag(Compressed):
         _weight: Tensor | None = None,
         include_last_offset: bool = False,
         padding_idx: int | None = None,
-        device: Any = None,
-        dtype: Any = None,
+        device: Device | None = None,
+        dtype: torch.dtype | None = None,
         *,
         method: str = "full",
         num_params: int | None = None,

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from cce_core.adapters.torch import guard
 from cce_core.adapters.torch.distributed import clustering as together
+from cce_core.adapters.torch.distributed.ranks import Ranks
 from cce_core.adapters.torch.modules import device_cluster
 from cce_core.adapters.torch.operators import cuda
 from cce_core.adapters.torch.operators.arrays import float32, put
@@ -20,7 +22,8 @@ from cce_core.tables.table import Table
 
 
 def cluster(
-    module: Any, optimizers: list[Any], weights: Any, remap: bool, copies: list[Any], ranks: Any, settings: dict[str, Any]
+    module: Any, optimizers: list[torch.optim.Optimizer], weights: ArrayLike | None, remap: bool, copies: list[Any],
+    ranks: Ranks | None, settings: dict[str, Any],
 ) -> ClusterReport:  # fmt: skip
     """`Embedding.cluster`.
 

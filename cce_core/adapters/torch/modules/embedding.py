@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cce_core import _check
 from cce_core.adapters.torch.modules.module import Compressed, dtype_of, is_plain, shape_of
 from cce_core.adapters.torch.modules.weight import PADDING
+from cce_core.adapters.torch.operators.arrays import Device
 
 
 class Embedding(Compressed):
@@ -72,8 +74,8 @@ class Embedding(Compressed):
         sparse: bool = False,
         _weight: Tensor | None = None,
         _freeze: bool = False,
-        device: Any = None,
-        dtype: Any = None,
+        device: Device | None = None,
+        dtype: torch.dtype | None = None,
         *,
         method: str = "full",
         num_params: int | None = None,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from cce_core import _check
@@ -20,9 +20,9 @@ from cce_core.adapters.torch.distributed.ranks import ranks_of
 from cce_core.adapters.torch.modules import clustering
 from cce_core.adapters.torch.modules.forward import lookup
 from cce_core.adapters.torch.modules.stamp import checksum, stamped
-from cce_core.adapters.torch.modules.states import SMALL, Stated, reading
+from cce_core.adapters.torch.modules.states import SMALL, Averages, Stated, reading
 from cce_core.adapters.torch.modules.weight import PADDING, Weighted
-from cce_core.adapters.torch.operators.arrays import float32, put, tensor_of, words, write
+from cce_core.adapters.torch.operators.arrays import Device, float32, put, tensor_of, words, write
 from cce_core.adapters.torch.operators.eager import check_range
 from cce_core.adapters.torch.operators.plan import MEMORY, WEIGHTS, Plan, array_specs, part_of, plan_of
 from cce_core.adapters.torch.operators.pooled import Bags
@@ -36,6 +36,8 @@ from cce_core.storage.ledger import Ledger
 from cce_core.tables.make import make_table
 from cce_core.tables.table import Table
 
+Optimizers: TypeAlias = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None
+Weights: TypeAlias = Tensor | ArrayLike | None
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 
@@ -61,8 +63,8 @@ class Compressed(Stated, Weighted):
         norm_type: float,
         scale_grad_by_freq: bool,
         sparse: bool,
-        device: Any,
-        dtype: Any,
+        device: Device | None,
+        dtype: torch.dtype | None,
         method: str,
         seed: int | None,
         shard_pointers: bool,
@@ -274,11 +276,11 @@ class Compressed(Stated, Weighted):
     def cluster(
         self,
         *,
-        optimizer: Any = None,
-        weights: Any = None,
+        optimizer: Optimizers = None,
+        weights: Weights = None,
         moments: str = "remap",
-        averaged: Any = None,
-        group: Any = None,
+        averaged: Averages = None,
+        group: torch.distributed.ProcessGroup | None = None,
         **settings: Any,
     ) -> ClusterReport:
         """Learn the sketch from the vectors as they are now, in place: parameters and buffers keep their places and shapes.
@@ -317,8 +319,8 @@ class Compressed(Stated, Weighted):
             RuntimeError: the ranks of a group hold different tables.
         """
         _check.choice("moments", moments, HOW)
-        optimizers = optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]
-        optimizers = [one for one in optimizers if one is not None]
+        given: list[Any] = [*optimizer] if isinstance(optimizer, (list, tuple)) else [optimizer]
+        optimizers = [one for one in given if one is not None]
         for one in optimizers:
             if not hasattr(one, "param_groups"):
                 raise TypeError(f"optimizer must be a torch optimiser, or a list of some, got {_check.shown(one)}")
@@ -413,7 +415,7 @@ def is_plain(method: str, options: Mapping[str, Any]) -> bool:
     return method == "full" and not narrow and not coded
 
 
-def dtype_of(dtype: Any) -> torch.dtype:
+def dtype_of(dtype: torch.dtype | None) -> torch.dtype:
     """The type that is meant; None is torch's default one."""
     given: torch.dtype = torch.get_default_dtype() if dtype is None else dtype
     return _check.instance("dtype", given, torch.dtype, "a torch.dtype")

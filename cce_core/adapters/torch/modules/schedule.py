@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from cce_core import _check
+from cce_core.adapters.torch.modules.module import Optimizers
 from cce_core.adapters.torch.modules.surgery import cluster_
 from cce_core.learning.cluster import ClusterReport
 
@@ -78,7 +79,7 @@ class ClusterSchedule:
 
     # --- a plain loop -------------------------------------------------------------------------------------------------
 
-    def after_epoch(self, model: nn.Module, optimizer: Any = None) -> dict[str, ClusterReport]:
+    def after_epoch(self, model: nn.Module, optimizer: Optimizers = None) -> dict[str, ClusterReport]:
         """Call it when an epoch is done; clusters the tables where it is time.
 
         Args:
@@ -93,11 +94,11 @@ class ClusterSchedule:
         """
         return self._now("epoch", None, model, optimizer)
 
-    def after_step(self, model: nn.Module, optimizer: Any = None) -> dict[str, ClusterReport]:
+    def after_step(self, model: nn.Module, optimizer: Optimizers = None) -> dict[str, ClusterReport]:
         """Call it behind every step of the optimiser; else as `after_epoch`."""
         return self._now("step", None, model, optimizer)
 
-    def _now(self, unit: str, count: int | None, model: nn.Module, optimizer: Any) -> dict[str, ClusterReport]:
+    def _now(self, unit: str, count: int | None, model: nn.Module, optimizer: Optimizers) -> dict[str, ClusterReport]:
         """The unit's `count`-th time is over (None: the next); cluster where that is one of ours."""
         if not self.unit:
             raise RuntimeError("the schedule knows not how long training is: give it epochs= or steps=")
@@ -121,7 +122,7 @@ class ClusterSchedule:
 
     # --- Lightning and Hugging Face -----------------------------------------------------------------------------------
 
-    def _settle(self, epochs: Any, steps: Any) -> None:
+    def _settle(self, epochs: object, steps: object) -> None:
         """Take a trainer's own numbers, where none were given."""
         if self.unit:
             return
@@ -168,5 +169,5 @@ class ClusterSchedule:
         raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
 
 
-def _nothing(*arguments: Any, **named: Any) -> None:
+def _nothing(*arguments: object, **named: object) -> None:
     """A hook that does nothing."""

@@ -6,7 +6,8 @@ import functools
 import uuid
 import warnings
 import weakref
-from typing import Any
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -15,9 +16,11 @@ from torch import Tensor
 
 from cce_core.adapters.torch import guard
 from cce_core.adapters.torch.modules.stamp import Words, averaged_from, checksum, is_right, other_table, stamped
-from cce_core.adapters.torch.operators.arrays import tensor_of, words, write_tensor
+from cce_core.adapters.torch.operators.arrays import Device, tensor_of, words, write_tensor
 from cce_core.adapters.torch.operators.plan import MEMORY, Plan
+from cce_core.adapters.torch.operators.pooled import Bags
 
+Averages: TypeAlias = torch.nn.Module | Sequence[torch.nn.Module] | None
 SMALL = ("seed", "keys", "generation")
 SKETCH = (*SMALL, "pointers")
 _MIXED = (
@@ -57,15 +60,17 @@ def _version(tensor: Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
-def reading(method: Any) -> Any:
+def reading(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A method that looks vectors up: of one whole table, whose sketch is in order. (`guard.reading`, without a call more.)"""
 
     @functools.wraps(method)
-    def call(self: Any, ids: Tensor, bags: Any = None, wide: bool = False) -> Any:
+    def call(self: Stated, ids: Tensor, bags: Bags | None = None, wide: bool = False) -> Any:
         if torch.compiler.is_dynamo_compiling():
             return method(self, ids, bags, wide)
         mark, stamp = self._mark, self._buffers["stamp"]
-        if stamp is not mark.stamp or (mark.version is not None and stamp._version != mark.version):
+        assert stamp is not None
+        same = stamp is mark.stamp
+        if not same or (mark.version is not None and stamp._version != mark.version):
             self._look()
         cell = guard.here.cell
         cell.count += 1
@@ -89,7 +94,7 @@ class Stated(torch.nn.Module):
     _plain: bool
     shard_pointers: bool
 
-    def _begin(self, device: Any, pointers: NDArray[Any] | None) -> None:
+    def _begin(self, device: Device, pointers: NDArray[Any] | None) -> None:
         """The stamp, behind the other buffers; with the pointers of all ids."""
         self._mark = Mark()
         self.register_buffer("stamp", tensor_of(self._stamped(checksum(pointers)), device))
@@ -133,8 +138,9 @@ class Stated(torch.nn.Module):
 
     def _is_touched(self) -> bool:
         """Whether the stamp is another than when it was last seen."""
-        mark, stamp = self._mark, self._buffers["stamp"]
-        return stamp is not mark.stamp or (mark.version is not None and stamp._version != mark.version)  # type: ignore[union-attr]
+        mark, stamp = self._mark, self.stamp
+        same = stamp is mark.stamp
+        return not same or (mark.version is not None and stamp._version != mark.version)
 
     def _look(self) -> None:
         """Another has written into the stamp, or put another in its place: what does the sketch look like now?
@@ -194,7 +200,7 @@ class Stated(torch.nn.Module):
 
     # --- copies -------------------------------------------------------------------------------------------------------
 
-    def _averages(self, averaged: Any) -> list[Any]:
+    def _averages(self, averaged: Averages) -> list[Any]:
         """The tables among given modules that average this one.
 
         Raises:
@@ -251,13 +257,13 @@ class Stated(torch.nn.Module):
 
     def _load_from_state_dict(
         self,
-        state_dict: Any,
+        state_dict: MutableMapping[str, Any],
         prefix: str,
-        local_metadata: Any,
+        local_metadata: Mapping[str, Any],
         strict: bool,
-        missing: Any,
-        unexpected: Any,
-        errors: Any,
+        missing: list[str],
+        unexpected: list[str],
+        errors: list[str],
     ) -> None:
         """As for every module, of the same spec alone; a full table also takes the state of torch's own embedding."""
         if self._plain and prefix + "weight" in state_dict and prefix + "memory" not in state_dict:
@@ -271,7 +277,7 @@ class Stated(torch.nn.Module):
             super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
             self._settled()
 
-    def _refused(self, state: Any, prefix: str, strict: bool) -> str:
+    def _refused(self, state: MutableMapping[str, Any], prefix: str, strict: bool) -> str:
         """Why a state is not taken, or ""; one of before there were stamps gets its stamp here."""
         found: dict[str, Tensor] = {}
         for name in (*SKETCH, "stamp"):

@@ -14,7 +14,8 @@ from torch import nn
 from cce_core import _check
 from cce_core.adapters.torch.modules.bag import EmbeddingBag
 from cce_core.adapters.torch.modules.embedding import Embedding
-from cce_core.adapters.torch.modules.module import Compressed
+from cce_core.adapters.torch.modules.module import Compressed, Optimizers, Weights
+from cce_core.adapters.torch.modules.states import Averages
 from cce_core.adapters.torch.modules.tied import TiedLinear
 from cce_core.hashing.mix import derive_key
 from cce_core.learning.cluster import ClusterReport
@@ -216,11 +217,11 @@ def compress_(
     return CompressionReport(tuple(swaps))
 
 
-def _bytes(module: Any) -> int:
+def _bytes(module: nn.Embedding | nn.EmbeddingBag) -> int:
     return int(module.weight.numel() * module.weight.element_size())
 
 
-def _stored(module: Any) -> int:
+def _stored(module: Compressed) -> int:
     """Stored bytes; on the meta device those of a table of the same sizes."""
     ledger = Table(module.spec).ledger() if module._is_meta() else module.ledger()
     return ledger.total
@@ -244,7 +245,7 @@ def _skipped(skip: Skip, found: Mapping[str, nn.Module]) -> set[str]:
     return out
 
 
-def _settings(module: Any) -> tuple[Any, ...]:
+def _settings(module: nn.Module) -> tuple[Any, ...]:
     """What a replacement takes over: modules of one weight are one only where these agree."""
     more = (module.mode, module.include_last_offset) if isinstance(module, nn.EmbeddingBag) else ()
     return (
@@ -315,11 +316,11 @@ def _left(found: Mapping[str, Any], readers: Readers, skipped: set[str], min_row
     return out
 
 
-def _made(module: Any, fresh: bool, options: dict[str, Any]) -> Compressed:
+def _made(module: nn.Embedding | nn.EmbeddingBag, fresh: bool, options: dict[str, Any]) -> Compressed:
     """The module that takes an embedding's place."""
     made: Compressed
     weight = module.weight
-    common = {
+    common: dict[str, Any] = {
         "padding_idx": module.padding_idx,
         "max_norm": module.max_norm,
         "norm_type": module.norm_type,
@@ -356,10 +357,10 @@ def _scale(made: Compressed, weight: torch.Tensor) -> None:
 
 def cluster_(
     model: nn.Module,
-    optimizer: Any = None,
+    optimizer: Optimizers = None,
     *,
-    weights: Mapping[str, Any] | None = None,
-    averaged: Any = None,
+    weights: Mapping[str, Weights] | None = None,
+    averaged: Averages = None,
     **settings: Any,
 ) -> dict[str, ClusterReport]:
     """Cluster every table of a model that learns its sketch while training (`cce`, `cce_robe`), shared ones once.

@@ -102,7 +102,7 @@ class _Becoming(TiedLinear):
     _parameters: Any = property(_become)
 
 
-def _tie(module: nn.Module, name: str, parameter: Any) -> None:
+def _tie(module: nn.Module, name: str, parameter: Tensor | None) -> None:
     """Make of `linear.weight = embedding.weight` what it says."""
     if not isinstance(parameter, Weight):
         return

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+Device: TypeAlias = str | int | torch.device
 _TYPES = {torch.float32: "<f4", torch.int64: "<u8"}
 
 
@@ -24,7 +25,7 @@ def array(tensor: Tensor) -> NDArray[Any]:
     return np.asarray(SimpleNamespace(__array_interface__=where, owner=tensor)) if n else np.empty(0, kind)
 
 
-def tensor_of(values: NDArray[Any], device: Any, dtype: Any = None) -> Tensor:
+def tensor_of(values: NDArray[Any], device: Device, dtype: torch.dtype | None = None) -> Tensor:
     """A tensor of its own: one over NumPy's memory could not be resized, which FSDP does."""
     if torch.device(device).type == "meta":
         return torch.empty(values.shape, dtype=dtype or torch.int64, device="meta")

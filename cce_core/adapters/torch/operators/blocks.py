@@ -28,7 +28,15 @@ from cce_core.adapters.torch.operators.arrays import array
 from cce_core.adapters.torch.operators.bundle import bundle_of
 from cce_core.adapters.torch.operators.openmp import used
 from cce_core.adapters.torch.operators.plan import bases_of, end_of, part_of, spec_of
-from cce_core.adapters.torch.operators.registry import KEPT_IDS, define, differentiable, handover, using
+from cce_core.adapters.torch.operators.registry import (
+    KEPT_IDS,
+    Context,
+    Inputs,
+    define,
+    differentiable,
+    handover,
+    using,
+)
 from cce_core.hashing.digits import digits as core_digits
 from cce_core.method import deep_hash
 from cce_core.sketching import blocks as core
@@ -213,14 +221,14 @@ bags = torch.ops.cce.bags.default
 # --- gradients: `ctx` counts the inputs from 1, after the dispatcher's keys -------------------------------------------
 
 
-def _save_gather(ctx: Any, inputs: Any) -> None:
+def _save_gather(ctx: Context, inputs: Inputs) -> None:
     memory, ids, weights, keys, pointers, ctx.spec, ctx.part, *rest = inputs
     ctx.sparse, ctx.n_inputs = bool(rest and rest[0]), len(inputs)  # the dispatcher leaves out what is the default
     ctx.kind = memory.dtype
     ctx.save_for_backward(memory if weights is not None else None, ids, weights, keys, pointers)
 
 
-def _back_gather(ctx: Any, grad: Tensor) -> Any:
+def _back_gather(ctx: Context, grad: Tensor) -> Any:
     memory, ids, weights, keys, pointers = ctx.saved_tensors
     to_memory = to_weights = None
     if ctx.needs_input_grad[1]:
@@ -232,12 +240,12 @@ def _back_gather(ctx: Any, grad: Tensor) -> Any:
     return (to_memory, None, to_weights, *(None,) * (ctx.n_inputs - 3))
 
 
-def _save_scatter(ctx: Any, inputs: Any) -> None:
+def _save_scatter(ctx: Context, inputs: Inputs) -> None:
     grads, ids, weights, keys, pointers, ctx.spec, ctx.part = inputs
     ctx.save_for_backward(grads if weights is not None else None, ids, weights, keys, pointers)
 
 
-def _back_scatter(ctx: Any, grad: Tensor) -> Any:
+def _back_scatter(ctx: Context, grad: Tensor) -> Any:
     grads, ids, weights, keys, pointers = ctx.saved_tensors
     to_grads = to_weights = None
     if ctx.needs_input_grad[1]:
@@ -247,12 +255,12 @@ def _back_scatter(ctx: Any, grad: Tensor) -> Any:
     return to_grads, None, to_weights, None, None, None, None
 
 
-def _save_dot(ctx: Any, inputs: Any) -> None:
+def _save_dot(ctx: Context, inputs: Inputs) -> None:
     memory, grads, ids, keys, pointers, ctx.spec, ctx.part = inputs
     ctx.save_for_backward(memory, grads, ids, keys, pointers)
 
 
-def _back_dot(ctx: Any, grad: Tensor) -> Any:
+def _back_dot(ctx: Context, grad: Tensor) -> Any:
     memory, grads, ids, keys, pointers = ctx.saved_tensors
     to_memory = to_grads = None
     if ctx.needs_input_grad[1]:
@@ -262,7 +270,7 @@ def _back_dot(ctx: Any, grad: Tensor) -> Any:
     return to_memory, to_grads, None, None, None, None, None
 
 
-def _save_rounded(ctx: Any, inputs: Any) -> None:
+def _save_rounded(ctx: Context, inputs: Inputs) -> None:
     ctx.kind = inputs[0].dtype
 
 

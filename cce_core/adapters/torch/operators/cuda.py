@@ -120,10 +120,10 @@ def _call(
     return _Call(own, frame, floats, ids, (words[0], words[1]))
 
 
-def _enough(layout: Layout, end: Any, keys: Tensor | None, pointers: Tensor | None) -> None:
+def _enough(layout: Layout, end: np.uint64 | None, keys: Tensor | None, pointers: Tensor | None) -> None:
     """RuntimeError unless the words are int64 and as many as the layout reads."""
-    pointed = end is not None and any(column.kind == POINTER for column in layout.columns)
-    least = {"keys": layout.n_hashes, "pointers": -(-int(end) * layout.bits_per_id // 64) if pointed else 0}
+    vocab = int(end or 0) if any(column.kind == POINTER for column in layout.columns) else 0
+    least = {"keys": layout.n_hashes, "pointers": -(-vocab * layout.bits_per_id // 64)}
     for name, words in (("keys", keys), ("pointers", pointers)):
         if words is not None and words.dtype != torch.int64:
             raise RuntimeError(f"{name} must be int64, got {words.dtype}")

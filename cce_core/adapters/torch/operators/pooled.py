@@ -28,7 +28,15 @@ from cce_core.adapters.torch.operators.arguments import floats, in_core, row
 from cce_core.adapters.torch.operators.arrays import array
 from cce_core.adapters.torch.operators.bundle import bundle_of
 from cce_core.adapters.torch.operators.plan import MEMORY, part_of
-from cce_core.adapters.torch.operators.registry import KEPT_IDS, define, differentiable, handover, using
+from cce_core.adapters.torch.operators.registry import (
+    KEPT_IDS,
+    Context,
+    Inputs,
+    define,
+    differentiable,
+    handover,
+    using,
+)
 from cce_core.sketching import blocks as core
 from cce_core.sketching.batch import Batch
 from cce_core.sketching.projection import unwidened, widened
@@ -211,8 +219,8 @@ def _weigh_anywhere(each: Tensor, grads: Tensor, ids: Tensor, offsets: Tensor | 
 
 
 def _vectors_like(
-    memory: Tensor, projection: Any, ids: Tensor, offsets: Any, amounts: Any, keys: Any, pointers: Any, spec: str,
-    sparse: bool,
+    memory: Tensor, projection: Tensor | None, ids: Tensor, offsets: Tensor | None, amounts: Tensor | None,
+    keys: Tensor | None, pointers: Tensor | None, spec: str, sparse: bool,
 ) -> Tensor:  # fmt: skip
     rows = ids.shape[0] if offsets is None else offsets.shape[0] - 1
     dim = part_of(spec, MEMORY).layout.dim if projection is None else projection.shape[1]
@@ -220,7 +228,8 @@ def _vectors_like(
 
 
 def _spread_like(
-    grads: Tensor, ids: Any, offsets: Any, amounts: Any, keys: Any, pointers: Any, spec: str
+    grads: Tensor, ids: Tensor, offsets: Tensor | None, amounts: Tensor | None, keys: Tensor | None,
+    pointers: Tensor | None, spec: str,
 ) -> Tensor:  # fmt: skip
     layout = part_of(spec, MEMORY).layout
     return grads.new_empty((layout.n_units, layout.unit), dtype=eager.wide_type(grads.dtype))
@@ -231,7 +240,7 @@ def _unwiden_like(grads: Tensor, inner: Tensor, projection: Tensor) -> tuple[Ten
     return grads.new_empty((inner.shape[0], inner.shape[1] - 1), dtype=kind), torch.empty_like(projection, dtype=kind)
 
 
-def _weigh_like(each: Tensor, grads: Tensor, ids: Tensor, offsets: Any) -> Tensor:
+def _weigh_like(each: Tensor, grads: Tensor, ids: Tensor, offsets: Tensor | None) -> Tensor:
     return each.new_empty((each.shape[0],), dtype=eager.wide_type(each.dtype))
 
 
@@ -263,19 +272,21 @@ define(
 # --- gradients: `ctx` counts the inputs from 1, after the dispatcher's keys -------------------------------------------
 
 
-def _slope(memory: Tensor, projection: Any, grads: Tensor, bags: Any, rest: Any) -> Tensor:
+def _slope(
+    memory: Tensor, projection: Tensor | None, grads: Tensor, bags: tuple[Tensor, Tensor | None], rest: list[Any]
+) -> Tensor:  # fmt: skip
     """The gradient of the amounts."""
     each = vectors(memory, projection, bags[0], None, None, *rest, False)
     return weigh(each, grads, *bags)
 
 
-def _save_vectors(ctx: Any, inputs: Any) -> None:
+def _save_vectors(ctx: Context, inputs: Inputs) -> None:
     memory, projection, ids, offsets, amounts, keys, pointers, ctx.spec, ctx.sparse = inputs
     ctx.kind, read = memory.dtype, projection is not None or ctx.needs_input_grad[5]
     ctx.save_for_backward(memory if read else None, projection, ids, offsets, amounts, keys, pointers)
 
 
-def _back_vectors(ctx: Any, grad: Tensor) -> Any:
+def _back_vectors(ctx: Context, grad: Tensor) -> Any:
     memory, projection, ids, offsets, amounts, *rest = ctx.saved_tensors
     bags, rest = (ids, offsets), [*rest, ctx.spec]
     to_memory = to_projection = to_amounts = None
@@ -297,12 +308,12 @@ def _back_vectors(ctx: Any, grad: Tensor) -> Any:
     return to_memory, to_projection, None, None, to_amounts, None, None, None, None
 
 
-def _save_spread(ctx: Any, inputs: Any) -> None:
+def _save_spread(ctx: Context, inputs: Inputs) -> None:
     grads, ids, offsets, amounts, keys, pointers, ctx.spec = inputs
     ctx.save_for_backward(grads if ctx.needs_input_grad[4] else None, ids, offsets, amounts, keys, pointers)
 
 
-def _back_spread(ctx: Any, grad: Tensor) -> Any:
+def _back_spread(ctx: Context, grad: Tensor) -> Any:
     grads, ids, offsets, amounts, *rest = ctx.saved_tensors
     bags, rest = (ids, offsets), [*rest, ctx.spec]
     to_grads = to_amounts = None
@@ -313,18 +324,18 @@ def _back_spread(ctx: Any, grad: Tensor) -> Any:
     return to_grads, None, None, to_amounts, None, None, None
 
 
-def _back_unwiden(ctx: Any, to_inner: Tensor, to_projection: Tensor) -> Any:
+def _back_unwiden(ctx: Context, to_inner: Tensor, to_projection: Tensor) -> Any:
     grads, inner, projection = ctx.saved_tensors
     a = to_inner @ projection[:-1] + inner @ to_projection
     c = torch.cat([to_inner.t() @ grads, grads.new_zeros((1, grads.shape[1]))])
     return a, grads @ to_projection.t(), c
 
 
-def _save_weigh(ctx: Any, inputs: Any) -> None:
+def _save_weigh(ctx: Context, inputs: Inputs) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _back_weigh(ctx: Any, grad: Tensor) -> Any:
+def _back_weigh(ctx: Context, grad: Tensor) -> Any:
     each, grads, *bags = ctx.saved_tensors
     return grad[:, None] * of_ids(grads, *bags), sums(grad[:, None] * each, *bags), None, None
 

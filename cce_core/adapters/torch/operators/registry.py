@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -18,6 +18,26 @@ from cce_core.adapters.torch.operators.openmp import used
 
 _LIBRARY = torch.library.Library("cce", "DEF")
 KEPT_IDS = 1 << 14  # addresses of larger batches are found again: that is cheaper than to write and read them
+
+
+class Context(Protocol):
+    """What autograd keeps of a call between its two passes, and what these operators keep there beside it."""
+
+    saved_tensors: tuple[Any, ...]
+    needs_input_grad: tuple[bool, ...]
+    kind: torch.dtype
+    spec: str
+    part: str
+    sparse: bool
+    n_inputs: int
+    addresses: NDArray[np.uint64] | None
+    inner: Tensor | None
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
+
+
+Inputs: TypeAlias = tuple[Any, ...]
+Operator: TypeAlias = Callable[..., Any]
 
 
 class Handover(threading.local):
@@ -37,7 +57,7 @@ class Handover(threading.local):
 handover = Handover()
 
 
-def using(addresses: Any, operator: Callable[..., Any], *arguments: Any) -> Any:
+def using(addresses: NDArray[np.uint64] | None, operator: Callable[..., Any], *arguments: Any) -> Any:
     """Call an operator that may use these addresses."""
     handover.addresses = addresses
     try:
@@ -46,11 +66,11 @@ def using(addresses: Any, operator: Callable[..., Any], *arguments: Any) -> Any:
         handover.addresses = None
 
 
-_ANYWHERE: dict[str, Callable[..., Any]] = {}
-ON_GPU: dict[str, Callable[..., Any]] = {}
+_ANYWHERE: dict[str, Any] = {}
+ON_GPU: dict[str, Operator] = {}
 
 
-def _first(kernel: Callable[..., Any], anywhere: Callable[..., Any]) -> Callable[..., Any]:
+def _first(kernel: Operator, anywhere: Operator) -> Operator:
     def run(*arguments: Any) -> Any:
         found = kernel(*arguments)
         return anywhere(*arguments) if found is None else found
@@ -58,7 +78,7 @@ def _first(kernel: Callable[..., Any], anywhere: Callable[..., Any]) -> Callable
     return run
 
 
-def define(name: str, schema: str, core: Any, anywhere: Any, like: Any) -> None:
+def define(name: str, schema: str, core: Operator, anywhere: Operator | None, like: Operator) -> None:
     """Register an operator: how it runs in the core's loops, on other devices (if it does), and what shape it gives.
 
     On a GPU the kernel of that name among `cuda.OPERATORS` takes it, or leaves it to how it runs anywhere.
@@ -69,9 +89,9 @@ def define(name: str, schema: str, core: Any, anywhere: Any, like: Any) -> None:
     if anywhere is not None:
         _LIBRARY.impl(name, anywhere, "CompositeExplicitAutograd")
         _LIBRARY.impl(name, anywhere, "FuncTorchBatched")
-    if name in cuda.OPERATORS:
-        ON_GPU[name] = _first(cuda.OPERATORS[name], anywhere)
-        _LIBRARY.impl(name, ON_GPU[name], "CUDA")
+        if name in cuda.OPERATORS:
+            ON_GPU[name] = _first(cuda.OPERATORS[name], anywhere)
+            _LIBRARY.impl(name, ON_GPU[name], "CUDA")
     torch.library.register_fake(f"cce::{name}", like, lib=_LIBRARY)
 
 
@@ -79,8 +99,8 @@ _ORDINARY = torch._C._dispatch_keys(torch.empty(0, device="cpu")).raw_repr()  # 
 
 
 def differentiable(
-    operator: Any, save: Callable[..., None], back: Callable[..., Any], keeps: bool = False, kernel: Any = None,
-    transformed: Any = None,
+    operator: Any, save: Callable[[Context, Inputs], None], back: Operator, keeps: bool = False,
+    kernel: Operator | None = None, transformed: Operator | None = None,
 ) -> Any:  # fmt: skip
     """Give an operator its gradient. `register_autograd` would do so too, but drops forward-mode tangents without a word.
 
@@ -91,16 +111,16 @@ def differentiable(
         ordinary tensors, which is a third of the cost of a small call.
     """
 
-    kernel, back = None if kernel is None else used(kernel), guard.reading(back)
+    direct, back = operator if kernel is None else used(kernel), guard.reading(back)
     transformed = transformed or _ANYWHERE[operator._opname]
 
     class Gradient(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, keys: Any, *inputs: Any) -> Any:
+        def forward(ctx: Context, keys: Any, *inputs: Any) -> Any:
             handover.wanted = keeps and any(ctx.needs_input_grad)
             try:
                 if keys is None:
-                    out = kernel(*inputs)
+                    out = direct(*inputs)
                 else:
                     with torch._C._AutoDispatchBelowAutograd():
                         out = operator.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
@@ -112,7 +132,7 @@ def differentiable(
             return out
 
         @staticmethod
-        def backward(ctx: Any, *grads: Any) -> Any:
+        def backward(ctx: Context, *grads: Any) -> Any:
             return (None, *back(ctx, *grads))
 
     def run(keys: Any, *inputs: Any) -> Any:
@@ -136,7 +156,7 @@ def differentiable(
                 return operator(*inputs)
         if torch.is_grad_enabled() or forward_ad._current_level >= 0:
             return Gradient.apply(None, *inputs)
-        return kernel(*inputs)
+        return direct(*inputs)
 
     Gradient.__name__ = f"cce_{operator._opname}"
     _LIBRARY.impl(operator._opname, run, "Autograd", with_keyset=True)

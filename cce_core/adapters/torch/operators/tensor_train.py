@@ -17,7 +17,7 @@ from cce_core.adapters.torch.operators import eager
 from cce_core.adapters.torch.operators.arguments import words_of
 from cce_core.adapters.torch.operators.arrays import array
 from cce_core.adapters.torch.operators.plan import end_of, spec_of
-from cce_core.adapters.torch.operators.registry import define, differentiable
+from cce_core.adapters.torch.operators.registry import Context, Inputs, define, differentiable
 from cce_core.method.tensor_train import _AT_ONCE, _shapes
 from cce_core.sketching import tensor_train as core
 
@@ -77,22 +77,22 @@ def _plain(flat: Tensor, ids: Tensor, spec: str) -> Tensor:
     return product(eager.digits(ids, spec), cores, tuple((left, d * right) for _, left, d, right in shapes))
 
 
-def _save_train(ctx: Any, inputs: Any) -> None:
+def _save_train(ctx: Context, inputs: Inputs) -> None:
     flat, ids, ctx.spec = inputs
     ctx.save_for_backward(flat, ids)
 
 
-def _back_train(ctx: Any, grad: Tensor) -> Any:
+def _back_train(ctx: Context, grad: Tensor) -> Any:
     flat, ids = ctx.saved_tensors
     return train_back(grad, flat, ids, ctx.spec), None, None
 
 
-def _save_train_back(ctx: Any, inputs: Any) -> None:
+def _save_train_back(ctx: Context, inputs: Inputs) -> None:
     grads, flat, ids, ctx.spec = inputs
     ctx.save_for_backward(grads, flat, ids)
 
 
-def _back_train_back(ctx: Any, grad: Tensor) -> Any:
+def _back_train_back(ctx: Context, grad: Tensor) -> Any:
     grads, flat, ids = ctx.saved_tensors
     further = torch.is_grad_enabled()
     with torch.enable_grad():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cce_core.adapters.torch.operators import blocks
+from cce_core.adapters.torch.operators.arrays import Device
 from cce_core.adapters.torch.operators.plan import MEMORY, part_of
 from cce_core.sketching.layout import POINTER
 
@@ -22,7 +23,7 @@ class Pointed(NamedTuple):
     keys: Tensor | None
     pointers: Tensor | None
 
-    def to(self, device: Any) -> Pointed:
+    def to(self, device: Device) -> Pointed:
         """The same on a device."""
         return Pointed(*(None if tensor is None else tensor.to(device) for tensor in self))
 
@@ -85,7 +86,7 @@ def refitted(memory: Tensor, old: Pointed, new: Pointed, text: str, vocab: int) 
 
 @torch.no_grad()
 def carried(
-    optimizers: Iterable[Any],
+    optimizers: Iterable[torch.optim.Optimizer],
     parameters: Mapping[str, Tensor],
     before: Pointed,
     after: Pointed,
@@ -107,7 +108,7 @@ def carried(
 
 
 @torch.no_grad()
-def forget(optimizers: Iterable[Any], parameters: Mapping[str, Tensor]) -> None:
+def forget(optimizers: Iterable[torch.optim.Optimizer], parameters: Mapping[str, Tensor]) -> None:
     """Make the state of parameters that of new ones."""
     for state, _, _ in _states(optimizers, parameters):
         for key, value in state.items():
@@ -118,7 +119,7 @@ def forget(optimizers: Iterable[Any], parameters: Mapping[str, Tensor]) -> None:
 
 
 def _states(
-    optimizers: Iterable[Any], parameters: Mapping[str, Tensor]
+    optimizers: Iterable[torch.optim.Optimizer], parameters: Mapping[str, Tensor]
 ) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
     for optimizer in optimizers:
         for part, parameter in parameters.items():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from cce_core.sketching.gradient import SparseGradient
 from cce_core.training import SGD, Adagrad, AdamW
 from cce_core.training.optimizer import Optimizer
 from cce_core.training.state import State
+
+Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 
 @functools.lru_cache(maxsize=64)
@@ -45,7 +47,7 @@ class Fused(torch.optim.Optimizer):
     with any optimiser. The rows of a sparse gradient are those of the parameter.
     """
 
-    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+    def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
         self._core(defaults)  # refuses what is out of range
         super().__init__(params, defaults)
 
@@ -111,15 +113,15 @@ class Fused(torch.optim.Optimizer):
                 kept[name] = moment.view(parameter.shape) if moment.numel() == parameter.numel() else moment
 
 
-def in_core(core: Optimizer, p: Tensor, grad: Gradient, unit: int, step: int, arrays: dict[str, Tensor]) -> None:
+def in_core(optimizer: Optimizer, p: Tensor, grad: Gradient, unit: int, step: int, arrays: dict[str, Tensor]) -> None:
     """`steps.update` in the core's loops, on the CPU."""
     flat, state = array(p), State(step, {name: array(tensor) for name, tensor in arrays.items()})
     if isinstance(grad, tuple):
         index, values = grad
         touched = SparseGradient(array(index).view(np.int64), array(values).reshape(-1, unit), flat.size)
-        core._update_touched(flat, touched, unit, state)
+        optimizer._update_touched(flat, touched, unit, state)
     else:
-        core._update(flat, array(grad), unit, state)
+        optimizer._update(flat, array(grad), unit, state)
     for name, moment in state.arrays.items():
         if name not in arrays:
             arrays[name] = torch.from_numpy(moment).clone()
@@ -141,7 +143,7 @@ class FusedSGD(Fused):
         >>> optimizer.step()
     """
 
-    def __init__(self, params: Any, lr: float = 1e-3, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
+    def __init__(self, params: Params, lr: float = 1e-3, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     def _core(self, group: dict[str, Any]) -> Optimizer:
@@ -166,7 +168,7 @@ class FusedAdagrad(Fused):
         torch.Size([1000])
     """
 
-    def __init__(self, params: Any, lr: float = 1e-2, eps: float = 1e-10, *, rowwise: bool = False) -> None:
+    def __init__(self, params: Params, lr: float = 1e-2, eps: float = 1e-10, *, rowwise: bool = False) -> None:
         super().__init__(params, {"lr": lr, "eps": eps, "rowwise": rowwise})
 
     def _core(self, group: dict[str, Any]) -> Optimizer:
@@ -193,7 +195,7 @@ class FusedAdam(Fused):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,

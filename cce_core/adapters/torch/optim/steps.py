@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
 from cce_core.training import SGD, Adagrad, AdamW
 from cce_core.training.optimizer import Optimizer
 
-Gradient = Tensor | tuple[Tensor, Tensor]  # of all rows; or rows' numbers and their gradients
+Gradient: TypeAlias = Tensor | tuple[Tensor, Tensor]  # of all rows; or rows' numbers and their gradients
 
 
 def update(optimizer: Optimizer, p: Tensor, grad: Gradient, unit: int, step: int, arrays: dict[str, Tensor]) -> None:
