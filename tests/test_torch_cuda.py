@@ -136,7 +136,7 @@ def test_signs_features_and_rounded_memories(kind):
     signed = table(CASES[NAMES.index("hash-signed=True")]).to(DEVICE)
     ids, text = torch.arange(VOCAB, device=DEVICE), signed._plan.text
     like = torch.empty(0, dtype=kind, device=DEVICE)
-    assert torch.equal(THERE["signs"](ids, signed.keys, like, text), eager.signs(ids, signed.keys, text, kind))
+    assert torch.equal(THERE["signs"](ids, signed.keys, like, text), eager.signs(ids, signed.keys, like, text))
     for name in ("dhe", "dhe-transform=gaussian"):
         network = table(CASES[NAMES.index(name)]).to(DEVICE)
         near(

@@ -13,7 +13,6 @@ torch operations that it stands for, which have gradients of every order, forwar
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,8 @@ from torch import Tensor
 
 from cce_core._threads import sliced
 from cce_core.adapters.torch.operators import cuda, eager, rounding, shapes
-from cce_core.adapters.torch.operators.arguments import floats, in_core, words_of
+from cce_core.adapters.torch.operators.arguments import bundle_of, floats, in_core, words_of
 from cce_core.adapters.torch.operators.arrays import array
-from cce_core.adapters.torch.operators.bundle import bundle_of
 from cce_core.adapters.torch.operators.openmp import used
 from cce_core.adapters.torch.operators.plan import bases_of, end_of, part_of, spec_of
 from cce_core.adapters.torch.operators.registry import (
@@ -134,7 +132,7 @@ def _dot(
 
 def _signs(ids: Tensor, keys: Tensor, like: Tensor, spec: str) -> Tensor:
     if eager.wide_type(like.dtype) != torch.float32:
-        return eager.signs(ids, keys, spec, like.dtype)
+        return eager.signs(ids, keys, like, spec)
     layout, end = part_of(spec, "memory")
     return torch.from_numpy(core.signs(_sketch(layout, keys, None), words_of(ids, end)))
 
@@ -165,57 +163,24 @@ def _rounded(memory: Tensor, ids: Tensor | None, keys: Tensor | None, pointers: 
     return torch.from_numpy(out).view(memory.shape)
 
 
-_ADDRESS = "Tensor? keys, Tensor? pointers, str spec, str part"
-_OPERATORS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any], Callable[..., Any]]] = {
-    "gather": (
-        f"(Tensor memory, Tensor ids, Tensor? weights, {_ADDRESS}, bool sparse=False) -> Tensor",
-        _gather,
-        lambda memory, ids, weights, keys, pointers, spec, part, sparse=False: eager.gather(
-            memory, ids, weights, keys, pointers, spec, part
-        ),
-        shapes.gather,
-    ),
-    "scatter": (
-        f"(Tensor grads, Tensor ids, Tensor? weights, {_ADDRESS}) -> Tensor",
-        _scatter,
-        eager.scatter,
-        shapes.scatter,
-    ),
-    "dot": (f"(Tensor memory, Tensor grads, Tensor ids, {_ADDRESS}) -> Tensor", _dot, eager.dot, shapes.dot),
-    "signs": (
-        "(Tensor ids, Tensor keys, Tensor like, str spec) -> Tensor",
-        _signs,
-        lambda ids, keys, like, spec: eager.signs(ids, keys, spec, like.dtype),
-        shapes.signs,
-    ),
-    "digits": ("(Tensor ids, str spec) -> Tensor", _digits, eager.digits, shapes.digits),
-    "features": ("(Tensor ids, Tensor keys, str spec) -> Tensor", _features, eager.features, shapes.features),
-    "bags": (
-        "(Tensor offsets, Tensor ids) -> Tensor",
-        eager.bags,
-        eager.bags,
-        lambda offsets, ids: torch.empty_like(ids),
-    ),
-    "rounded": (
-        "(Tensor memory, Tensor? ids, Tensor? keys, Tensor? pointers, str spec) -> Tensor",
-        _rounded,
-        eager.rounded,
-        shapes.rounded,
-    ),
-}
-
-
-for _name, _functions in _OPERATORS.items():
-    define(_name, *_functions)
-
-gather = torch.ops.cce.gather.default
-scatter = torch.ops.cce.scatter.default
-dot = torch.ops.cce.dot.default
-signs = torch.ops.cce.signs.default
-digits = torch.ops.cce.digits.default
-features = torch.ops.cce.features.default
-rounded = torch.ops.cce.rounded.default
-bags = torch.ops.cce.bags.default
+_AT = "Tensor? keys, Tensor? pointers, str spec"
+gather = define(
+    "gather", f"(Tensor memory, Tensor ids, Tensor? weights, {_AT}, str part, bool sparse=False) -> Tensor",
+    _gather, eager.gather, shapes.gather,
+)  # fmt: skip
+scatter = define(
+    "scatter", f"(Tensor grads, Tensor ids, Tensor? weights, {_AT}, str part) -> Tensor", _scatter, eager.scatter, shapes.scatter
+)  # fmt: skip
+dot = define(
+    "dot", f"(Tensor memory, Tensor grads, Tensor ids, {_AT}, str part) -> Tensor", _dot, eager.dot, shapes.dot
+)
+signs = define("signs", "(Tensor ids, Tensor keys, Tensor like, str spec) -> Tensor", _signs, eager.signs, shapes.signs)
+digits = define("digits", "(Tensor ids, str spec) -> Tensor", _digits, eager.digits, shapes.digits)
+features = define(
+    "features", "(Tensor ids, Tensor keys, str spec) -> Tensor", _features, eager.features, shapes.features
+)
+bags = define("bags", "(Tensor offsets, Tensor ids) -> Tensor", eager.bags, eager.bags, shapes.bags)
+rounded = define("rounded", f"(Tensor memory, Tensor? ids, {_AT}) -> Tensor", _rounded, eager.rounded, shapes.rounded)
 
 
 # --- gradients: `ctx` counts the inputs from 1, after the dispatcher's keys -------------------------------------------

@@ -161,7 +161,8 @@ def _blocks(
 
 
 def gather(
-    memory: Tensor, ids: Tensor, weights: Tensor | None, keys: Tensor | None, pointers: Tensor | None, text: str, part: str
+    memory: Tensor, ids: Tensor, weights: Tensor | None, keys: Tensor | None, pointers: Tensor | None,
+    text: str, part: str, sparse: bool = False,
 ) -> Tensor:  # fmt: skip
     """`blocks.gather`."""
     layout, found = _blocks(memory, ids, keys, pointers, text, part)
@@ -213,14 +214,14 @@ def dot(
     return (found * _spread(layout, grads)).sum(2)
 
 
-def signs(ids: Tensor, keys: Tensor, text: str, dtype: torch.dtype) -> Tensor:
+def signs(ids: Tensor, keys: Tensor, like: Tensor, text: str) -> Tensor:
     """`blocks.signs`."""
     layout, words = part_of(text, "memory").layout, premix(ids)
     drawn = [
         1 - 2 * (keyed(words, keys[c.b]) & 1) if c.kind == HASH and c.a else torch.ones_like(ids)
         for c in layout.columns
     ]
-    return torch.stack(drawn, 1).to(wide_type(dtype))
+    return torch.stack(drawn, 1).to(wide_type(like.dtype))
 
 
 def digits(ids: Tensor, text: str) -> Tensor:

@@ -24,9 +24,8 @@ from torch import Tensor
 
 from cce_core import _check
 from cce_core.adapters.torch.operators import blocks, eager
-from cce_core.adapters.torch.operators.arguments import floats, in_core, row
+from cce_core.adapters.torch.operators.arguments import bundle_of, floats, in_core, row
 from cce_core.adapters.torch.operators.arrays import array
-from cce_core.adapters.torch.operators.bundle import bundle_of
 from cce_core.adapters.torch.operators.plan import MEMORY, part_of
 from cce_core.adapters.torch.operators.registry import (
     KEPT_IDS,
@@ -244,31 +243,6 @@ def _weigh_like(each: Tensor, grads: Tensor, ids: Tensor, offsets: Tensor | None
     return each.new_empty((each.shape[0],), dtype=eager.wide_type(each.dtype))
 
 
-_BAGS = "Tensor ids, Tensor? offsets, Tensor? amounts, Tensor? keys, Tensor? pointers, str spec"
-define(
-    "vectors",
-    f"(Tensor memory, Tensor? projection, {_BAGS}, bool sparse) -> Tensor",
-    _vectors,
-    _vectors_anywhere,
-    _vectors_like,
-)
-define("spread", f"(Tensor grads, {_BAGS}) -> Tensor", _spread, _spread_anywhere, _spread_like)
-define(
-    "unwiden",
-    "(Tensor grads, Tensor inner, Tensor projection) -> (Tensor, Tensor)",
-    _unwiden,
-    _unwiden_anywhere,
-    _unwiden_like,
-)
-define(
-    "weigh",
-    "(Tensor each, Tensor grads, Tensor ids, Tensor? offsets) -> Tensor",
-    _weigh,
-    _weigh_anywhere,
-    _weigh_like,
-)
-
-
 # --- gradients: `ctx` counts the inputs from 1, after the dispatcher's keys -------------------------------------------
 
 
@@ -331,7 +305,7 @@ def _back_unwiden(ctx: Context, to_inner: Tensor, to_projection: Tensor) -> Any:
     return a, grads @ to_projection.t(), c
 
 
-def _save_weigh(ctx: Context, inputs: Inputs) -> None:
+def _save_all(ctx: Context, inputs: Inputs) -> None:
     ctx.save_for_backward(*inputs)
 
 
@@ -340,10 +314,28 @@ def _back_weigh(ctx: Context, grad: Tensor) -> Any:
     return grad[:, None] * of_ids(grads, *bags), sums(grad[:, None] * each, *bags), None, None
 
 
-_cce = torch.ops.cce
-vectors = differentiable(_cce.vectors.default, _save_vectors, _back_vectors, keeps=True, kernel=_vectors)
-spread = differentiable(_cce.spread.default, _save_spread, _back_spread, kernel=_spread)
+_BAGS = "Tensor ids, Tensor? offsets, Tensor? amounts, Tensor? keys, Tensor? pointers, str spec"
+vectors = differentiable(
+    define(
+        "vectors", f"(Tensor memory, Tensor? projection, {_BAGS}, bool sparse) -> Tensor",
+        _vectors, _vectors_anywhere, _vectors_like,
+    ),
+    _save_vectors, _back_vectors, keeps=True, kernel=_vectors,
+)  # fmt: skip
+spread = differentiable(
+    define("spread", f"(Tensor grads, {_BAGS}) -> Tensor", _spread, _spread_anywhere, _spread_like),
+    _save_spread, _back_spread, kernel=_spread,
+)  # fmt: skip
 unwiden = differentiable(
-    _cce.unwiden.default, lambda ctx, inputs: ctx.save_for_backward(*inputs), _back_unwiden, kernel=_unwiden
-)
-weigh = differentiable(_cce.weigh.default, _save_weigh, _back_weigh, kernel=_weigh)
+    define(
+        "unwiden", "(Tensor grads, Tensor inner, Tensor projection) -> (Tensor, Tensor)",
+        _unwiden, _unwiden_anywhere, _unwiden_like,
+    ),
+    _save_all, _back_unwiden, kernel=_unwiden,
+)  # fmt: skip
+weigh = differentiable(
+    define(
+        "weigh", "(Tensor each, Tensor grads, Tensor ids, Tensor? offsets) -> Tensor", _weigh, _weigh_anywhere, _weigh_like
+    ),
+    _save_all, _back_weigh, kernel=_weigh,
+)  # fmt: skip

@@ -78,10 +78,13 @@ def _first(kernel: Operator, anywhere: Operator) -> Operator:
     return run
 
 
-def define(name: str, schema: str, core: Operator, anywhere: Operator | None, like: Operator) -> None:
+def define(name: str, schema: str, core: Operator, anywhere: Operator | None, like: Operator) -> Any:
     """Register an operator: how it runs in the core's loops, on other devices (if it does), and what shape it gives.
 
     On a GPU the kernel of that name among `cuda.OPERATORS` takes it, or leaves it to how it runs anywhere.
+
+    Returns:
+        The operator.
     """
     _LIBRARY.define(name + schema)
     _ANYWHERE[name] = anywhere
@@ -93,6 +96,7 @@ def define(name: str, schema: str, core: Operator, anywhere: Operator | None, li
             ON_GPU[name] = _first(cuda.OPERATORS[name], anywhere)
             _LIBRARY.impl(name, ON_GPU[name], "CUDA")
     torch.library.register_fake(f"cce::{name}", like, lib=_LIBRARY)
+    return getattr(torch.ops.cce, name).default
 
 
 _ORDINARY = torch._C._dispatch_keys(torch.empty(0, device="cpu")).raw_repr()  # of the CPU, no subclass and no transform

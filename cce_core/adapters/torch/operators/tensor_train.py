@@ -107,15 +107,10 @@ def _like(flat: Tensor, ids: Tensor, spec: str) -> Tensor:
     return flat.new_empty((ids.shape[0], spec_of(spec).dim))
 
 
-define("train", "(Tensor flat, Tensor ids, str spec) -> Tensor", _train, _plain, _like)
-define(
-    "train_back",
-    "(Tensor grads, Tensor flat, Tensor ids, str spec) -> Tensor",
-    _train_back,
-    None,
+train = define("train", "(Tensor flat, Tensor ids, str spec) -> Tensor", _train, _plain, _like)
+train_back = define(
+    "train_back", "(Tensor grads, Tensor flat, Tensor ids, str spec) -> Tensor", _train_back, None,
     lambda grads, flat, ids, spec: torch.empty_like(flat),
-)
-train = torch.ops.cce.train.default
-train_back = torch.ops.cce.train_back.default
+)  # fmt: skip
 differentiable(train, _save_train, _back_train)
 differentiable(train_back, _save_train_back, _back_train_back)
