@@ -13,7 +13,7 @@ PICTURE = Path(__file__).with_name("house.svg")
 
 # The ways, import by import: who calls whom, in compiled code too.
 WAYS = {
-    "id": ("an id: lookup, forward", ["tables-method", "method-sketching", "sketching-hashing", "sketching-storage"]),
+    "id": ("an id: lookup, forward", ["tables-sketching", "sketching-hashing", "sketching-storage"]),
     "gradient": (
         "a gradient: backward, update",
         ["training-tables", "tables-method", "training-sketching", "method-sketching", "sketching-storage"],

@@ -9,7 +9,8 @@ import pytest
 from kernel_tables import DEVICE, INTERPRETED, torch
 from torch_tables import DIM, VOCAB
 
-from cce_core.adapters.torch import Embedding, cuda, ops
+from cce_core.adapters.torch import Embedding
+from cce_core.adapters.torch.operators import cuda, registry
 
 IDS = torch.tensor([[5, 96, 0, 5], [3, 1, 2, 9]])
 
@@ -25,15 +26,15 @@ def gpu(monkeypatch):
     def counted(name):
         def run(*arguments):
             calls[name] += 1
-            return ops.ON_GPU[name](*arguments)
+            return registry.ON_GPU[name](*arguments)
 
         return run
 
     monkeypatch.setattr(cuda, "here", lambda tensor: True)
     # Where ordinary tensors of the CPU pass by the dispatcher, they are to go to it.
-    monkeypatch.setattr(ops, "_is_ordinary", lambda inputs: False, raising=False)
+    monkeypatch.setattr(registry, "_ORDINARY", None)
     library = torch.library.Library("cce", "IMPL")
-    for name in ops.ON_GPU:
+    for name in registry.ON_GPU:
         library.impl(name, counted(name), "CPU", allow_override=True)
     yield calls
     library._destroy()

@@ -202,7 +202,7 @@ def lookups(device: str, vocab: int, n: int, dim: int, turns: int, copy: float, 
 
 def check_module(table: Any, module: Any, ids: Any) -> None:
     """Refuse to time a module that takes plain torch operations, or whose vectors and gradients are not the CPU core's."""
-    from cce_core.adapters.torch import cuda
+    from cce_core.adapters.torch.operators import cuda
 
     if cuda.kernels() is None:
         raise AssertionError("the torch adapter has not found the kernels; nothing is timed")

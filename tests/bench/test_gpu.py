@@ -57,7 +57,7 @@ def test_the_examples_model_takes_the_same_steps(gpu):
 
 
 def test_a_module_that_missed_the_kernels_is_not_timed(gpu, monkeypatch):
-    monkeypatch.setattr("cce_core.adapters.torch.cuda.kernels", lambda: None)
+    monkeypatch.setattr("cce_core.adapters.torch.operators.cuda.kernels", lambda: None)
     rows = gpu.lookups("cpu", 5000, 300, 32, 1, 1e9, "none")
     assert [next(rows).name for _ in range(3)] == ["forward", "forward", "train"]
     with pytest.raises(AssertionError, match="has not found the kernels; nothing is timed"):

@@ -94,6 +94,10 @@ RANKS = {
 }
 
 
+# Of the torch adapter, whose parts these are.
+TORCH_RANKS = {"guard": 0, "operators": 1, "distributed": 2, "optim": 2, "modules": 3}
+
+
 def statements(tree: ast.AST, late: bool):
     """The nodes of a file; without `late`, those that run when it is imported: no function bodies, no TYPE_CHECKING."""
     for node in ast.iter_child_nodes(tree):
@@ -163,6 +167,23 @@ def all_imports(late: bool = True) -> dict[str, set[str]]:
 
 def test_imports_run_one_way():
     assert wrong_ways(all_imports()) == []
+
+
+def test_imports_of_the_torch_adapter_run_one_way():
+    """No part of it imports its face, which imports them all."""
+    ranks = {f"cce_core.adapters.torch.{name}": rank for name, rank in TORCH_RANKS.items()}
+    ranks["cce_core.adapters.torch"] = max(ranks.values()) + 1
+
+    def rank(module):
+        return next((r for name, r in ranks.items() if f"{module}.".startswith(f"{name}.")), None)
+
+    edges = {
+        name: {t for t in targets if rank(t) is not None}
+        for name, targets in all_imports().items()
+        if rank(name) is not None
+    }
+    assert {module for module in edges if rank(module) == 1}
+    assert [f"{a} imports {b}" for a in sorted(edges) for b in sorted(edges[a]) if rank(b) > rank(a)] == []
 
 
 def test_no_circle_of_modules():

@@ -99,7 +99,7 @@ def changing() -> Iterator[None]:
             owner = outer
 
 
-def writing(module: Any) -> Any:
+def writing(module: object) -> Any:
     """The lock of those who change one module: they do so one after the other, however long each computes."""
     with _door:
         return _writers.setdefault(module, threading.RLock())

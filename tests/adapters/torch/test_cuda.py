@@ -19,13 +19,14 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch_gpu import IDS, both, gpu, near, table
 from torch_tables import CASES, DIM, NAMES, VOCAB
 
-from cce_core.adapters.torch import Embedding, EmbeddingBag, cuda, ops, plain
-from cce_core.adapters.torch.plan import part_of
+from cce_core.adapters.torch import Embedding, EmbeddingBag
+from cce_core.adapters.torch.operators import blocks, cuda, eager, registry
+from cce_core.adapters.torch.operators.plan import part_of
 
 pytestmark = pytest.mark.triton
 few = settings(max_examples=20, suppress_health_check=list(HealthCheck))
 _ = poisoned, gpu
-THERE = ops.ON_GPU
+THERE = registry.ON_GPU
 BLOCKS = [k for k, (method, _) in enumerate(CASES) if method not in ("tt", "dhe")]
 
 
@@ -58,9 +59,9 @@ def test_sums_are_those_of_plain_torch_and_of_the_core(data):
     with torch.sparse.check_sparse_tensor_invariants():
         got["sparse"] = got["sparse"].clone().to_dense()
     exact = {
-        "gather": plain.gather(m.double(), i, None if w is None else w.double(), *rest),
-        "scatter": plain.scatter(g.double(), i, None if w is None else w.double(), *rest),
-        "dot": plain.dot(m.double(), g.double(), i, *rest),
+        "gather": eager.gather(m.double(), i, None if w is None else w.double(), *rest),
+        "scatter": eager.scatter(g.double(), i, None if w is None else w.double(), *rest),
+        "dot": eager.dot(m.double(), g.double(), i, *rest),
     }
     exact["sparse"] = exact["scatter"]
     tolerance = {"rtol": 1e-4, "atol": 1e-4}
@@ -69,7 +70,7 @@ def test_sums_are_those_of_plain_torch_and_of_the_core(data):
         torch.testing.assert_close(value.double(), exact[name], **tolerance, msg=lambda s, name=name: f"{name}: {s}")
     if kind == torch.float32:
         here = [None if t is None else t.cpu() for t in rest[:2]]
-        core = ops.gather(memory, ids, weights, *here, text, part)
+        core = blocks.gather(memory, ids, weights, *here, text, part)
         assert torch.equal(got["gather"].cpu(), core)
 
 
@@ -94,7 +95,7 @@ def test_bags_and_projections_in_one_launch(data):
     to = lambda t, kind=None: None if t is None else t.detach().to(DEVICE, kind)  # noqa: E731
     bags = to(ids), to(offsets), to(amounts)
     got = cuda.vectors(to(memory), to(projection), *bags, *words, text, False)
-    each = plain.gather(to(memory).double(), to(ids), None, *words, text, "memory").cpu()
+    each = eager.gather(to(memory).double(), to(ids), None, *words, text, "memory").cpu()
     a = torch.ones(n) if amounts is None else amounts
     each = torch.cat([each, torch.ones(n, 1)], 1) * a.double()[:, None]
     owner = np.repeat(np.arange(len(lengths)), lengths) if bagged else np.arange(n)
@@ -109,7 +110,7 @@ def test_bags_and_projections_in_one_launch(data):
     of_ids = torch.zeros(n, layout.dim, dtype=torch.float64)
     of_ids[: len(owner)] = grads.double()[owner]
     wide = (of_ids * a.double()[:, None]).to(DEVICE)
-    want = plain.scatter(wide, to(ids), None, *words, text, "memory")
+    want = eager.scatter(wide, to(ids), None, *words, text, "memory")
     torch.testing.assert_close(back.double(), want, **loose)
 
 
@@ -135,12 +136,12 @@ def test_signs_features_and_rounded_memories(kind):
     signed = table(CASES[NAMES.index("hash-signed=True")]).to(DEVICE)
     ids, text = torch.arange(VOCAB, device=DEVICE), signed._plan.text
     like = torch.empty(0, dtype=kind, device=DEVICE)
-    assert torch.equal(THERE["signs"](ids, signed.keys, like, text), plain.signs(ids, signed.keys, text, kind))
+    assert torch.equal(THERE["signs"](ids, signed.keys, like, text), eager.signs(ids, signed.keys, like, text))
     for name in ("dhe", "dhe-transform=gaussian"):
         network = table(CASES[NAMES.index(name)]).to(DEVICE)
         near(
             THERE["features"](ids, network.keys, network._plan.text),
-            plain.features(ids, network.keys, network._plan.text),
+            eager.features(ids, network.keys, network._plan.text),
         )
         if INTERPRETED:
             with pytest.raises(IndexError, match="outside"):
@@ -149,8 +150,8 @@ def test_signs_features_and_rounded_memories(kind):
         coded = table(CASES[NAMES.index(name)]).to(DEVICE)
         memory = torch.randn(coded.memory.shape, generator=torch.Generator().manual_seed(0)).to(DEVICE, kind)
         got = THERE["rounded"](memory, None, None, None, coded._plan.text)
-        assert got.dtype == plain.wide_type(kind)
-        assert torch.equal(got, plain.rounded(memory, None, None, None, coded._plan.text))
+        assert got.dtype == eager.wide_type(kind)
+        assert torch.equal(got, eager.rounded(memory, None, None, None, coded._plan.text))
 
 
 @pytest.mark.parametrize("name", ["full", "robe", "cce-rank=4", "sparse"])
@@ -165,15 +166,15 @@ def test_torchs_own_checks_of_operators(name, weighted, gpu):
     rest = emb._buffers.get("keys"), emb._buffers.get("pointers"), emb._plan.text, "memory"
     w = weights if weighted else None
     for op, arguments in (
-        (ops.gather, (memory, ids, w, *rest)),
-        (ops.scatter, (grads, ids, w, *rest)),
-        (ops.dot, (memory, grads, ids, *rest)),
+        (blocks.gather, (memory, ids, w, *rest)),
+        (blocks.scatter, (grads, ids, w, *rest)),
+        (blocks.dot, (memory, grads, ids, *rest)),
     ):
         torch.library.opcheck(op, arguments)
     some = {"eps": 0.5, "atol": 1e-2, "rtol": 1e-2, "fast_mode": True, "nondet_tol": 1e-3}
-    cases = [(lambda m, g: ops.dot(m, g, ids, *rest), (memory, grads))]
+    cases = [(lambda m, g: blocks.dot(m, g, ids, *rest), (memory, grads))]
     if weighted:
-        cases.append((lambda m, v: ops.gather(m, ids, v, *rest), (memory, weights)))
+        cases.append((lambda m, v: blocks.gather(m, ids, v, *rest), (memory, weights)))
     for function, arguments in cases:
         assert gradcheck(function, arguments, **some)
         assert gradgradcheck(function, arguments, **some)
@@ -280,7 +281,8 @@ ALONE = """
 import sys, warnings
 {before}
 import torch
-from cce_core.adapters.torch import Embedding, cuda, ops, plain
+from cce_core.adapters.torch import Embedding
+from cce_core.adapters.torch.operators import blocks, cuda, eager, registry
 
 assert not any(name.startswith("cce_kernels.") for name in sys.modules)
 emb, ids = Embedding(97, 8, method="hemb", num_params=400, seed=1), torch.tensor([1, 2, 2])
@@ -288,10 +290,10 @@ rest = None, emb.keys, None, emb._plan.text, "memory"
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
     for _ in range(2):
-        got = ops.ON_GPU["gather"](emb.memory.detach(), ids, *rest)
-        ops.ON_GPU["scatter"](got, ids, *rest)
-assert torch.equal(got, plain.gather(emb.memory.detach(), ids, *rest))
-torch.testing.assert_close(got, ops.gather(emb.memory.detach(), ids, *rest))
+        got = registry.ON_GPU["gather"](emb.memory.detach(), ids, *rest)
+        registry.ON_GPU["scatter"](got, ids, *rest)
+assert torch.equal(got, eager.gather(emb.memory.detach(), ids, *rest))
+torch.testing.assert_close(got, blocks.gather(emb.memory.detach(), ids, *rest))
 print([str(one.message) for one in said if "kernels" in str(one.message)])
 """
 
@@ -350,5 +352,5 @@ def test_what_operators_refuse():
     ids = torch.tensor([-1, 2**62], device=DEVICE)
     got = THERE["gather"](unbounded.memory.detach(), ids, None, unbounded.keys, None, unbounded._plan.text, "memory")
     assert torch.equal(
-        got, plain.gather(unbounded.memory.detach(), ids, None, unbounded.keys, None, unbounded._plan.text, "memory")
+        got, eager.gather(unbounded.memory.detach(), ids, None, unbounded.keys, None, unbounded._plan.text, "memory")
     )

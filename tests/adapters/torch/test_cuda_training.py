@@ -10,7 +10,10 @@ from kernel_tables import DEVICE, INTERPRETED, poisoned, torch
 from torch_gpu import IDS, both, gpu, near, table
 from torch_tables import CASES, DIM, NAMES, VOCAB
 
-from cce_core.adapters.torch import Embedding, FusedAdagrad, FusedAdam, FusedSGD, cuda, steps
+from cce_core.adapters.torch import Embedding, FusedAdagrad, FusedAdam, FusedSGD
+from cce_core.adapters.torch.modules import device_cluster
+from cce_core.adapters.torch.operators import cuda
+from cce_core.adapters.torch.optim import steps
 
 pytestmark = pytest.mark.triton
 _ = poisoned, gpu
@@ -149,7 +152,7 @@ def test_a_first_clustering_of_other_types(gpu):
 def test_what_the_kernels_do_not_cluster_goes_to_the_core(gpu, monkeypatch):
     with pytest.raises(ValueError, match="weights must have shape"):
         table(("cce", {"num_params": 300})).to(DEVICE).cluster(weights=torch.ones(3))
-    monkeypatch.setattr(cuda, "cluster", None)
+    monkeypatch.setattr(device_cluster, "cluster", None)
     rows = torch.randn(VOCAB, DIM, generator=torch.Generator().manual_seed(2)).numpy()
     for case, more in (
         (("cce", {"num_params": 300, "rank": 4}), {"vectors": rows}),

@@ -16,7 +16,7 @@ if not torch.distributed.is_available():
     pytest.skip("this torch has no process groups", allow_module_level=True)
 
 from cce_core.adapters.torch import Embedding, FusedSGD, leave_out_pointers  # noqa: E402
-from cce_core.adapters.torch.ranks import Ranks  # noqa: E402
+from cce_core.adapters.torch.distributed.ranks import Ranks  # noqa: E402
 from cce_core.learning import shared  # noqa: E402
 from cce_core.learning.exact import Exact  # noqa: E402
 
@@ -66,12 +66,12 @@ def test_all_ranks_come_to_the_same(ranks):
 @pytest.mark.parametrize("name", ["cce", "rank", "int8", "robe", "robe4", "sparse", "sparse2"])
 def test_a_clustering_is_that_of_one_process(ranks, group, monkeypatch, name):
     """The same bits: sums are exact, however the ids are shared."""
-    monkeypatch.setattr("cce_core.adapters.torch.module.ranks_of", lambda group: Ranks(group))
+    monkeypatch.setattr("cce_core.adapters.torch.modules.module.ranks_of", lambda group: Ranks(group))
     assert_equal(ranks[0][f"clustered {name}"], torch_ranks.clustered(name))
 
 
 def test_weights_and_given_vectors_too(ranks, group, monkeypatch):
-    monkeypatch.setattr("cce_core.adapters.torch.module.ranks_of", lambda group: Ranks(group))
+    monkeypatch.setattr("cce_core.adapters.torch.modules.module.ranks_of", lambda group: Ranks(group))
     weights = np.arange(1.0, VOCAB + 1)
     for name in torch_ranks.WEIGHTED:
         expected = torch_ranks.clustered(name, weights=weights, points_per_centroid=8)
@@ -143,7 +143,7 @@ def test_ranks_that_differ_are_told(ranks):
 
 def test_shared_pointers_are_those_of_one_process(ranks, group, monkeypatch):
     """Within the processes they are compared with whole ones; here with those of one process."""
-    monkeypatch.setattr("cce_core.adapters.torch.module.ranks_of", lambda group: Ranks(group))
+    monkeypatch.setattr("cce_core.adapters.torch.modules.module.ranks_of", lambda group: Ranks(group))
     assert_equal(torch_ranks.sharded(), ranks[0]["sharded"])
 
 

@@ -15,9 +15,9 @@ import cce_core as cce
 from cce_core import _threads
 
 torch = pytest.importorskip("torch")
-from cce_core.adapters.torch import team  # noqa: E402
+from cce_core.adapters.torch.operators import openmp  # noqa: E402
 
-LIBRARY = team._runtime()
+LIBRARY = openmp._runtime()
 pytestmark = [
     pytest.mark.torch,
     pytest.mark.skipif(LIBRARY is None, reason="torch's OpenMP runtime is not to be found here"),
@@ -29,7 +29,7 @@ def ours():
     """A team of two threads, and what was there before afterwards."""
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    mine = team.Team(LIBRARY)
+    mine = openmp.Team(LIBRARY)
     token = _threads.team.set(mine)
     cce.set_num_threads(2)
     yield mine
@@ -169,7 +169,7 @@ def test_a_forked_child_does_without(ours):
     _threads.sliced(lambda start, stop: None, 2, 1)
     child = os.fork()
     if child == 0:
-        _threads.team.set(team.TEAM)  # as an operator there would
+        _threads.team.set(openmp.TEAM)  # as an operator there would
         right = _threads.sliced(lambda start, stop: stop, 2, 1) == 1
         os._exit(0 if right else 1)
     assert os.waitpid(child, 0)[1] == 0
@@ -180,19 +180,20 @@ def test_operators_use_it_unless_they_are_told_not_to_and_the_core_alone_never_d
     code = """
 import torch, cce_core as cce
 from cce_core import _threads
-from cce_core.adapters.torch import Embedding, FusedAdam, team
+from cce_core.adapters.torch import Embedding, FusedAdam
+from cce_core.adapters.torch.operators import openmp
 torch.set_num_threads(2), cce.set_num_threads(2)
 calls = []
-if team.TEAM is not None:
-    parallel = team.TEAM.parallel
-    team.TEAM.parallel = lambda *args: calls.append(1) or parallel(*args)
+if openmp.TEAM is not None:
+    parallel = openmp.TEAM.parallel
+    openmp.TEAM.parallel = lambda *args: calls.append(1) or parallel(*args)
 emb, ids = Embedding(1000, 32, method="cce", num_params=64 * 32, seed=0), torch.arange(40_000) % 1000
 emb.table.lookup(ids.numpy())
 alone = len(calls)
 out = emb(ids)
 forward = len(calls)
 out.sum().backward()
-print(team._runtime() is not None, team.TEAM is not None, alone, forward > 0, len(calls) > forward, _threads.team.get())
+print(openmp._runtime() is not None, openmp.TEAM is not None, alone, forward > 0, len(calls) > forward, _threads.team.get())
 """
     env = {**os.environ, "CCE_TEAM": setting}
     out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
@@ -202,13 +203,13 @@ print(team._runtime() is not None, team.TEAM is not None, alone, forward > 0, le
 def test_operators_that_overlap_leave_the_core_to_itself(monkeypatch):
     """One of another thread begins while ours runs, and ends after it: nobody is left with torch's threads."""
     calls, begun, ours_ended = [], threading.Event(), threading.Event()
-    monkeypatch.setattr(team, "TEAM", lambda kernel, slices, args: calls.append(threading.get_ident()))
+    monkeypatch.setattr(openmp, "TEAM", lambda kernel, slices, args: calls.append(threading.get_ident()))
     cce.set_num_threads(2)
 
     def share():
         _threads.sliced(lambda start, stop: 1, 2, 1)
 
-    @team.used
+    @openmp.used
     def theirs():
         begun.set()
         assert ours_ended.wait(30)
@@ -220,7 +221,7 @@ def test_operators_that_overlap_leave_the_core_to_itself(monkeypatch):
 
     thread = threading.Thread(target=other)
 
-    @team.used
+    @openmp.used
     def ours():
         thread.start()
         assert begun.wait(30)
@@ -240,21 +241,21 @@ def test_operators_that_overlap_leave_the_core_to_itself(monkeypatch):
 
 
 def test_an_operator_that_raises_gives_the_team_back(monkeypatch):
-    monkeypatch.setattr(team, "TEAM", object())
+    monkeypatch.setattr(openmp, "TEAM", object())
     found = []
 
-    @team.used
+    @openmp.used
     def inner():
         raise ValueError
 
-    @team.used
+    @openmp.used
     def outer():
         with pytest.raises(ValueError):
             inner()
         found.append(_threads.team.get())
 
     outer()
-    assert found == [team.TEAM]
+    assert found == [openmp.TEAM]
     assert _threads.team.get() is None
 
 

@@ -12,8 +12,9 @@ torch = pytest.importorskip("torch")
 
 from torch.autograd import forward_ad, gradcheck, gradgradcheck  # noqa: E402
 
-from cce_core.adapters.torch import Embedding, EmbeddingBag, ops, plain, trains  # noqa: E402
-from cce_core.adapters.torch.plan import part_of  # noqa: E402
+from cce_core.adapters.torch import Embedding, EmbeddingBag  # noqa: E402
+from cce_core.adapters.torch.operators import blocks, eager, tensor_train  # noqa: E402
+from cce_core.adapters.torch.operators.plan import part_of  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -54,9 +55,9 @@ def test_torchs_own_checks_of_operators(method, weighted):
     memory.requires_grad_()
     grads.requires_grad_()
     for op, arguments in (
-        (ops.gather, (memory, ids, w, *rest)),
-        (ops.scatter, (grads, ids, w, *rest)),
-        (ops.dot, (memory, grads, ids, *rest)),
+        (blocks.gather, (memory, ids, w, *rest)),
+        (blocks.scatter, (grads, ids, w, *rest)),
+        (blocks.dot, (memory, grads, ids, *rest)),
     ):
         torch.library.opcheck(op, arguments)
 
@@ -66,17 +67,17 @@ def test_torchs_own_checks_of_the_other_operators():
         table(*CASES[NAMES.index(name)]) for name in ("hash-signed=True", "tt", "dhe", "int8")
     )
     ids = torch.tensor(IDS)
-    torch.library.opcheck(ops.signs, (ids, signed.keys, signed.memory.detach(), signed._plan.text))
-    torch.library.opcheck(ops.digits, (ids, train._plan.text))
-    torch.library.opcheck(ops.features, (ids, network.keys, network._plan.text))
-    torch.library.opcheck(ops.bags, (torch.tensor([0, 2, len(ids)]), ids))
+    torch.library.opcheck(blocks.signs, (ids, signed.keys, signed.memory.detach(), signed._plan.text))
+    torch.library.opcheck(blocks.digits, (ids, train._plan.text))
+    torch.library.opcheck(blocks.features, (ids, network.keys, network._plan.text))
+    torch.library.opcheck(blocks.bags, (torch.tensor([0, 2, len(ids)]), ids))
     # `rounded` is a step function whose gradient is the identity by choice: shapes and schema alone can be checked.
     for some in (None, ids):
-        torch.library.opcheck(ops.rounded, (coded.memory.detach(), some, None, None, coded._plan.text))
+        torch.library.opcheck(blocks.rounded, (coded.memory.detach(), some, None, None, coded._plan.text))
     flat = torch.cat([core.detach().reshape(-1) for core in train.parameters()]).requires_grad_()
-    torch.library.opcheck(trains.train, (flat, ids, train._plan.text))
+    torch.library.opcheck(tensor_train.train, (flat, ids, train._plan.text))
     # Its own gradient is taken through plain products, which are not traced.
-    torch.library.opcheck(trains.train_back, (torch.randn(len(IDS), DIM), flat.detach(), ids, train._plan.text))
+    torch.library.opcheck(tensor_train.train_back, (torch.randn(len(IDS), DIM), flat.detach(), ids, train._plan.text))
 
 
 @pytest.mark.parametrize("method", BLOCKS)
@@ -86,14 +87,14 @@ def test_gradients_of_both_orders_in_double(method, weighted):
     memory, weights, grads = (t.requires_grad_() for t in (memory, weights, grads))
     if weighted:
         cases = [
-            (lambda m, w: ops.gather(m, ids, w, *rest), (memory, weights)),
-            (lambda g, w: ops.scatter(g, ids, w, *rest), (grads, weights)),
+            (lambda m, w: blocks.gather(m, ids, w, *rest), (memory, weights)),
+            (lambda g, w: blocks.scatter(g, ids, w, *rest), (grads, weights)),
         ]
     else:
         cases = [
-            (lambda m: ops.gather(m, ids, None, *rest), (memory,)),
-            (lambda g: ops.scatter(g, ids, None, *rest), (grads,)),
-            (lambda m, g: ops.dot(m, g, ids, *rest), (memory, grads)),
+            (lambda m: blocks.gather(m, ids, None, *rest), (memory,)),
+            (lambda g: blocks.scatter(g, ids, None, *rest), (grads,)),
+            (lambda m, g: blocks.dot(m, g, ids, *rest), (memory, grads)),
         ]
     for function, arguments in cases:
         assert gradcheck(function, arguments, fast_mode=True)
@@ -107,9 +108,9 @@ def test_gradients_of_both_orders_in_the_core(method):
     memory, weights, grads = (t.requires_grad_() for t in (memory, weights, grads))
     settings = {"eps": 0.5, "atol": 1e-3, "rtol": 1e-3, "fast_mode": True}
     for function, arguments in (
-        (lambda m, w: ops.gather(m, ids, w, *rest), (memory, weights)),
-        (lambda g, w: ops.scatter(g, ids, w, *rest), (grads, weights)),
-        (lambda m, g: ops.dot(m, g, ids, *rest), (memory, grads)),
+        (lambda m, w: blocks.gather(m, ids, w, *rest), (memory, weights)),
+        (lambda g, w: blocks.scatter(g, ids, w, *rest), (grads, weights)),
+        (lambda m, g: blocks.dot(m, g, ids, *rest), (memory, grads)),
     ):
         assert gradcheck(function, arguments, **settings)
         assert gradgradcheck(function, arguments, **settings)
@@ -121,9 +122,9 @@ def test_gradients_of_both_orders_of_trains_in_the_core():
     flat = torch.cat([core.detach().reshape(-1) for core in emb.parameters()]).mul(10).requires_grad_()
     grads, ids = torch.randn(len(IDS), DIM, requires_grad=True), torch.tensor(IDS)
     settings = {"eps": 0.25, "atol": 1e-2, "rtol": 1e-2, "nondet_tol": 1e-6}
-    assert gradcheck(lambda f: trains.train(f, ids, emb._plan.text), (flat,), **settings)
-    assert gradcheck(lambda g, f: trains.train_back(g, f, ids, emb._plan.text), (grads, flat), **settings)
-    assert gradgradcheck(lambda f: trains.train(f, ids, emb._plan.text), (flat,), grads, **settings)
+    assert gradcheck(lambda f: tensor_train.train(f, ids, emb._plan.text), (flat,), **settings)
+    assert gradcheck(lambda g, f: tensor_train.train_back(g, f, ids, emb._plan.text), (grads, flat), **settings)
+    assert gradgradcheck(lambda f: tensor_train.train(f, ids, emb._plan.text), (flat,), grads, **settings)
 
 
 @pytest.mark.parametrize("further", [False, True])
@@ -154,20 +155,20 @@ def test_rounding_what_is_read_is_rounding_all(codec, method, dim):
     with torch.no_grad():
         emb.memory += 0.01 * torch.randn(emb.memory.shape, generator=torch.Generator().manual_seed(0))
     rest = (emb._buffers.get("keys"), emb._buffers.get("pointers"), emb._plan.text)
-    whole = ops.rounded(emb.memory, None, *rest)
+    whole = blocks.rounded(emb.memory, None, *rest)
     for ids in (
         torch.tensor([0]),
         torch.tensor([2999, 5, 5, 1700]),
         torch.arange(3000),
         torch.tensor([], dtype=torch.int64),
     ):
-        some = ops.rounded(emb.memory, ids, *rest)
+        some = blocks.rounded(emb.memory, ids, *rest)
         assert torch.equal(some[some != 0], whole[some != 0])
         np.testing.assert_array_equal(emb(ids).detach().numpy(), emb.table.lookup(ids.numpy()))
         if len(ids) < 9:
             assert (some == 0).float().mean() > 0.5  # most was left out
     with pytest.raises(IndexError, match="outside"):
-        ops.rounded(emb.memory, torch.tensor([3000]), *rest)
+        blocks.rounded(emb.memory, torch.tensor([3000]), *rest)
 
 
 # A rounded memory is a step function, whose gradients pass straight through by choice.
@@ -212,7 +213,7 @@ def test_the_plain_hash_has_the_cores_bits():
     words[:4] = 0, 2**64 - 1, 2**63, 2**32
     for rows in (1, 2, 97, 2**31 + 11, 2**32 + 1, 2**47 + 5):
         key = torch.from_numpy(np.array(derive_key(5, 0), np.uint64).view(np.int64))
-        got = plain.multiply_high(plain.keyed(plain.premix(torch.from_numpy(words.view(np.int64))), key), rows)
+        got = eager.multiply_high(eager.keyed(eager.premix(torch.from_numpy(words.view(np.int64))), key), rows)
         np.testing.assert_array_equal(got.numpy().astype(np.uint64), mix_hash(words, rows, seed=5))
 
 
@@ -315,26 +316,26 @@ def test_what_operators_refuse():
     rest = (None, emb.keys, emb.pointers, emb._plan.text, "memory")
     memory, ids = emb.memory.detach(), torch.tensor(IDS)
     with pytest.raises(RuntimeError, match="int64 ids"):
-        ops.gather(memory, ids.int(), *rest)
+        blocks.gather(memory, ids.int(), *rest)
     with pytest.raises(RuntimeError, match="int64 ids"):
-        ops.gather(memory, ids[None], *rest)
+        blocks.gather(memory, ids[None], *rest)
     with pytest.raises(RuntimeError, match="takes float32"):
-        ops.gather(memory[1:], ids, *rest)
+        blocks.gather(memory[1:], ids, *rest)
     with pytest.raises(RuntimeError, match="takes float32"):
-        ops.scatter(torch.zeros(2, DIM), ids, *rest)
+        blocks.scatter(torch.zeros(2, DIM), ids, *rest)
     with pytest.raises(IndexError, match="id 97 at position 1"):
-        ops.gather(memory, torch.tensor([0, VOCAB]), *rest)
+        blocks.gather(memory, torch.tensor([0, VOCAB]), *rest)
     with pytest.raises(IndexError, match="outside"):
-        ops.gather(memory.double(), torch.tensor([-1]), *rest)
+        blocks.gather(memory.double(), torch.tensor([-1]), *rest)
     with pytest.raises(ValueError, match="has no weights"):
-        ops.gather(memory, ids, None, emb.keys, emb.pointers, emb._plan.text, "weights")
+        blocks.gather(memory, ids, None, emb.keys, emb.pointers, emb._plan.text, "weights")
 
 
 def test_any_memory_layout_of_the_arguments():
     emb = table("ce", {"num_params": 200})
     ids, rest = torch.tensor(IDS), (None, emb.keys, None, emb._plan.text, "memory")
-    expected = ops.gather(emb.memory.detach(), ids, *rest)
+    expected = blocks.gather(emb.memory.detach(), ids, *rest)
     turned = emb.memory.detach().t().contiguous().t()
-    assert torch.equal(ops.gather(turned, ids.repeat_interleave(2)[::2], *rest), expected)
+    assert torch.equal(blocks.gather(turned, ids.repeat_interleave(2)[::2], *rest), expected)
     grads = torch.ones(DIM, len(IDS)).t()
-    assert torch.equal(ops.scatter(grads, ids, *rest), ops.scatter(grads.contiguous(), ids, *rest))
+    assert torch.equal(blocks.scatter(grads, ids, *rest), blocks.scatter(grads.contiguous(), ids, *rest))

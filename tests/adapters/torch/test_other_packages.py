@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from cce_core.adapters.torch import ClusterSchedule, Embedding, cluster_, compress_  # noqa: E402
-from cce_core.adapters.torch.module import Compressed  # noqa: E402
+from cce_core.adapters.torch.modules.module import Compressed  # noqa: E402
 
 pytestmark = pytest.mark.models
 

@@ -9,8 +9,9 @@ torch = pytest.importorskip("torch")
 
 from torch.autograd import gradcheck, gradgradcheck  # noqa: E402
 
-from cce_core.adapters.torch import Embedding, EmbeddingBag, ops, pooled  # noqa: E402
-from cce_core.adapters.torch.plan import part_of  # noqa: E402
+from cce_core.adapters.torch import Embedding, EmbeddingBag  # noqa: E402
+from cce_core.adapters.torch.operators import pooled, registry  # noqa: E402
+from cce_core.adapters.torch.operators.plan import part_of  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -216,9 +217,9 @@ def test_nothing_is_left_behind_for_another_call():
     with pytest.raises(IndexError):
         emb(IDS + VOCAB)
     emb(IDS).sum().backward()
-    assert ops._kept.addresses is None
-    assert ops._kept.inner is None
-    assert not ops._kept.wanted
+    assert registry.handover.addresses is None
+    assert registry.handover.inner is None
+    assert not registry.handover.wanted
 
 
 def test_whoever_listens_to_the_dispatcher_hears_of_the_operators():

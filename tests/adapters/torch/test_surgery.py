@@ -22,7 +22,7 @@ from cce_core.adapters.torch import (  # noqa: E402
     compress_,
     leave_out_pointers,
 )
-from cce_core.adapters.torch.module import Compressed  # noqa: E402
+from cce_core.adapters.torch.modules.module import Compressed  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

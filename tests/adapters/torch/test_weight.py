@@ -16,7 +16,7 @@ from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from cce_core.adapters.torch import Embedding, EmbeddingBag  # noqa: E402
-from cce_core.adapters.torch.module import Compressed  # noqa: E402
+from cce_core.adapters.torch.modules.module import Compressed  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

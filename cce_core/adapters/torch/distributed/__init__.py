@@ -1,0 +1,1 @@
+"""Several processes: clustering by all of them together, pointers shared out among them, DistributedDataParallel."""

@@ -1,0 +1,73 @@
+"""DistributedDataParallel: pointers that need not be sent, and sparse gradients.
+
+Of each parameter it asks whether its module is a `torch.nn.Embedding` with `sparse=True`, and reduces all other gradients as
+dense ones, which fails for a sparse one. A module of ours cannot be one of those: whoever initialises, quantises or swaps
+torch's embeddings writes into their `weight`. So the list that it makes is corrected, for our own parameters alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from cce_core import _check
+from cce_core.adapters.torch.distributed.ranks import ranks_of
+
+_LISTED = "_build_params_for_reducer"
+
+
+def expect_sparse(owner: type[Any]) -> None:
+    """Let DistributedDataParallel know of modules of this class, whose `sparse_parameters()` are those with sparse gradients."""
+    listed = getattr(DistributedDataParallel, _LISTED, None)
+    if listed is None:  # another torch than those that are known
+        return
+
+    @functools.wraps(listed)
+    def build(self: DistributedDataParallel) -> Any:
+        parameters, expected = listed(self)
+        ours = {id(p) for m in self.module.modules() if isinstance(m, owner) for p in m.sparse_parameters()}
+        return parameters, [flag or id(p) in ours for p, flag in zip(parameters, expected, strict=True)]
+
+    setattr(DistributedDataParallel, _LISTED, build)
+
+
+def leave_out_pointers(model: torch.nn.Module, group: distributed.ProcessGroup | None = None) -> list[str]:
+    """Tell DistributedDataParallel to leave the pointers out of what it sends at every forward pass.
+
+    Call it on the model that is to be wrapped, on every rank, before it is wrapped. Pointers change in `cluster()` alone, which
+    keeps them equal on all ranks; without this call they are still right, but sent again at every forward pass.
+
+    Args:
+        model: the model, or a part of it that is wrapped by itself.
+        group: the process group; None is the default one.
+
+    Returns:
+        The names of the buffers.
+
+    Raises:
+        RuntimeError: the ranks hold different pointers: they would never be made equal.
+
+    Example:
+        >>> import torch
+        >>> from cce_core.adapters.torch import Embedding, leave_out_pointers
+        >>> model = torch.nn.Sequential(Embedding(1000, 16, method="cce", num_params=2048), torch.nn.Linear(16, 1))
+        >>> leave_out_pointers(model)  # and then DistributedDataParallel(model)
+        ['0.pointers']
+    """
+    _check.instance("model", model, torch.nn.Module, "a torch.nn.Module")
+    names = [name for name, _ in model.named_buffers() if name.rpartition(".")[2] in ("pointers", "shard")]
+    owners = {name: model.get_submodule(name.rpartition(".")[0]) for name in names}
+    names = [name for name, owner in owners.items() if hasattr(owner, "_plan")]
+    ranks = ranks_of(group)
+    if ranks is not None:
+        same = {n: np.asarray(model.get_buffer(n).cpu()) for n in names if not hasattr(owners[n], "shard")}
+        ranks.agree(same, "before training")
+    marked: Any = model
+    known = set(getattr(model, "_ddp_params_and_buffers_to_ignore", ()))
+    marked._ddp_params_and_buffers_to_ignore = sorted(known | set(names))
+    return names

@@ -1,0 +1,173 @@
+"""When to cluster while training: a few times in the first two thirds, then rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from cce_core import _check
+from cce_core.adapters.torch.modules.module import Optimizers
+from cce_core.adapters.torch.modules.surgery import cluster_
+from cce_core.learning.cluster import ClusterReport
+
+_TIMES = 6  # more often was not found to be better
+
+
+class ClusterSchedule:
+    """Says when a model's tables are clustered, and does it: in a plain loop, as a Lightning callback, as one of Hugging Face's.
+
+    With several epochs: after an epoch, at most six times, evenly over the first two thirds, so that the model can rest after the
+    last. With steps alone, as in one single epoch: after a quarter and a half of them.
+
+        schedule = ClusterSchedule(epochs=12)              # or steps=total
+        for epoch in range(12):
+            ...
+            schedule.after_epoch(model, optimizer)         # or after_step, behind every optimizer.step()
+
+    The same object is a callback: `lightning.Trainer(callbacks=[ClusterSchedule()])`, `transformers.Trainer(…, callbacks=[…])`.
+    There, without epochs and steps, it takes the trainer's own numbers when training begins: epochs where there are several,
+    else optimiser steps.
+
+    Args:
+        epochs: of the whole training, at least 2, or
+        steps: of the whole training, at least 4: how often an optimiser steps.
+        times: how often to cluster, evenly over the first two thirds; None is as above.
+        settings: as for `cluster_`, such as `weights` or `averaged`.
+
+    Raises:
+        ValueError: both are given, or are too few.
+
+    Example:
+        >>> from cce_core.adapters.torch import ClusterSchedule
+        >>> ClusterSchedule(epochs=20).at, ClusterSchedule(steps=1000).at
+        ((2, 4, 6, 8, 10, 13), (250, 500))
+        >>> ClusterSchedule(epochs=3).at, ClusterSchedule(steps=900, times=3).at
+        ((1, 2), (200, 400, 600))
+    """
+
+    def __init__(
+        self, epochs: int | None = None, steps: int | None = None, *, times: int | None = None, **settings: Any
+    ) -> None:
+        self.times = None if times is None else _check.integer("times", times, 1)
+        self.settings = settings
+        self.unit, self.at, self.count = "", tuple[int, ...](), 0
+        self.reports: list[dict[str, ClusterReport]] = []  # of every clustering
+        if epochs is not None and steps is not None:
+            raise ValueError(f"give epochs or steps, not both; got {epochs!r} and {steps!r}")
+        if epochs is not None:
+            epochs = _check.integer("epochs", epochs, 1)
+            if epochs == 1:
+                raise ValueError("one epoch has no end to cluster after: give steps=, the number of its batches")
+            self._plan("epoch", epochs)
+        elif steps is not None:
+            self._plan("step", _check.integer("steps", steps, 4))
+
+    def _plan(self, unit: str, total: int) -> None:
+        """Settle after which epochs or steps."""
+        self.unit = unit
+        last = 2 * total // 3
+        if unit == "step" and self.times is None:
+            self.at = (total // 4, total // 2)
+        else:
+            times = min(self.times or _TIMES, last)
+            self.at = tuple(sorted({last * k // times for k in range(1, times + 1)}))
+
+    def __repr__(self) -> str:
+        return f"ClusterSchedule(after {self.unit}s {self.at})" if self.unit else "ClusterSchedule()"
+
+    # --- a plain loop -------------------------------------------------------------------------------------------------
+
+    def after_epoch(self, model: nn.Module, optimizer: Optimizers = None) -> dict[str, ClusterReport]:
+        """Call it when an epoch is done; clusters the tables where it is time.
+
+        Args:
+            model: whose tables are clustered.
+            optimizer: a torch optimiser, or several, whose moments go along.
+
+        Returns:
+            The reports by table, or an empty dict where it was not time.
+
+        Raises:
+            RuntimeError: the schedule knows neither epochs nor steps.
+        """
+        return self._now("epoch", None, model, optimizer)
+
+    def after_step(self, model: nn.Module, optimizer: Optimizers = None) -> dict[str, ClusterReport]:
+        """Call it behind every step of the optimiser; else as `after_epoch`."""
+        return self._now("step", None, model, optimizer)
+
+    def _now(self, unit: str, count: int | None, model: nn.Module, optimizer: Optimizers) -> dict[str, ClusterReport]:
+        """The unit's `count`-th time is over (None: the next); cluster where that is one of ours."""
+        if not self.unit:
+            raise RuntimeError("the schedule does not know the length of training: give it epochs= or steps=")
+        if unit != self.unit or count == self.count:  # a trainer may call twice within a step, while gradients gather
+            return {}
+        self.count = self.count + 1 if count is None else count
+        if self.count not in self.at:
+            return {}
+        reports = cluster_(model, optimizer, **self.settings)
+        if reports:
+            self.reports.append(reports)
+        return reports
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a training that goes on later must know."""
+        return {"unit": self.unit, "at": list(self.at), "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from such a state."""
+        self.unit, self.at, self.count = str(state["unit"]), tuple(state["at"]), int(state["count"])
+
+    # --- Lightning and Hugging Face -----------------------------------------------------------------------------------
+
+    def _settle(self, epochs: object, steps: object) -> None:
+        """Take a trainer's own numbers, where none were given."""
+        if self.unit:
+            return
+        if isinstance(epochs, (int, float)) and epochs > 1:
+            self._plan("epoch", int(epochs))
+        elif isinstance(steps, (int, float)) and 4 <= steps < float("inf"):
+            self._plan("step", int(steps))
+        else:
+            raise RuntimeError(f"the trainer says neither epochs nor steps (got {epochs!r}, {steps!r}): give steps=")
+
+    def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
+        """Lightning: training begins."""
+        self._settle(trainer.max_epochs, trainer.estimated_stepping_batches)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: nn.Module, *rest: Any) -> None:
+        """Lightning: a batch is done; its steps are the trainer's, also where gradients are gathered over batches."""
+        self._now("step", trainer.global_step, pl_module, trainer.optimizers)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: nn.Module) -> None:
+        """Lightning: an epoch is done."""
+        self._now("epoch", trainer.current_epoch + 1, pl_module, trainer.optimizers)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Hugging Face: training begins."""
+        self._settle(state.num_train_epochs, state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Hugging Face: the optimiser has stepped."""
+        self._now("step", state.global_step, more["model"], more.get("optimizer"))
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Hugging Face: an epoch is done."""
+        self._now("epoch", round(state.epoch), more["model"], more.get("optimizer"))
+
+    @property
+    def state_key(self) -> str:
+        """Lightning: the name of the state in its checkpoints."""
+        return type(self).__qualname__
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        """Both trainers call many more hooks, each a method that does nothing."""
+        if name.startswith("on_") or name in ("setup", "teardown"):
+            return _nothing
+        raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+
+
+def _nothing(*arguments: object, **named: object) -> None:
+    """A hook that does nothing."""
