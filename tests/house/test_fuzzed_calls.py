@@ -39,6 +39,13 @@ def ratings(folder):
     return path
 
 
+def pairs(folder):
+    path = os.path.join(folder, "pairs.csv")
+    with open(path, "w") as file:
+        file.writelines(f"{k % 4},{k % 3}\n" for k in range(12))
+    return path
+
+
 def latest(folder):
     """A folder with a small data set by the one name that stands for no fixed number of ratings."""
     os.makedirs(os.path.join(folder, "ml-latest"), exist_ok=True)
@@ -271,6 +278,10 @@ def calls(folder):
         "datasets.load": lambda: call(datasets.load, name="ml-latest", data_dir=latest(folder), download=False, seed=1),
         "read_ratings": lambda: call(datasets.read_ratings, path=ratings(folder), separator="\t", name="x", n_lines=3),
         "split_last": lambda: call(datasets.split_last, ratings=datasets.read_ratings(ratings(folder)), n_last=1),
+        "read_interactions": lambda: call(datasets.read_interactions, path=pairs(folder), name="x"),
+        "split_with_negatives": lambda: call(
+            datasets.split_with_negatives, pairs=datasets.read_interactions(pairs(folder)), seed=1
+        ),
         "synthetic_like": lambda: call(datasets.synthetic_like, name="ml-latest-small", seed=1),
     }
     options = {"SGD": {"momentum": 0.5, "weight_decay": 0.1}, "Adagrad": {"eps": 1e-08, "rowwise": True}}
@@ -302,6 +313,7 @@ NOT_CALLED = {
     "KSVD",
     "Fit",
     "Ratings",
+    "Pairs",
     "Split",
     "get_num_threads",
     "methods",
