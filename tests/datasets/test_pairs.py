@@ -108,6 +108,14 @@ def test_every_way_of_writing_is_read(folder, data):
     assert {a.dtype for a in (pairs.users, pairs.items, pairs.user_ids, pairs.item_ids)} == {np.dtype(np.int64)}
 
 
+@pytest.mark.parametrize("between", ["\t", "::", ",", ";", "|", " ", "   "])
+def test_every_separator(tmp_path, between):
+    lines = [(1, 2), (-3, 4), (5, -6)]
+    text = "".join(f"{user}{between}{item}\n" for user, item in lines)
+    assert raw(read(tmp_path, text)) == lines
+    assert raw(read(tmp_path, f"who{between}what\n{text}")) == lines
+
+
 @pytest.mark.parametrize("header", ["movie,customer", "customer,user", "item,user", "movieId,who"])
 def test_one_name_of_two_says_the_order(tmp_path, header):
     assert raw(read(tmp_path, header + "\n1,2\n3,4\n")) == [(2, 1), (4, 3)]
@@ -156,6 +164,7 @@ def test_a_malformed_line_is_named(tmp_path, bad, field, good):
         ("word\n", "line 1: the user is wrong"),
         ("user,place,time\n1,2,3\n", "line 1: the header names no item; expected 'user,item' or the like"),
         ("user,item,movie\n1,2,3\n", "line 1: the header names more than one item"),
+        ('user,text,item,more\n1,a,2,b\n1,"a,2,b"\n', "line 3: the item is wrong"),
         ("user,item\n1,2\n1", "line 3: the file ends within it, so it is torn"),
         ("user,item\n1,2\n1,", "line 3: the file ends within it, so it is torn"),
         ("1" * 200_000, "line 1: the line is far too long"),
