@@ -41,6 +41,7 @@ TINY: dict[str, dict[str, Any]] = {
     "cce": {"num_params": 2 * 8 * 5, "n_chunks": 4, "rank": 0},
     "cce_robe": {"num_params": 2 * 10, "n_chunks": 2},
     "pq": {"num_params": 8 * 6, "n_chunks": 4},
+    "vq": {"num_params": 8 * 6, "rank": 0},
     "sparse": {"num_params": 8 * 10 + 16},
     "sparse2": {"num_params": 2 * 8 * 10},
 }
@@ -120,7 +121,8 @@ def timed(
     tables = {}
     for method in cce.methods():
         room = 2 * vocab + 3 * dim if method.name == "ldim" else num_params  # a narrow table does not fit: rank 2
-        budget = {"num_params": room} if method.budgeted else {}
+        budget: dict[str, Any] = {"num_params": room} if method.budgeted else {}
+        budget |= {"phase": "codes"} if method.phased else {}
         tables[method.name] = cce.make_table(method.name, vocab, dim, seed=0, **budget)
     rng, seconds = np.random.default_rng(0), dict[str, list[float]]((name, []) for name in tables)
     for turn in range(turns + 10):

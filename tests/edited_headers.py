@@ -117,7 +117,7 @@ def use(table, path):
     repr(table)
     if table.writeable and vocab <= 2**12:
         cce.SGD(0.1).update(table, ids, np.ones_like(vectors))
-        if table.method.learns and not table.method.post_training:
+        if table.method.learns and not table.method.post_training and table.phase != "codes":
             table.cluster(n_iter=2)
     table.save(path)
     again = cce.load(path)

@@ -4,8 +4,8 @@ For each chunk: the vectors of a sample of ids → k-means → every id to its n
 the table is never built → pointers ← assignments, M ← centroids, hash ← a fresh one, M' ← 0 or the mean residual. Chunks
 know nothing of each other: with several threads they are clustered side by side, where memory allows.
 
-Nothing of the table changes before the last line, and that line is one compiled call, which Python does not interrupt:
-whatever stops the clustering, the table is as it was before, or wholly the new one.
+Nothing of the table changes before the last line, and that line is one call, which Python does not interrupt: whatever stops
+the clustering, the table is as it was before, or wholly the new one.
 """
 
 from __future__ import annotations
@@ -19,23 +19,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
-from cce_core._guard import Changing
-from cce_core._jit import jit
+from cce_core._guard import Changing, Writer
 from cce_core._progress import progress
 from cce_core.learning.circular import CircularLearner
 from cce_core.learning.codebooks import Learner
+from cce_core.learning.pointers import PointersLearner, reopened
 from cce_core.learning.sampling import as_rows
 from cce_core.learning.shared import Ranks, Shared, SharedCircularLearner, SharedLearner, SharedSparseCodesLearner
 from cce_core.learning.sparse_codes import SparseCodesLearner
 from cce_core.learning.targets import Source
 from cce_core.method import get_method
+from cce_core.method.spec import CODES
 from cce_core.method.state import TableState
 
 MAX_BYTES = 1 << 29
-_LEARNERS: dict[str, tuple[type[Learner], type[Shared]]] = {
+_LEARNERS: dict[str, tuple[type[Learner], type[Shared] | None]] = {
     "codebooks": (Learner, SharedLearner),
     "windows": (CircularLearner, SharedCircularLearner),
     "codes": (SparseCodesLearner, SharedSparseCodesLearner),
+    "pointers": (PointersLearner, None),
 }
 
 
@@ -47,13 +49,13 @@ class ClusterReport:
         generation: how often the table has been clustered, this time included.
         n_clusters: rows of a codebook.
         inertia_before: mean squared distance of a sampled id's chunk vector from the mean of its old cluster, summed over
-            the chunks (weighted, where weights were given).
+            the chunks (weighted, where weights were given); for `vq`, whose ids had rows, of its vector from the mean of all.
         inertia_after: the same with the new clusters' centroids.
         column_entropy: the least entropy of a pointer column in nats, at most log n_clusters; near 0 is collapse.
         pair_entropy: the least entropy of a pair of columns, at most 2·log n_clusters; as small as one column's where two
             columns have become copies of each other. It is the column's own for a single column.
         empty_clusters: centroids without an id, over all chunks.
-        iterations: of k-means, for each chunk.
+        iterations: of k-means, for each chunk (or stage).
         scratch_bytes: the most extra memory that was held, a copy of pointers and memory included: counted, from above.
         seconds: wall clock.
 
@@ -83,21 +85,6 @@ class ClusterReport:
         )
 
 
-@jit
-def _commit(
-    codes: Any, new_codes: Any, scales: Any, new_scales: Any, values: Any, new_values: Any, keys: Any, new_keys: Any,
-    pointers: Any, new_pointers: Any, projection: Any, new_projection: Any, factors: Any, new_factors: Any, generation: Any,
-) -> None:  # fmt: skip
-    codes[:] = new_codes
-    scales[:] = new_scales
-    values[:] = new_values
-    keys[:] = new_keys
-    pointers[:] = new_pointers
-    projection[:] = new_projection
-    factors[:] = new_factors
-    generation[0] += 1
-
-
 def cluster(
     table: TableState,
     *,
@@ -120,14 +107,16 @@ def cluster(
             vocabulary and dim. A table holds float32, so each number is off by up to 2^−24 of itself: behind an offset
             that leaves nothing of the rest, take the offset away first. With a rank, the projection is set too, to
             their mean and main directions.
-        weights: how much each id counts, such as how often it was seen: real numbers (vocab,), at least 0, not all 0.
+        weights: how much each id counts, such as how often it was seen: real numbers (vocab,), at least 0, not all 0. If
+            None, all alike; but in a `vq` table by the square root of how often training has met them, if it has met any.
         n_iter: most iterations of k-means.
         points_per_centroid: k-means sees a sample of so many ids a centroid, or all ids where there are fewer.
-        residual: fill the fresh half M' with the mean of what the centroids leave over; with zeros otherwise.
+        residual: fill the fresh half M' (of a method that has one) with the mean of what the centroids leave over; with zeros
+            otherwise.
         warm_start: from the second time on, k-means starts at the means of the present clusters.
         batch_size: most ids decoded at once (2^16 for `cce_robe` and `sparse`, which keep more of each).
-        max_bytes: most bytes to hold beside a copy of pointers and memory. Where it asks for it, the sample and the batches
-            are smaller than said above, and fewer chunks are clustered side by side.
+        max_bytes: most bytes to hold beside a copy of pointers and memory (for `vq`, of those it is to have). Where it asks for
+            it, the sample and the batches are smaller than said above, and fewer chunks are clustered side by side.
         show_progress: a bar; None shows one on a terminal when it takes more than two seconds.
         ranks: a group of processes that all hold the table and call this together: each decodes and assigns its share of the
             ids, and sums are reduced over all. Of `sparse` and `sparse2` K-SVD is not shared: on its sample, all do the same.
@@ -136,8 +125,9 @@ def cluster(
         A `ClusterReport`.
 
     Raises:
-        ValueError: the method learns nothing, a number is out of range, the weights or vectors do not fit, `max_bytes` is
-            too few, or NaN or infinity is found. The table is as before, also after an interrupt.
+        ValueError: the method learns nothing, a `vq` table was clustered and not reopened, a number is out of range, the
+            weights or vectors do not fit, `max_bytes` is too few, or NaN or infinity is found. The table is as before, also
+            after an interrupt.
         RuntimeError: the ranks hold different tables, weights or vectors before, or different results afterwards; likewise.
 
     Cost:
@@ -161,7 +151,16 @@ def cluster(
     residual, warm_start = _check.flag("residual", residual), _check.flag("warm_start", warm_start)
     show_progress = None if show_progress is None else _check.flag("show_progress", show_progress)
     alone, shared = _LEARNERS[method.learner]
+    if ranks is not None and shared is None:
+        raise ValueError(
+            f"method {table.spec.method!r} is not learned by a group of processes: cluster() on one, and copy"
+        )
     with table.guard.learning():
+        if table.phase == CODES:
+            raise ValueError(
+                "the table is in phase 'codes' and has no rows to cluster: reopen() gives each id a row again, and new data "
+                "can train it"
+            )
         if ranks is not None:
             given = {"vectors": vectors, "weights": weights}
             arrays = {
@@ -174,7 +173,7 @@ def cluster(
             None if vectors is None else Source(table, vectors, min(batch_size, 1 + max_bytes // (24 * table.spec.dim)))
         )
         settings = table, counts, points_per_centroid, batch_size, max_bytes, source
-        learner = alone(*settings) if ranks is None else shared(*settings, ranks)
+        learner = alone(*settings) if ranks is None or shared is None else shared(*settings, ranks)
         with progress(learner.work(n_iter), "cluster", unit="id", show=show_progress) as bar:
             learner.learn(n_iter, residual, warm_start and table.generation > 0, bar)
         if ranks is not None:
@@ -184,10 +183,10 @@ def cluster(
             ranks.agree({**made, **{name: v for name, v in more.items() if v is not None}}, "after clustering")
         report = report_of(learner, table.generation + 1, start)
         with table.guard.door:  # nobody asks for float32 values of the old codes between here and there
-            changes = _changes(table, learner)
+            change = learner.change()
             with Changing((table.guard,)):
+                change()
                 table.training_bytes["cluster"] = learner.scratch
-                _commit(*changes)
     return report
 
 
@@ -208,15 +207,19 @@ def report_of(learner: Learner, generation: int, start: float) -> ClusterReport:
     )
 
 
-def _changes(table: TableState, learner: Learner) -> Any:
-    """What `_commit` is to copy where: each of the table's arrays, then what it is to hold."""
-    old, new = learner.old, learner.new
-    arrays: Any = (*table.stored.pairs(learner.memory), old.keys, new.keys, old.pointers, new.pointers)
-    held = table.arrays().get("projection", learner.memory[:0])
-    fitted = None if learner.source is None else learner.source.projection
-    arrays += (held, held if fitted is None else fitted)
-    factors = table.arrays().get("weights", learner.memory[:0])
-    return (*arrays, factors, factors if learner.factors is None else learner.factors, table.buffers()["generation"])
+def reopen(table: TableState) -> None:
+    """`Table.reopen`."""
+    if table.phase != CODES:
+        why = (
+            f"method {table.spec.method!r} has no phases"
+            if table.phase is None
+            else "its ids have rows: it is in phase 'rows'"
+        )
+        raise ValueError(f"there is nothing to reopen: {why}")
+    if not table.writeable:
+        raise ValueError("the table is mapped read-only; load it with mmap=False to reopen it")
+    with Writer((table.guard,)):
+        table.become(reopened(table))
 
 
 def checked_weights(weights: Any, vocab: int) -> NDArray[Any] | None:

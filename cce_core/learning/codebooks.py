@@ -8,6 +8,7 @@ Triton kernels over tensors of a device.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -58,6 +59,21 @@ class WorkingSet:
     entropy_ids: int
     n_parallel: int
     scratch: int
+
+
+@jit
+def _commit(
+    codes: Any, new_codes: Any, scales: Any, new_scales: Any, values: Any, new_values: Any, keys: Any, new_keys: Any,
+    pointers: Any, new_pointers: Any, projection: Any, new_projection: Any, factors: Any, new_factors: Any, generation: Any,
+) -> None:  # fmt: skip
+    codes[:] = new_codes
+    scales[:] = new_scales
+    values[:] = new_values
+    keys[:] = new_keys
+    pointers[:] = new_pointers
+    projection[:] = new_projection
+    factors[:] = new_factors
+    generation[0] += 1
 
 
 @jit
@@ -152,12 +168,15 @@ class Learner:
         keys = method.keys(table.spec, table.generation + 1)
         self.new = Sketch(self.layout, keys, self.packing.empty())
         self.factors: NDArray[np.float32] | None = None  # new weights of a table that has some
-        self.costs = np.zeros((self.layout.n_chunks, 2))  # of each chunk, before and after
-        self.empty = np.zeros(self.layout.n_chunks, np.int64)
-        self.iterations = np.zeros(self.layout.n_chunks, np.int64)
-        self.ended, self._one = threading.Event(), threading.Lock()
+        self._begin()
         coded = 0 if table.spec.codec == "float32" else 2  # the old memory decoded, the new one encoded
         self.scratch = (1 + coded) * self.memory.nbytes + self.new.pointers.nbytes + keys.nbytes + self.plan.scratch
+
+    def _begin(self) -> None:
+        self.costs = np.zeros((self.layout.n_chunks, 2))  # of each chunk, before and after
+        n_codebooks = sum(column.kind == POINTER for column in self.layout.columns)
+        self.empty, self.iterations = np.zeros((2, n_codebooks), np.int64)
+        self.ended, self._one = threading.Event(), threading.Lock()
 
     # --- how much is held at once -------------------------------------------------------------------------------------
 
@@ -354,6 +373,17 @@ class Learner:
         at -= column.base
         at //= column.stride
         return at.astype(np.int32)
+
+    def change(self) -> Callable[[], None]:
+        """What makes the table the new one, in a call that Python does not interrupt: each array is copied into its place."""
+        old, new, table = self.old, self.new, self.table
+        held = table.arrays().get("projection", self.memory[:0])
+        fitted = None if self.source is None else self.source.projection
+        factors = table.arrays().get("weights", self.memory[:0])
+        arrays: Any = (*table.stored.pairs(self.memory), old.keys, new.keys, old.pointers, new.pointers)
+        arrays += (held, held if fitted is None else fitted)
+        arrays += (factors, factors if self.factors is None else self.factors, table.buffers()["generation"])
+        return functools.partial(_commit, *arrays)
 
     def entropies(self) -> tuple[float, float]:
         """The two least entropies of the new pointers, over at most a million ids."""

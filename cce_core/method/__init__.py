@@ -21,20 +21,23 @@ from cce_core.method.rhemb import RobeHashEmbedding
 from cce_core.method.robe import Robe
 from cce_core.method.sparse import SparseCodes, SparseHashedCodes
 from cce_core.method.tensor_train import TensorTrain
+from cce_core.method.vq import VectorQuantization
 
 _KINDS: tuple[type[Method], ...] = (
     Full, Narrow, Int8, Int4, HashingTrick, Bloom, HashEmbedding, RobeHashEmbedding, Compositional, QuotientRemainder, Robe,
-    HashedNet, TensorTrain, DeepHash, Clustered, ClusteredRobe, ProductQuantization, SparseCodes, SparseHashedCodes,
+    HashedNet, TensorTrain, DeepHash, Clustered, ClusteredRobe, ProductQuantization, VectorQuantization, SparseCodes,
+    SparseHashedCodes,
 )  # fmt: skip
 _METHODS: dict[str, Method] = {kind.name: kind() for kind in _KINDS}
 
-# What users of the paper's own code call them.
+# What users of the paper's own code call them, and other names of the field.
 _OTHER_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "simple": ("hash", {}),
     "hemb_flat": ("hemb", {"weights": "flat"}),
     "hemb_original": ("hemb", {"weights": "shared"}),
     "hemb_indep": ("hemb", {"weights": "independent"}),
     "hemb_optional": ("hemb", {"weights": "concat"}),
+    "rvq": ("vq", {"stages": 2}),
 }
 
 
@@ -47,7 +50,7 @@ def methods() -> list[Method]:
     Example:
         >>> import cce_core as cce
         >>> [m.name for m in cce.methods() if m.learns]
-        ['cce', 'cce_robe', 'pq', 'sparse', 'sparse2']
+        ['cce', 'cce_robe', 'pq', 'vq', 'sparse', 'sparse2']
         >>> next(m for m in cce.methods() if m.name == "hash")
         <hash: one hashed row an id; signed=True draws a sign as well (arXiv:0902.2206); bytes: 4·rows·dim; a lookup: a hash \
 and a copy of dim floats>

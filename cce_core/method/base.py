@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
-from cce_core.method.spec import ArraySpec, Option, TableSpec
+from cce_core.method.spec import ROUNDINGS, ArraySpec, Option, TableSpec
 from cce_core.method.state import TableState
 from cce_core.sketching.gradient import Gradient
 from cce_core.sketching.layout import Layout
@@ -79,6 +79,7 @@ class Method(abc.ABC):
         takes: the work of a lookup, for one id.
         learns: whether `cluster()` learns its sketch from the trained vectors.
         learner: how it learns: "codebooks" a chunk, "windows" of one circular memory, or sparse "codes".
+        phased: whether `cluster()` changes what is stored, as the option `phase` says.
         post_training: whether it is learned from a trained table, by `cluster(vectors=…)`, rather than from its own vectors.
         linear: whether the table is H · M · W.
         chunked: whether `n_chunks` means something to it.
@@ -86,6 +87,7 @@ class Method(abc.ABC):
         projects: whether a rank may be asked for.
         codecs: whether its memory may be kept in another codec than float32.
         default_codec: the codec where the caller names none.
+        default_rounding: the rounding where the caller names none.
         options: its own options and their defaults.
     """
 
@@ -96,6 +98,7 @@ class Method(abc.ABC):
     takes: ClassVar[str]
     learns: ClassVar[bool] = False
     learner: ClassVar[str] = "codebooks"
+    phased: ClassVar[bool] = False
     post_training: ClassVar[bool] = False
     linear: ClassVar[bool] = True
     chunked: ClassVar[bool] = False
@@ -103,6 +106,7 @@ class Method(abc.ABC):
     projects: ClassVar[bool] = True
     codecs: ClassVar[bool] = True
     default_codec: ClassVar[str] = "float32"
+    default_rounding: ClassVar[str] = ROUNDINGS[0]
     options: ClassVar[Mapping[str, Option]] = {}
 
     def __repr__(self) -> str:
@@ -123,6 +127,10 @@ class Method(abc.ABC):
     def is_linear(self, spec: TableSpec) -> bool:
         """Whether a table of this spec is H · M · W."""
         return self.linear
+
+    def served(self, spec: TableSpec) -> TableSpec:
+        """What a budget counts the bytes of: the spec itself, but for a method with phases that of the last one."""
+        return spec
 
     @abc.abstractmethod
     def sizes(self, request: Request) -> tuple[int, ...]:

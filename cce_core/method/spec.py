@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 Option = bool | int | float | str | None
 
 ROUNDINGS = ("straight-through", "stochastic")
+ROWS, CODES = "rows", "codes"  # phases: what a table is before `cluster()` and after it, for methods that change
 
 # Streams of the table's seed, one a purpose: part of the file format, since a loaded table goes on drawing from them.
-STREAMS = KEYS, POINTERS, VALUES, SAMPLES, ROUNDING = 1, 2, 3, 4, 5
+STREAMS = KEYS, POINTERS, VALUES, SAMPLES, ROUNDING, COUNTS = 1, 2, 3, 4, 5, 6
 
 
 class BudgetError(ValueError):
@@ -68,6 +69,10 @@ class TableSpec:
     def option(self, name: str) -> Any:
         """The value of one of the method's own options."""
         return dict(self.options)[name]
+
+    def with_option(self, name: str, value: Option) -> TableSpec:
+        """The spec with another value of one of the method's options."""
+        return dataclasses.replace(self, options=tuple(sorted({**dict(self.options), name: value}.items())))
 
     def as_json(self) -> dict[str, Any]:
         """Plain types for a file's header."""

@@ -12,13 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core._guard import Changing, Guard
+from cce_core.hashing.mix import derive_key
 from cce_core.method.memory import StoredMemory
-from cce_core.method.spec import ArraySpec, TableSpec
+from cce_core.method.spec import COUNTS, ArraySpec, TableSpec
 from cce_core.sketching import blocks
 from cce_core.sketching.descriptors import Memory, Sketch
 from cce_core.sketching.group import Part, TableGroup
 from cce_core.sketching.layout import Layout
 from cce_core.storage.codec import FLOAT32
+from cce_core.storage.counters import count
 
 _EMPTY, _NEVER = np.empty(0, np.uint64), np.zeros(1, np.int64)
 
@@ -33,6 +35,9 @@ class TableState:
         layout: the addresses, for methods that are made of blocks; None for others.
         weighing: the addresses of the weights of the blocks, where they have any.
         plain: whether a vector is a sum of blocks and no more, which the loops for many tables take.
+
+    Attributes:
+        phase: "rows" before `cluster()` and "codes" after it, for a method (`vq`) that then stores something else; else None.
     """
 
     sketch: Sketch
@@ -55,8 +60,11 @@ class TableState:
         self._first = next(iter(self._parameters.values()))  # a file is mapped as a whole or not at all
         self.guard = Guard()
         self.age = self._arrays.get("generation", _NEVER)
+        self._counts, self._passes = self._arrays.get("counts"), 0
         self._slots: dict[str, NDArray[Any]] = {}
         self.training_bytes: dict[str, int] = {}
+        phase = dict(spec.options).get("phase")
+        self.phase = None if phase is None else str(phase)
         if layout is not None:
             keys, pointers = self._arrays.get("keys", _EMPTY), self._arrays.get("pointers", _EMPTY)
             self.sketch = Sketch(layout, keys, pointers)
@@ -130,6 +138,10 @@ class TableState:
         memory = self.stored.view if own is None else Memory(FLOAT32, own)
         return TableGroup([Part(self.weigher, memory, vocab=self.spec.vocab or 0)])
 
+    def prepare(self) -> None:
+        """Make what is made once: where phases change, before two threads can find it missing, one of them from before."""
+        _ = self.group
+
     def __getstate__(self) -> dict[str, Any]:
         """A copy of one moment, for copies of the table: pickling it may go on while the table is trained."""
         return self._state({})
@@ -137,6 +149,8 @@ class TableState:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.guard, self._slots = Guard(), {}
+        if self.phase is not None:
+            self.prepare()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         made = memo[id(self)] = type(self).__new__(type(self))
@@ -166,6 +180,25 @@ class TableState:
     def generation(self) -> int:
         """How often `cluster()` has changed this table; optimisers drop what they know of an earlier generation."""
         return self.age.item()
+
+    def count(self, ids: NDArray[np.uint64]) -> None:
+        """Note that a training pass has met flat ids, where the method counts them."""
+        if self._counts is not None and self._counts.flags.writeable:
+            self._passes += 1
+            count(self._counts, ids, derive_key(self.spec.seed, COUNTS, self._passes))
+
+    def become(self, other: TableState) -> None:
+        """Be what `other` is, which must not be used again: its spec, arrays and views, all at once.
+
+        Who reads without a lock has the old views or the new ones: they are exchanged in one call that Python does not
+        interrupt, and the groups, which are all that a lookup reads, are among them.
+        """
+        other.prepare()
+        own = ("guard", "guards", "_slots", "training_bytes")
+        held, new = dict(self.__dict__), {name: v for name, v in other.__dict__.items() if name not in own}
+        with Changing((self.guard,)):
+            self.__dict__.update(new, _slots={}, training_bytes={})
+        del held  # what the old ones were made of goes here, not while they are exchanged
 
     @contextlib.contextmanager
     def slots(self, name: str, layout: Layout) -> Iterator[NDArray[Any]]:

@@ -31,6 +31,7 @@ class Ledger:
         training: bytes by kind that exist only while training: the gradient of the last backward pass, the optimiser's
             state, the largest scratch of the last `cluster()`.
         full: bytes of the float32 table (vocab × dim) that this one stands for; None where the vocabulary is unbounded.
+        clustered: bytes that are stored after `cluster()`, where that changes them.
 
     Example:
         >>> ledger = Ledger({"memory": 1000, "pointers": 600}, {"gradient": 1000}, 16_000)
@@ -41,6 +42,7 @@ class Ledger:
     stored: Mapping[str, int]
     training: Mapping[str, int]
     full: int | None
+    clustered: int | None = None
 
     @property
     def total(self) -> int:
@@ -59,12 +61,16 @@ class Ledger:
             return {kind: a.get(kind, 0) + b.get(kind, 0) for kind in (*a, *(k for k in b if k not in a))}
 
         full = None if self.full is None or other.full is None else self.full + other.full
-        return Ledger(both(self.stored, other.stored), both(self.training, other.training), full)
+        changes = self.clustered is not None or other.clustered is not None
+        then = sum(one.total if one.clustered is None else one.clustered for one in (self, other)) if changes else None
+        return Ledger(both(self.stored, other.stored), both(self.training, other.training), full, then)
 
     def __str__(self) -> str:
         rows = [(kind, n) for kind, n in self.stored.items()] + [("stored", self.total)]
         if self.full is not None:
             rows.append(("full table", self.full))
+        if self.clustered is not None:
+            rows.append(("after cluster()", self.clustered))
         rows += [(f"training: {kind}", n) for kind, n in self.training.items()]
         width = max(len(kind) for kind, _ in rows)
         lines = [f"{kind:<{width}}  {n:>15,} B  {readable(n):>10}" for kind, n in rows]

@@ -54,18 +54,25 @@ class Collection(Passes):
         lefts = [0, *np.cumsum([table.spec.dim for table in self.tables]).tolist()]
         self.dim: int = lefts[-1]
         self._slices = [slice(a, b) for a, b in itertools.pairwise(lefts)]
-        kinds: dict[tuple[str, bool], list[int]] = {}
+        self._kinds: dict[tuple[str, bool], list[int]] = {}
         for t, table in enumerate(self.tables):
             if table.plain:
-                kinds.setdefault((table.spec.codec, table.spec.rank > 0), []).append(t)
+                self._kinds.setdefault((table.spec.codec, table.spec.rank > 0), []).append(t)
         self._alone = [t for t, table in enumerate(self.tables) if not table.plain]
-        self.groups = [
-            TableGroup([self.tables[t].part(self._slices[t].start) for t in numbers], numbers)
-            for numbers in kinds.values()
-        ]
         once = len({id(table) for table in self.tables}) == len(self.tables)
-        self.is_plain = once and not self._alone and all(codec == "float32" for codec, _ in kinds)
-        self.guards, self._ages = in_order(t.guard for t in self.tables), [t.age for t in self.tables]
+        self.is_plain = once and not self._alone and all(codec == "float32" for codec, _ in self._kinds)
+        self.guards = in_order(table.guard for table in self.tables)
+        self._regroup()
+
+    def _regroup(self) -> None:
+        """Groups of the tables as they are: those with phases become others when they are clustered or reopened."""
+        with Still(self.guards):
+            self.groups = [
+                TableGroup([self.tables[t].part(self._slices[t].start) for t in numbers], numbers)
+                for numbers in self._kinds.values()
+            ]
+            self._ages = [table.age for table in self.tables]
+            self.phased = [(table, table.spec) for table in self.tables if table.phase is not None]
 
     def __repr__(self) -> str:
         return (
@@ -202,6 +209,11 @@ class Collection(Passes):
                 of_ids = _check.as_float32("gradients", of_ids, of_ids.shape)  # amounts may make them infinite
                 out.append(table.gradients(seen.batch.of(t), seen.alone.get(t), of_ids, dense))
             return out
+
+    def count(self, seen: ForwardPass) -> None:
+        """Tell tables that count their ids that a training pass has met these; `backward` does it itself."""
+        for t, table in enumerate(self.tables):
+            table.count(seen.batch.of(t))
 
     def weight_gradients(self, seen: ForwardPass, grads: Any) -> list[NDArray[np.float32]]:
         """The gradients of the `weights` that were given to `forward`: for every id ⟨its vector, the gradient of its row⟩.

@@ -28,7 +28,7 @@ def make_table(
     n_chunks: int | None = None,
     rank: int | str | None = None,
     codec: str | None = None,
-    rounding: str = "straight-through",
+    rounding: str | None = None,
     seed: int = 0,
     **options: Any,
 ) -> Table:
@@ -96,7 +96,7 @@ and 4 chunks: the least that fits is 296 bytes
         options=chosen,
         codec=kept,
     )
-    rounding = _check.choice("rounding", rounding, ROUNDINGS)
+    rounding = _check.choice("rounding", rule.default_rounding if rounding is None else rounding, ROUNDINGS)
 
     def resolve(request: Request) -> TableSpec:
         request = _with_rank(rule, request, rank)
@@ -150,7 +150,7 @@ def within_full(rule: Method, request: Request, resolve: Callable[[Request], Tab
             return None
 
     def fits(spec: TableSpec) -> bool:
-        return rule.nbytes(spec) <= nbytes
+        return rule.nbytes(rule.served(spec)) <= nbytes
 
     spec = of(most)
     if spec is not None and fits(spec) and most == asked:
@@ -169,7 +169,7 @@ def within_full(rule: Method, request: Request, resolve: Callable[[Request], Tab
 
             spec = of(_first(too_large, least + 1, most) - 1)
             assert spec is not None
-    stored = rule.nbytes(spec)
+    stored = rule.nbytes(rule.served(spec))
     outcome = (
         f"this one is kept within that, at {stored:,} bytes"
         if stored <= nbytes

@@ -60,12 +60,17 @@ class Passes:
     tables: Sequence[Any]
     groups: Sequence[TableGroup]
     guards: Sequence[Guard]
+    phased: Sequence[
+        tuple[Any, Any]
+    ] = ()  # tables whose phase may change, each with the spec that its group was made of
     _alone: Sequence[int]  # the tables that no group holds
     _ages: Sequence[NDArray[np.int64]]  # of every table its generation
     _slices: list[slice]  # the columns of every table
 
     def _pass(self, batch: Batch, keep: bool, still: bool = False) -> ForwardPass:
         """Look up; again behind shut doors, if a table changed meanwhile."""
+        if self.phased and any(table.spec is not spec for table, spec in self.phased):
+            self._regroup()
         clocks = list(map(CLOCK, self.guards))
         out = np.empty((batch.rows, self._slices[-1].stop), np.float32)
         seen = ForwardPass(out, batch, self, clocks, list(map(_item, self._ages)), [], {})
@@ -85,6 +90,9 @@ class Passes:
         if batch.shape is not None:
             seen.vectors = seen.vectors.reshape(*batch.shape, out.shape[1])
         return seen
+
+    def _regroup(self) -> None:
+        """Group the tables as they are now."""
 
     def _by_itself(self, t: int, seen: ForwardPass, keep: bool) -> None:
         """The vectors of a table by itself, pooled to rows."""

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core._guard import Guard
-from cce_core.learning.cluster import ClusterReport, cluster
+from cce_core.learning.cluster import ClusterReport, cluster, reopen
 from cce_core.method import get_method
 from cce_core.method.arrays import array_specs, fitting, fresh
 from cce_core.method.checked import checked
-from cce_core.method.spec import TableSpec
+from cce_core.method.spec import ROWS, TableSpec
 from cce_core.method.state import TableState
 from cce_core.sketching.batch import Batch
-from cce_core.sketching.gradient import Gradient
+from cce_core.sketching.gradient import Gradient, SparseGradient
 from cce_core.sketching.group import Left, TableGroup
 from cce_core.storage.files import save_arrays
 from cce_core.storage.ledger import Ledger
@@ -56,16 +56,21 @@ class Table(TableState, Passes):
         specs = array_specs(spec)
         arrays = fresh(spec) if arrays is None else fitting(spec, specs, arrays)
         super().__init__(spec, specs, arrays, method.layout(spec), method.weighing(spec), method.is_plain(spec))
+        if self.phase is not None:
+            self.prepare()
         self._projection = self._arrays.get("projection")
         self._alone, self._slices, self._ages = () if self.plain else (0,), [slice(0, spec.dim)], [self.age]
 
     def __repr__(self) -> str:
-        spec, ratio = self.spec, self.ledger().ratio
+        spec, ledger = self.spec, self.ledger()
+        ratio, then = ledger.ratio, ledger.clustered
+        later = "" if then is None or ledger.full is None else f"; after cluster() {then:,}, {ledger.full / then:.1f}x"
         kept = "" if spec.codec == "float32" else f"{spec.codec}, "
         return (
             f"<{spec.method} table: vocab {'unbounded' if spec.vocab is None else format(spec.vocab, ',')}, dim {spec.dim}, "
             f"rank {spec.rank}, {spec.n_chunks} chunks, sizes {spec.sizes}, {kept}{self.num_params:,} parameters, "
-            f"{self.ledger().total:,} bytes{'' if ratio is None else f', {ratio:.1f}x smaller'}>"
+            f"{'' if self.phase is None else f'{self.phase}: '}{ledger.total:,} bytes"
+            f"{'' if ratio is None else f', {ratio:.1f}x smaller'}{later}>"
         )
 
     # --- the way of an id, and of a gradient --------------------------------------------------------------------------
@@ -84,6 +89,10 @@ class Table(TableState, Passes):
     def guards(self) -> Sequence[Guard]:  # type: ignore[override]  # likewise
         """The table's own."""
         return (self.guard,)
+
+    def prepare(self) -> None:
+        """Make groups and guards now."""
+        _ = self.groups, self.guards
 
     def lookup(self, ids: Any) -> NDArray[np.float32]:
         """The vectors of ids, `T[ids]`.
@@ -197,6 +206,8 @@ class Table(TableState, Passes):
             out["projection"] = slope = np.empty_like(self._projection)
             np.matmul(inner[:, :-1].T, vectors, out=slope[:-1])
             np.matmul(np.ones(len(vectors), np.float32), vectors, out=slope[-1])
+        if self._counts is not None and all(map(_finite, out.values())):  # else no step is taken
+            self.count(ids)
         held = [array.nbytes for array in (*out.values(), *self._slots.values())]
         self.training_bytes["gradient"] = sum(held)
         return out
@@ -223,6 +234,25 @@ class Table(TableState, Passes):
         """
         return cluster(self, **settings)
 
+    def reopen(self) -> None:
+        """Go back to rows, for new data: after `cluster()` of a `vq` table, each id gets a row again, that of its centroid.
+
+        Lookups stay the same but for the rounding of the codec; so do the projection and what optimisers know of it. Counters
+        begin at 0.
+
+        Raises:
+            ValueError: the table has rows, or its method no phases, or it is mapped read-only; it stays as it was.
+
+        Example:
+            >>> import cce_core as cce
+            >>> table = cce.make_table("vq", vocab=1000, dim=16, num_bytes=1500, seed=0)
+            >>> _ = table.cluster()
+            >>> table.reopen()
+            >>> table.phase
+            'rows'
+        """
+        reopen(self)
+
     # --- bytes, matrices, files ---------------------------------------------------------------------------------------
 
     def ledger(self) -> Ledger:
@@ -236,7 +266,8 @@ class Table(TableState, Passes):
         """
         stored = {name: array.nbytes for name, array in self._arrays.items()}
         full = None if self.spec.vocab is None else 4 * self.spec.vocab * self.spec.dim
-        return Ledger(stored, dict(self.training_bytes), full)
+        then = self.method.nbytes(self.method.served(self.spec)) if self.phase == ROWS else None
+        return Ledger(stored, dict(self.training_bytes), full, then)
 
     def factors(self) -> tuple[scipy.sparse.csr_array, scipy.sparse.csr_array, NDArray[np.float32]]:
         """H, M and W with `lookup(ids) == (H @ M @ W)[ids]`, for linear methods with a vocabulary.
@@ -284,3 +315,7 @@ class Table(TableState, Passes):
         """
         with self.guard.door:  # the file holds one moment
             save_arrays(path, self.arrays(), self.spec.as_json())
+
+
+def _finite(gradient: Gradient) -> bool:
+    return bool(np.isfinite(gradient.values if isinstance(gradient, SparseGradient) else gradient).all())

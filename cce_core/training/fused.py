@@ -164,7 +164,9 @@ def update(optimizer: Fused, both: Collection, seen: Any, grads: Any) -> None:
         if first.crowded or (rule == ADAM and optimizer.moves_all()):
             _dense(optimizer, writer, both, seen, grads, plans)
         elif not _touched(optimizer, writer, both, seen, grads, plans):
-            one_by_one(optimizer, both, seen, grads)
+            return one_by_one(optimizer, both, seen, grads)
+        if both.phased:
+            both.count(seen)
 
 
 def _crowded(both: Collection, seen: ForwardPass) -> bool:

@@ -54,7 +54,7 @@ def use(table: cce.Table) -> None:
             return
         for change in (
             lambda: cce.SGD(0.0).update(table, ids, grads),
-            lambda: table.cluster(n_iter=1) if table.method.learns else None,
+            lambda: table.cluster(n_iter=1) if table.method.learns and table.phase != "codes" else None,
         ):
             try:
                 change()

@@ -93,6 +93,12 @@ def blocks_of(method, i, *, vocab, inner, n_chunks, sizes, options, keys, words)
             w,
             None,
         )
+    if method == "vq":
+        if options["phase"] == "rows":
+            return [[whole(i * inner, inner)]], inner, None
+        stages, bits = options["stages"], (rows - 1).bit_length()
+        found = [pointer(words, i, stages * bits, s * bits, bits) for s in range(stages)]
+        return [[whole((s * rows + p) * inner, inner) for s, p in enumerate(found)]], inner, None
     if method in ("sparse", "sparse2"):
         k, bits, more = options["n_atoms"], (rows - 1).bit_length(), options.get("weight_bits", 0)
         per_id = k * (bits + more)

@@ -29,6 +29,7 @@ from cce_core.adapters.torch.operators.pooled import Bags
 from cce_core.adapters.torch.optim.moments import HOW, Pointed
 from cce_core.learning.cluster import ClusterReport
 from cce_core.learning.least_squares import learn
+from cce_core.method import get_method, resolved
 from cce_core.method.deep_hash import hash_keys
 from cce_core.method.spec import TableSpec
 from cce_core.storage.codec import codec as get_codec
@@ -78,6 +79,12 @@ class Compressed(Stated, Weighted):
             )
         if scale_grad_by_freq and num_embeddings is None:
             raise ValueError("scale_grad_by_freq counts ids up to num_embeddings: give it a number")
+        rule = get_method(resolved(_check.instance("method", method, str, "a method's name"))[0])
+        if rule.phased:
+            raise ValueError(
+                f"method {rule.name!r} is not in torch's modules yet, whose parameters keep their shapes: train it with "
+                "cce.make_table, or take method='pq'"
+            )
         device = torch.get_default_device() if device is None else torch.device(device)
         dtype = dtype_of(dtype)
         if not dtype.is_floating_point:

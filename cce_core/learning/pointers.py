@@ -1,0 +1,189 @@
+"""One clustering of a table whose ids have rows of their own: rows → k-means → centroids, and a pointer per id and stage.
+
+What counts is the distance of vectors in dim floats, ‖(x − y) · W‖. With Wᵀ = Q · R it is ‖(x − y) · Rᵀ‖, so that k-means sees
+rows of rank floats. A further stage clusters what the stages before it leave over; once all are there, each is refined in turn.
+Centroids are encoded before ids are assigned, so that every id points to the nearest of those that lookups will read.
+
+The table is only read until a new one is whole, and then becomes it in one moment.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cce_core import _check
+from cce_core.clustering import KMeans, assign, update
+from cce_core.hashing.mix import derive_key
+from cce_core.learning.codebooks import Learner, cost
+from cce_core.learning.targets import Source
+from cce_core.method import get_method
+from cce_core.method.arrays import array_specs
+from cce_core.method.block import BlockMethod
+from cce_core.method.spec import ROWS, SAMPLES, TableSpec
+from cce_core.method.state import TableState
+from cce_core.sketching import blocks
+from cce_core.sketching.descriptors import Sketch
+from cce_core.storage.codec import BLOCK, codec
+from cce_core.storage.counters import estimates
+
+_SWEEPS, _REFINED = 2, 8  # over the stages, and iterations of k-means in each
+_ROWS = 1 << 16  # of a table that is opened again, at a time
+
+
+class PointersLearner(Learner):
+    """One `cluster()` of a table with rows: the table in its next phase, made beside it.
+
+    Args:
+        as for `Learner`. Without weights an id counts by the square root of how often it was met in training, where any was.
+
+    Raises:
+        ValueError: `max_bytes` is too few for a point a centroid and a small batch.
+    """
+
+    _side_by_side = False
+
+    def __init__(
+        self,
+        table: TableState,
+        weights: Any,
+        points_per_centroid: int,
+        batch_size: int,
+        max_bytes: int,
+        source: Source | None,
+    ) -> None:
+        method, self.spec = get_method(table.spec.method), get_method(table.spec.method).served(table.spec)
+        assert isinstance(method, BlockMethod)
+        self.table, self.source, self.group = table, source, table.group
+        self.layout = method.layout(self.spec)
+        self.vocab = self.walked = table.spec.vocab or 0
+        (self.n_clusters,), self.n_stages = self.spec.sizes, self.layout.terms
+        counts = table.arrays()["counts"]
+        self.weights = np.sqrt(estimates(counts)) if weights is None and counts.any() else weights
+        self.plan = self._plan(points_per_centroid, batch_size, max_bytes)
+        self.packing = method.packing(self.spec)
+        self.new = Sketch(self.layout, np.empty(0, np.uint64), self.packing.empty())
+        self._begin()
+        projection = None if source is None else source.projection
+        projection = table.arrays().get("projection") if projection is None else projection
+        self.projection = None if projection is None else np.ascontiguousarray(projection)
+        self.metric: NDArray[np.float32] | None = None
+        if projection is not None:
+            _check.as_float32("the projection", projection, projection.shape)
+            r: Any = np.linalg.qr(projection[:-1].T.astype(np.float64), mode="r")
+            self.metric = np.zeros((self.layout.width,) * 2, np.float32)
+            self.metric[:, : len(r)] = r.T
+        self.arrays: dict[str, NDArray[Any]] = {}
+        new = codec(self.spec.codec).nbytes(self.layout.size) + 12 * self.layout.size + self.new.pointers.nbytes
+        self.scratch = self.plan.scratch + new + (4 * self.vocab if weights is None and counts.any() else 0)
+
+    def _point_bytes(self) -> int:
+        """Of a point of the sample: beside what `Learner` says, the row itself, what is left of it, and a label a stage."""
+        return super()._point_bytes() + 8 * self.layout.width + 4 * self.n_stages
+
+    def _id_bytes(self) -> int:
+        """Of an id of a batch: beside what `Learner` says, what is left of it, and a label a stage."""
+        return super()._id_bytes() + 8 * self.layout.width + 4 * self.n_stages
+
+    def _seen(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Rows as k-means sees them: their distances are those of their vectors."""
+        return x if self.metric is None else x @ self.metric
+
+    def _rows(self, ids: NDArray[np.uint64]) -> NDArray[np.float32]:
+        """The rows of ids as the table or the source has them, finite."""
+        if self.source is not None:
+            return np.ascontiguousarray(self.source.rows(ids))
+        x = blocks.lookup(self.group, ids)
+        return _check.as_float32("the rows", x, x.shape)
+
+    def work(self, n_iter: int) -> int:
+        """Iterations over the sample, and all ids once."""
+        return self.walked + self.plan.points * self.n_stages * (n_iter + _SWEEPS * _REFINED * (self.n_stages > 1))
+
+    def learn(self, n_iter: int, residual: bool, warm: bool, bar: Any) -> None:
+        """Centroids of a sample; then every id to the nearest of them."""
+        kept, size = codec(self.spec.codec), self.layout.size
+        codes, scales = kept.encode(self._centroids(n_iter, bar).reshape(-1))
+        centroids = kept.decode(codes, scales, size).reshape(self.n_stages, self.n_clusters, self.layout.width)
+        seen, used = [self._seen(c) for c in centroids], np.zeros((self.n_stages, self.n_clusters), bool)
+        for batch in self.batches():
+            left, labels = self._rows(batch), np.empty((self.n_stages, len(batch)), np.int32)
+            for turn in range(2 if self.n_stages > 1 else 1):
+                for s in range(self.n_stages):
+                    if turn:
+                        left += centroids[s][labels[s]]
+                    labels[s], _ = assign(self._seen(left), seen[s])
+                    left -= centroids[s][labels[s]]
+            for s in range(self.n_stages):
+                self.write(s, int(batch[0]), labels[s])
+                used[s, labels[s]] = True
+            self.tick(bar, len(batch))
+        self.empty = np.count_nonzero(~used, axis=1)
+        made = {"memory": codes, "scales": scales, "pointers": self.new.pointers, "projection": self.projection}
+        made["generation"] = np.array([self.table.generation + 1])
+        self.arrays = {name: array for name in array_specs(self.spec) if (array := made[name]) is not None}
+
+    def _centroids(self, n_iter: int, bar: Any) -> NDArray[np.float32]:
+        """Float32 (stages, clusters, width), from a sample that is let go of here."""
+        ids, counts = self.sample(0)
+        left, k = self._rows(ids), self.n_clusters
+        weights = None if counts is None else counts / counts.max()
+        total = float(len(ids) if weights is None else weights.sum(dtype=np.float64))
+        mean = np.average(left, 0, weights).astype(np.float32)
+        self.costs[0, 0] = cost(self._seen(left), lambda rows: self._seen(mean[None]), weights) / total
+        centroids = np.zeros((self.n_stages, k, self.layout.width), np.float32)
+        labels = np.zeros((self.n_stages, len(ids)), np.int32)
+
+        def fit(stage: int, start: Any, most: int) -> None:
+            seed = derive_key(self.table.spec.seed, SAMPLES, self.table.generation, stage, 1)
+            found = KMeans(k, init=start, n_iter=most, seed=seed)
+            found.fit(self._seen(left), sample_weight=weights, on_iteration=lambda *_: self.tick(bar, self.plan.points))
+            labels[stage] = found.labels_
+            centroids[stage], mass = update(left, labels[stage], k, weights)
+            centroids[stage][mass == 0] = mean if stage == 0 else 0.0  # spare ones repeat what does no harm
+            self.iterations[stage] += found.n_iter_
+            self.tick(bar, (most - found.n_iter_) * self.plan.points)
+
+        for stage in range(self.n_stages):
+            fit(stage, "k-means++", n_iter)
+            left -= centroids[stage][labels[stage]]
+        for stage in [*range(self.n_stages)] * (_SWEEPS if self.n_stages > 1 else 0):
+            left += centroids[stage][labels[stage]]
+            fit(stage, self._seen(centroids[stage]), _REFINED)
+            left -= centroids[stage][labels[stage]]
+        nothing = np.zeros((1, self.layout.width), np.float32)
+        self.costs[0, 1] = cost(self._seen(left), lambda rows: nothing, weights) / total
+        return centroids
+
+    def change(self) -> Callable[[], None]:
+        """The table becomes that of its next phase."""
+        return functools.partial(self.table.become, _another(self.table, self.spec, self.arrays))
+
+
+def _another(table: TableState, spec: TableSpec, arrays: dict[str, NDArray[Any]]) -> TableState:
+    """A table of the same kind."""
+    kind: Any = type(table)
+    made: TableState = kind(spec, arrays)
+    return made
+
+
+def reopened(table: TableState) -> TableState:
+    """The table in the phase "rows", each row that of its id's centroids; the projection is the same array."""
+    spec = table.spec.with_option("phase", ROWS)
+    kept, expected, vocab = codec(spec.codec), array_specs(spec), spec.vocab or 0
+    arrays = {n: np.zeros(shape, dtype) for n, (dtype, shape, _) in expected.items() if n != "projection"}
+    arrays["generation"][:] = table.generation + 1
+    if spec.rank:
+        arrays["projection"] = table.arrays()["projection"]
+    scales = arrays.get("scales", np.empty(0, np.float32))
+    for low in range(0, vocab, _ROWS):  # whole blocks of the codec
+        ids = np.arange(low, min(low + _ROWS, vocab), dtype=np.uint64)
+        x = blocks.lookup(table.group, ids).reshape(-1)
+        first = low * spec.inner
+        codes = arrays["memory"][kept.n_codes(first) : kept.n_codes(first + x.size)]
+        kept.encode_into(x, codes, scales[first // BLOCK : first // BLOCK + kept.n_scales(x.size)])
+    return _another(table, spec, arrays)
