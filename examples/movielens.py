@@ -35,9 +35,11 @@ from cce_core.datasets import Interactions, Split
 from cce_core.training import logistic_dot
 
 # What data sets of either kind are trained with; few pairs want small batches.
-OF_RATINGS: dict[str, Any] = {"lr": 1e-3, "epochs": 20, "batch_size": 256}
-OF_PAIRS: dict[str, Any] = {"lr": 5e-3, "epochs": 8, "batch_size": 2048}
+OF_RATINGS: dict[str, Any] = {"lr": 1e-3, "weight_decay": 1e-2, "epochs": 20, "batch_size": 256}
+OF_PAIRS: dict[str, Any] = {"lr": 5e-3, "weight_decay": 1e-2, "epochs": 8, "batch_size": 2048}
 LARGE: dict[str, dict[str, Any]] = {"gowalla": {"batch_size": 4096}}
+# Of ratings, narrow rows are learned with a larger rate, and a decay that keeps ids alike until data tell them apart.
+ROWS_OF_RATINGS = {"lr": 2e-3, "weight_decay": 0.5}
 
 
 class GMF:
@@ -124,35 +126,43 @@ def train(model: GMF, split: Split, args: argparse.Namespace, say: Any = print, 
     last_cluster = 3 * args.epochs // 4 if args.last_cluster is None else args.last_cluster
     if learned := model.users.method.post_training:  # then epoch 0 is the table as it was learned
         last_cluster = 0
+    if phased := model.users.phase is not None:  # rows until they have settled, then clustered once
+        last_cluster = min(max(1, last_cluster), args.epochs)
     tables = {"users": model.users, "items": model.items}
     settings: dict[str, dict[str, Any]] = {name: {"residual": args.residual == "mean"} for name in tables}
     if args.cluster_by == "counts":
         for name, ids in (("users", split.train.users), ("items", split.train.items)):
             settings[name]["weights"] = np.bincount(ids, minlength=tables[name].spec.vocab)
+
+    def judged(epoch: int, how: str) -> None:
+        score = model.score(split.valid)
+        here, loss = auc(score, split.valid.labels), logloss(score, split.valid.labels)
+        result.last_auc = here
+        served = model.users.phase != "rows"  # else it has more bytes than were asked for
+        if served and here > result.auc:
+            result.auc, result.logloss, result.best_epoch = here, loss, epoch
+            if keep_best:
+                result.best = [cce.Table(table.spec, copied(table)) for table in tables.values()]
+            if args.save:
+                save(tables, Path(args.save))
+        bar.clear()
+        say(f"epoch {epoch:3}  {how}  AUC {here:.4f}  log loss {loss:.4f}")
+
     silent = None if say is print else True  # None: where no terminal is
     with tqdm(total=args.epochs * len(split.train), unit="row", unit_scale=True, disable=silent, leave=False) as bar:
         for epoch in range(int(not learned), args.epochs + 1):
             start = time.perf_counter()
             train_loss = model.epoch(split.train, args.batch_size, rng, bar) if epoch else float("nan")
             result.train_seconds += time.perf_counter() - start
-            score = model.score(split.valid)
-            here, loss = auc(score, split.valid.labels), logloss(score, split.valid.labels)
-            result.last_auc = here
-            if here > result.auc:
-                result.auc, result.logloss, result.best_epoch = here, loss, epoch
-                if keep_best:
-                    result.best = [cce.Table(table.spec, copied(table)) for table in tables.values()]
-                if args.save:
-                    save(tables, Path(args.save))
-            bar.clear()
-            how = f"train loss {train_loss:.4f}" if epoch else "as learned       "
-            say(f"epoch {epoch:3}  {how}  AUC {here:.4f}  log loss {loss:.4f}")
-            if epoch <= last_cluster:
+            judged(epoch, f"train loss {train_loss:.4f}" if epoch else "as learned       ")
+            if epoch == last_cluster or (epoch < last_cluster and not phased):
                 for name, table in tables.items():
                     if table.method.learns:
                         report = table.cluster(**settings[name])
                         result.cluster_seconds += report.seconds
                         result.clusters.append({"epoch": epoch, "table": name, **dataclasses.asdict(report)})
+                if phased:
+                    judged(epoch, "clustered        ")
     return result
 
 
@@ -330,7 +340,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--batch-size", type=int, help=f"rows a step (default: {both('batch_size')})")
     parser.add_argument("--lr", type=float, help=f"AdamW's learning rate (default: {both('lr')})")
-    parser.add_argument("--weight-decay", type=float, default=1e-2, help="AdamW's λ (default: %(default)s)")
+    parser.add_argument("--weight-decay", type=float, help=f"AdamW's λ (default: {both('weight_decay')})")
     parser.add_argument("--seed", type=int, default=1, help="of everything random (default: %(default)s)")
     parser.add_argument(
         "--dataset",
@@ -346,6 +356,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="write the result there")
     args = parser.parse_args(argv)
     usual = OF_RATINGS if rated(args.dataset) else OF_PAIRS | LARGE.get(args.dataset, {})
+    if args.method in ("vq", "rvq") and rated(args.dataset):
+        usual = usual | ROWS_OF_RATINGS
     for name, value in usual.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
