@@ -56,7 +56,8 @@ def test_no_table_outgrows_the_full_one(method, data):
     table, said = made(method, vocab, dim, **{kind: budget}, **more)
     if table is None:
         return
-    stored = strategies.served(table).ledger().total
+    table = strategies.served(table)
+    stored = table.ledger().total
     assert stored == sum(array.nbytes for array in table.arrays().values())
     if stored > full["num_bytes"]:
         assert stored == least_bytes(method, vocab, dim, kind, **more)
