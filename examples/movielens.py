@@ -321,8 +321,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--rounding",
         choices=("straight-through", "stochastic"),
-        default="straight-through",
-        help="how training rounds into the codec (default: %(default)s)",
+        help="how training rounds into the codec (default: the method's own)",
     )
     parser.add_argument("--n-chunks", type=int, default=4, help="chunks of a vector (default: %(default)s)")
     parser.add_argument("--epochs", type=int, help=f"passes over the data (default: {both('epochs')})")
