@@ -1,6 +1,6 @@
 """Who may read a table, and who may change it, while several threads do both.
 
-Writers (a step, `cluster()`, `settle`) change a table one at a time: they shut its `door`, a lock, and while they change
+Writers (a step, `cluster()`, `requantize`) change a table one at a time: they shut its `door`, a lock, and while they change
 arrays its `clock` is odd. Whoever must see the table stand still for a while (a backward pass, saving, copying) shuts the
 door too. Lookups take no lock: they read, and if the clock was odd or has moved since, they read again behind the door.
 So a lookup costs two reads of a number, and sees the table as it is between two changes. Addresses stay inside the memory

@@ -16,15 +16,15 @@ from cce_core._simd import BYTE, DOUBLE, FLOAT, LANE, WORD, Emitter, constants, 
 
 
 def tile_loop(name: str, lanes: int, turn: int) -> Any:
-    """`scan`, `sift`, `scan_named`, `within`, `lower` or `turn` of `tile_kernels.py`.
+    """`argmin_exact`, `argmin_expanded`, `argmin_named`, `below`, `minimum` or `recentre_tile` of `tile_kernels.py`.
 
     Args:
         lanes: points of a tile, side by side in a register.
         turn: centroids that are looked at together, and what lists are padded to.
     """
-    named, listing, turning = name == "scan_named", name == "within", name == "turn"
-    lowering = turning or name == "lower"
-    exact = lowering or name.startswith("scan")
+    named, listing, turning = name == "argmin_named", name == "below", name == "recentre_tile"
+    lowering = turning or name == "minimum"
+    exact = lowering or name in ("argmin_exact", "argmin_named")
     size = 1 if lowering else turn // 2 if exact else turn
     infinite, zero = (constants(FLOAT, [value] * lanes) for value in (float("inf"), 0.0))
 
@@ -34,7 +34,7 @@ def tile_loop(name: str, lanes: int, turn: int) -> Any:
         count = WORD(1) if lowering else e.args[2 + named]
         turns = to.udiv(to.add(count, WORD(size - 1)), WORD(size))
         given = infinite
-        if listing or name == "lower":
+        if listing or name == "minimum":
             given = e.vector_at(FLOAT, lanes, e.data[2 if lowering else 3])
 
         def following(first: Any, *carried: Any) -> list[Any]:
@@ -85,7 +85,7 @@ def tile_loop(name: str, lanes: int, turn: int) -> Any:
             e.put(value, e.data[3 + named + i])
         return None
 
-    counts, others = [] if lowering else [types.intp], 3 if name == "sift" else 2
+    counts, others = [] if lowering else [types.intp], 3 if name == "argmin_expanded" else 2
     takes = [None] * (2 + named) + counts + [None] * others
     return function(name, build, types.intp if listing else types.void, *takes)
 

@@ -134,22 +134,22 @@ def _wait(futures: list[Future[Any]]) -> None:
         raise came
 
 
-def sliced(kernel: Callable[..., Any], n: int, grain: int, *args: Any, align: int = 1) -> Any:
+def parallel_for(kernel: Callable[..., Any], n: int, min_chunk: int, *args: Any, align: int = 1) -> Any:
     """Call `kernel(start, stop, *args)` over slices that cover [0, n), one a thread.
 
     Args:
         kernel: a compiled function whose writes for one slice touch nothing that another slice writes.
         n: how many items there are; nothing is called for 0.
-        grain: fewest items that make another thread worth waking.
+        min_chunk: fewest items that make another thread worth waking.
         args: passed through.
         align: every slice but the last starts and ends at a multiple of this.
 
     Returns:
         What the first slice gave that did not give 0 or None; otherwise what the last gave.
     """
-    if n < 2 * grain:  # small work first: it is there that every microsecond shows
+    if n < 2 * min_chunk:  # small work first: it is there that every microsecond shows
         return kernel(0, n, *args) if n > 0 else None
-    parts = min(n // max(1, grain), get_num_threads())
+    parts = min(n // max(1, min_chunk), get_num_threads())
     if parts <= 1 or sys.is_finalizing():  # at the end of Python no thread can be woken
         return kernel(0, n, *args) if n > 0 else None
     step = -(-n // (parts * align)) * align
@@ -182,7 +182,7 @@ def beside(n: int, call: Callable[..., Any], *args: Any) -> list[Future[Any]]:
     return futures
 
 
-def side_by_side(call: Callable[[int], Any], n: int, workers: int, ended: threading.Event) -> None:
+def map_threads(call: Callable[[int], Any], n: int, workers: int, ended: threading.Event) -> None:
     """`call(i)` for each i below n, on so many threads of its own, each of which has its share of the others.
 
     Worker w takes w, w + workers, …, the caller's thread being the first. Whatever stops one of them, an interrupt too,

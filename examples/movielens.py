@@ -38,8 +38,8 @@ from cce_core.training import logistic_dot
 OF_RATINGS: dict[str, Any] = {"lr": 1e-3, "weight_decay": 1e-2, "epochs": 20, "batch_size": 256}
 OF_PAIRS: dict[str, Any] = {"lr": 5e-3, "weight_decay": 1e-2, "epochs": 8, "batch_size": 2048}
 LARGE: dict[str, dict[str, Any]] = {"gowalla": {"batch_size": 4096}}
-# Of ratings, narrow rows are learned with a larger rate, and a decay that keeps ids alike until data tell them apart.
-ROWS_OF_RATINGS = {"lr": 2e-3, "weight_decay": 0.5}
+# Narrow rows want larger rates; and, of few ratings, a decay that keeps ids alike until data tell them apart.
+ROWS_OF_RATINGS, ROWS_OF_PAIRS = {"lr": 2e-3, "weight_decay": 0.5}, {"lr": 1e-2}
 
 
 class GMF:
@@ -355,8 +355,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="write the result there")
     args = parser.parse_args(argv)
     usual = OF_RATINGS if rated(args.dataset) else OF_PAIRS | LARGE.get(args.dataset, {})
-    if args.method in ("vq", "rvq") and rated(args.dataset):
-        usual = usual | ROWS_OF_RATINGS
+    if args.method in ("vq", "rvq"):
+        usual = usual | (ROWS_OF_RATINGS if rated(args.dataset) else ROWS_OF_PAIRS)
     for name, value in usual.items():
         if getattr(args, name) is None:
             setattr(args, name, value)

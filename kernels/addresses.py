@@ -11,7 +11,7 @@ from __future__ import annotations
 from cce_core.sketching.layout import BASE, DIGIT, HASH, IDENTITY, KIND, PER_ID, POINTER, REGION, ROWS, STRIDE, A, B
 from cce_core.storage.codec import BFLOAT16, BLOCK, FLOAT32, INT4, INT8
 from cce_kernels.hashing import keyed, multiply_high
-from cce_kernels.needs import tl, triton
+from cce_kernels.runtime import tl, triton
 
 _IDENTITY, _HASH, _POINTER = tl.constexpr(IDENTITY), tl.constexpr(HASH), tl.constexpr(POINTER)
 _DIGIT = tl.constexpr(DIGIT)

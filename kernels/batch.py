@@ -7,7 +7,7 @@ import itertools
 from typing import Any
 
 from cce_kernels.lookup import MEAN, SUM
-from cce_kernels.needs import INTEGERS, floats, on_device, torch
+from cce_kernels.runtime import INTEGERS, floats, on_device, torch
 
 MODES = {"sum": SUM, "mean": MEAN}
 

@@ -9,8 +9,8 @@ float64, in a fixed order.
 from __future__ import annotations
 
 from cce_kernels import kmeans
-from cce_kernels.needs import torch
-from cce_kernels.segments import sum_runs
+from cce_kernels.ordered import sum_runs
+from cce_kernels.runtime import torch
 
 
 def windows(memory: torch.Tensor, width: int) -> torch.Tensor:

@@ -28,11 +28,11 @@ from cce_core.method.block import BlockMethod
 from cce_core.method.spec import SAMPLES, TableSpec
 from cce_core.sketching.layout import HASH, POINTER, Layout
 from cce_core.storage.codec import codec as get_codec
-from cce_kernels import circular, codecs, kmeans, packing, scatter, segments
+from cce_kernels import circular, codecs, kmeans, ordered, packing, scatter
 from cce_kernels import lookup as forward
-from cce_kernels.needs import floats, on_device, torch
-from cce_kernels.parts import Launch, Part
+from cce_kernels.launch import Launch, Part
 from cce_kernels.pursuit import omp
+from cce_kernels.runtime import floats, on_device, torch
 from cce_kernels.tables import Tables
 
 _ENTROPY_IDS = 1 << 20
@@ -91,7 +91,7 @@ class _Means:
     def add(self, chunk: int, ids: torch.Tensor, values: torch.Tensor) -> None:
         """The vectors of ids, float32 (n, width)."""
         rest = self.launches[chunk]
-        (units, sums), _ = segments.run(rest, ids, None, None, None, forward.SUM, values)
+        (units, sums), _ = ordered.run(rest, ids, None, None, None, forward.SUM, values)
         self.sums.view(-1, self.unit)[units] += sums
         scatter.run(rest, ids, None, None, None, forward.SUM, torch.ones_like(values), rest.origin, self.seen, None)
 
@@ -285,7 +285,7 @@ class _SparseCodesLearner(_Learner, SparseCodesLearner):
     @property
     def _places(self) -> Layout:
         """Where the weights lie."""
-        layout = get_method(self.spec.method).weighing(self.spec)
+        layout = get_method(self.spec.method).weight_layout(self.spec)
         assert isinstance(layout, Layout)
         return layout
 

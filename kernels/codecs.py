@@ -7,7 +7,7 @@ from typing import Any
 from cce_core.storage.codec import BFLOAT16, BLOCK, FLOAT32, INT4, Codec
 from cce_kernels.addresses import fetch
 from cce_kernels.hashing import keyed, premix
-from cce_kernels.needs import INTERPRETED, call, tl, torch, triton
+from cce_kernels.runtime import INTERPRETED, call, tl, torch, triton
 
 _BFLOAT16, _INT4, _BLOCK = tl.constexpr(BFLOAT16), tl.constexpr(INT4), tl.constexpr(BLOCK)
 _BLOCKS = 256 if INTERPRETED else 16  # of 64 floats, a program

@@ -15,8 +15,8 @@ import functools
 from cce_core.method.deep_hash import BUCKETS, hash_keys
 from cce_core.method.spec import TableSpec
 from cce_kernels.hashing import as_word, keyed, multiply_high, premix
-from cce_kernels.needs import INTERPRETED, call, checked_ids, floats, on_device, power_of_two, tl, torch, triton
-from cce_kernels.parts import Arrays
+from cce_kernels.launch import Arrays
+from cce_kernels.runtime import INTERPRETED, call, checked_ids, floats, on_device, power_of_two, tl, torch, triton
 
 _BUCKETS = tl.constexpr(BUCKETS)
 _TILE = 1 << 15 if INTERPRETED else 1 << 11

@@ -9,7 +9,7 @@ they run under Triton's interpreter (`TRITON_INTERPRET=1`, set before this file 
 from __future__ import annotations
 
 from cce_core.hashing.mix import F1, F2, F3, G1, derive_key
-from cce_kernels.needs import INTEGERS, call, tl, torch, triton
+from cce_kernels.runtime import INTEGERS, call, tl, torch, triton
 
 # A product with a uint64 is one, whatever these are.
 _G1, _F1, _F2, _F3 = tl.constexpr(G1), tl.constexpr(F1), tl.constexpr(F2), tl.constexpr(F3)

@@ -16,9 +16,9 @@ import numpy as np
 from cce_core import _check
 from cce_core.hashing import derive_key
 from cce_core.storage.packed import Packing
-from cce_kernels.needs import INTERPRETED, call, floats, on_device, power_of_two, tl, torch, triton
+from cce_kernels.ordered import sum_runs
 from cce_kernels.packing import put_bits
-from cce_kernels.segments import sum_runs
+from cce_kernels.runtime import INTERPRETED, call, floats, on_device, power_of_two, tl, torch, triton
 
 # Of a tile; with 32 centroids registers spill (sm_80, sm_90).
 _POINTS, _CENTROIDS = (1024, 64) if INTERPRETED else (128, 16)

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from cce_kernels.addresses import GIVEN, NONE, addresses, block_weight, column, fetch, flag, wrapped
 from cce_kernels.hashing import as_word, premix
-from cce_kernels.needs import INTERPRETED, call, tl, torch, triton
-from cce_kernels.parts import (
+from cce_kernels.launch import (
     CHUNKS,
     CODEC,
     DIM,
@@ -35,6 +34,7 @@ from cce_kernels.parts import (
     Addresses,
     Launch,
 )  # fmt: skip
+from cce_kernels.runtime import INTERPRETED, call, tl, torch, triton
 
 _FIELDS, _VOCAB, _TERMS, _WIDTH = tl.constexpr(FIELDS), tl.constexpr(VOCAB), tl.constexpr(TERMS), tl.constexpr(WIDTH)
 _CHUNKS, _LEFT, _FIRST, _CODEC = tl.constexpr(CHUNKS), tl.constexpr(LEFT), tl.constexpr(FIRST), tl.constexpr(CODEC)

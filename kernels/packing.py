@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cce_core.storage.packed import Packing
 from cce_kernels.addresses import read_bits
-from cce_kernels.needs import INTERPRETED, tl, torch, triton
+from cce_kernels.runtime import INTERPRETED, tl, torch, triton
 
 _BLOCK = 1 << 13 if INTERPRETED else 1 << 10
 

@@ -8,7 +8,7 @@ is float64, so that choices are the CPU's but where products agree to the last b
 
 from __future__ import annotations
 
-from cce_kernels.needs import torch
+from cce_kernels.runtime import torch
 
 _AT_ONCE = 1 << 26  # products of rows and atoms held at a time
 _LEAST, _APART = 1e-6, 0.01  # the CPU's: what an atom must explain, how far from the others it must be

@@ -10,9 +10,9 @@ Atomic additions come in any order, so the last bits differ from run to run; `se
 from __future__ import annotations
 
 from cce_kernels.addresses import GIVEN, NONE, fetch, wrapped
+from cce_kernels.launch import CHUNKS, CODEC, FIELDS, LEFT, MEMORY, OWN, SCALES, WIDTH, Addresses, Launch
 from cce_kernels.lookup import MEAN, TILE, bag_of, ids_at, term
-from cce_kernels.needs import call, tl, torch, triton
-from cce_kernels.parts import CHUNKS, CODEC, FIELDS, LEFT, MEMORY, OWN, SCALES, WIDTH, Addresses, Launch
+from cce_kernels.runtime import call, tl, torch, triton
 
 _FIELDS, _WIDTH, _CHUNKS, _LEFT = tl.constexpr(FIELDS), tl.constexpr(WIDTH), tl.constexpr(CHUNKS), tl.constexpr(LEFT)
 _GIVEN, _NONE = tl.constexpr(GIVEN), tl.constexpr(NONE)

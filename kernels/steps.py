@@ -22,7 +22,7 @@ from cce_core.storage.codec import codec as get_codec
 from cce_core.training import SGD, Adagrad, AdamW
 from cce_core.training.optimizer import Optimizer
 from cce_kernels import codecs
-from cce_kernels.needs import INTERPRETED, call, power_of_two, tl, torch, triton
+from cce_kernels.runtime import INTERPRETED, call, power_of_two, tl, torch, triton
 from cce_kernels.tables import Tables
 
 PLAIN, MOMENTUM, EACH, ROWWISE, MOMENTS = range(5)
@@ -115,21 +115,21 @@ def step(optimizer: Optimizer, p: torch.Tensor, gradient: Any, unit: int, state:
     index: torch.Tensor | None = None
     if isinstance(gradient, tuple):
         index, gradient = gradient
-        if optimizer.moves_all():
+        if optimizer.updates_all():
             whole = torch.zeros_like(p).view(-1, unit)
             whole[index] = gradient
             index, gradient = None, whole
     lr, decay, numbers, arrays = optimizer.lr, 0.0, (0.0,) * 6, []
     if isinstance(optimizer, SGD):
-        rule, decay = (MOMENTUM if optimizer.momentum else PLAIN), optimizer.weight_decay
+        kernel_id, decay = (MOMENTUM if optimizer.momentum else PLAIN), optimizer.weight_decay
         numbers = (optimizer.momentum, 0.0, 0.0, 0.0, 1.0, 0.0)
         arrays = [state.array("momentum", p.numel(), p)] if optimizer.momentum else []
     elif isinstance(optimizer, Adagrad):
-        rule = ROWWISE if optimizer.rowwise else EACH
+        kernel_id = ROWWISE if optimizer.rowwise else EACH
         arrays = [state.array("squares", p.numel() // unit if optimizer.rowwise else p.numel(), p)]
         numbers = (0.0, 0.0, 0.0, 0.0, 1.0, optimizer.eps)
     elif isinstance(optimizer, AdamW):
-        rule, (b1, b2) = MOMENTS, optimizer.betas
+        kernel_id, (b1, b2) = MOMENTS, optimizer.betas
         lr, decay = optimizer.lr / (1.0 - b1**state.step), 1.0 - optimizer.lr * optimizer.weight_decay
         rest = [float(np.float32(1) - np.float32(beta)) for beta in (b1, b2)]
         numbers = (b1, b2, *rest, (1.0 - b2**state.step) ** -0.5, optimizer.eps)
@@ -143,7 +143,7 @@ def step(optimizer: Optimizer, p: torch.Tensor, gradient: Any, unit: int, state:
     if rows:
         call(_step, (triton.cdiv(rows, block),),
             p, p if index is None else index, gradient, one, two, rows, unit, lr, decay, *numbers, N=block, U=wide,
-            RULE=rule, INDEXED=index is not None,
+            RULE=kernel_id, INDEXED=index is not None,
         )  # fmt: skip
 
 
@@ -193,7 +193,7 @@ class Trainer:
         deterministic = settings.get("deterministic")
         if deterministic is None:
             deterministic = torch.are_deterministic_algorithms_enabled()
-        plain = isinstance(self.optimizer, SGD) and not self.optimizer.moves_all()
+        plain = isinstance(self.optimizer, SGD) and not self.optimizer.updates_all()
         if plain and not deterministic and not settings.get("slopes") and self.tables.direct:
             self.tables.add_into_memory(ids, grads, offsets, scale=-self.optimizer.lr, **_without(settings))
             return
@@ -202,7 +202,7 @@ class Trainer:
         blocks = sum(part.layout.dim * part.layout.terms for part in self.tables.parts)
         added = count // len(self.tables.specs) * blocks
         size = sum(part.layout.size for part in self.tables.parts)
-        touched = lazy or (not self.optimizer.moves_all() and (deterministic or size > _DENSE * added))
+        touched = lazy or (not self.optimizer.updates_all() and (deterministic or size > _DENSE * added))
         found, _ = self.tables.backward(ids, grads, offsets, **{**settings, "touched": touched})
         self.step(found)
 

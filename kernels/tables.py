@@ -13,10 +13,10 @@ from cce_core.method.block import BlockMethod
 from cce_core.method.spec import TableSpec
 from cce_core.storage.codec import FLOAT32
 from cce_kernels import lookup as forward
-from cce_kernels import scatter, segments
+from cce_kernels import ordered, scatter
 from cce_kernels.batch import JaggedBatch, read
-from cce_kernels.needs import floats, on_device, torch
-from cce_kernels.parts import Arrays, Launch, Part, launches, parts_of
+from cce_kernels.launch import Arrays, Launch, Part, launches, parts_of
+from cce_kernels.runtime import floats, on_device, torch
 
 
 class Tables:
@@ -87,12 +87,12 @@ class Tables:
     def direct(self) -> bool:
         """Whether a gradient may be added straight into the memories: float32, no weights, no projections, no products."""
         plain = all(
-            p.codec == FLOAT32 and p.weighing is None and p.projection is None and p.final >= 0 for p in self.parts
+            p.codec == FLOAT32 and p.weight_layout is None and p.projection is None and p.final >= 0 for p in self.parts
         )
         return plain and len(self.parts) == len(self.specs)
 
     def units(self, k: int) -> dict[str, int]:
-        """Floats of the blocks that each parameter of table `k` is made of, as `Table.units()` says."""
+        """Floats of the blocks that each parameter of table `k` is made of, as `Table.block_sizes()` says."""
         units = {name: array.unit for name, array in get_method(self.specs[k].method).arrays(self.specs[k]).items()}
         units |= {"projection": self.specs[k].dim} if self.specs[k].rank else {}
         return {name: unit for name, unit in units.items() if unit}
@@ -247,9 +247,9 @@ class Tables:
         if deterministic or touched:
             if slope is not None:
                 raise ValueError("slopes=True sums by atomic additions: ask for it without deterministic or touched")
-            self._in_order(found, padding, grads, touched, out)
+            self._deterministic(found, padding, grads, touched, out)
         else:
-            self._at_once(found, padding, grads, slope, out)
+            self._atomic(found, padding, grads, slope, out)
         return out, None if slope is None else found.as_came(slope)
 
     def add_into_memory(
@@ -320,7 +320,7 @@ class Tables:
         """Where in one flat buffer each table's gradients of `memory` and `weights` lie; its size; the same for the kernels."""
         places, end = {}, 0
         for part in self._parts:
-            sizes = part.layout.size, 0 if part.weighing is None else part.weighing.size
+            sizes = part.layout.size, 0 if part.weight_layout is None else part.weight_layout.size
             for name, size in zip(self._names(part), sizes):
                 if size and (part.source, name) not in places:
                     places[part.source, name] = end, size
@@ -338,7 +338,7 @@ class Tables:
         own = "memory" if part.memory is self.arrays[part.source]["memory"] else "weights"
         return own, "weights" if part.weights is not None else own
 
-    def _at_once(self, given: JaggedBatch, padding: Any, grads: Any, slope: Any, out: Any) -> None:
+    def _atomic(self, given: JaggedBatch, padding: Any, grads: Any, slope: Any, out: Any) -> None:
         launches = self.launches()
         places, size, into = self._slots
         total = torch.zeros(size, dtype=torch.float32, device=self.device)
@@ -350,19 +350,19 @@ class Tables:
         for (source, name), (start, n) in places.items():
             out[source][name] = total[start : start + n]
 
-    def _in_order(self, given: JaggedBatch, padding: Any, grads: Any, touched: bool, out: Any) -> None:
+    def _deterministic(self, given: JaggedBatch, padding: Any, grads: Any, touched: bool, out: Any) -> None:
         found: dict[tuple[int, str], list[tuple[torch.Tensor, torch.Tensor]]] = {name: [] for name in self._slots[0]}
         units = {}
         for part in self.parts:
-            memory, weights = segments.run(
+            memory, weights = ordered.run(
                 Launch([part]), given.ids, given.offsets, padding, given.weights, given.mode, grads
             )
             own, other = self._names(part)
             found[part.source, own].append(memory)
             units.setdefault((part.source, own), part.layout.unit)
-            if weights is not None and part.weighing is not None:
+            if weights is not None and part.weight_layout is not None:
                 found[part.source, other].append(weights)
-                units.setdefault((part.source, other), part.weighing.unit)
+                units.setdefault((part.source, other), part.weight_layout.unit)
         for (source, name), sums in found.items():
             unit, size = units[source, name], self._slots[0][source, name][1]
             if touched and len(sums) == 1 and sums[0][1].shape[1] == unit:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from cce_core.method.spec import TableSpec
 from cce_core.method.tensor_train import core_shapes
-from cce_kernels.needs import checked_ids, floats, on_device, torch
-from cce_kernels.parts import Arrays
+from cce_kernels.launch import Arrays
+from cce_kernels.runtime import checked_ids, floats, on_device, torch
 
 
 def cores_of(spec: TableSpec, arrays: Arrays) -> list[torch.Tensor]:

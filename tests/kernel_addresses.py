@@ -6,7 +6,7 @@ import numpy as np
 from kernel_tables import DEVICE, torch
 
 from cce_kernels.lookup import term
-from cce_kernels.needs import tl, triton
+from cce_kernels.runtime import tl, triton
 
 
 @triton.jit

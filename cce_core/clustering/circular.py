@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core._jit import jit
-from cce_core._threads import sliced
+from cce_core._threads import parallel_for
 from cce_core.clustering.lloyd import nearest
 from cce_core.clustering.narrow import Frame, narrowed, some_of
 from cce_core.clustering.nearest.tiles import Points
@@ -85,7 +85,7 @@ def _settle(x: Points, labels: NDArray[np.int32], memory: Points, weights: Point
     (n, w), m = x.shape, memory.size
     blocks = min(_BLOCKS, max(1, n * w // max(4 * m, 1 << 16)))
     sums, mass = np.zeros((blocks, m)), np.zeros((blocks, m))
-    sliced(_cover, blocks, 1, -(-n // blocks), x, labels, weights, sums, mass)
+    parallel_for(_cover, blocks, 1, -(-n // blocks), x, labels, weights, sums, mass)
     total, covered = sums[0], mass[0]
     for block in range(1, blocks):  # one after the other: a fixed order of sums
         total += sums[block]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core._jit import jit
-from cce_core._threads import sliced
+from cce_core._threads import parallel_for
 from cce_core.clustering.narrow import narrowed, some_of
 from cce_core.clustering.nearest.label_kernels import add_tile
 from cce_core.clustering.nearest.search import search, worth_narrowing
@@ -43,7 +43,7 @@ def _cell(value: np.float32, low: np.float64, scale: np.float64, cells: int) -> 
 
 @jit
 def _assign_line(start: int, stop: int, x: Any, line: Any, places: Any, labels: Any, distances: Any) -> None:
-    """Points [start, stop) of x (n,) to the centroids line (k,), sorted; `places` are their labels.
+    """Points [start, stop) of x (n,) to the centroids line (k,), sorted; `call_args` are their labels.
 
     A grid gives the few centroids among which a point lies, a binary search the two around it. The rounded distance
     never falls as one walks away from there, so all centroids with the least one stand in one run.
@@ -121,7 +121,7 @@ def nearest(x: Points, centroids: Points, labels: NDArray[np.int32], distances: 
     if d == 1:
         order = np.argsort(centroids[:, 0], kind="stable")
         line, places = centroids[order, 0], order.astype(np.int32)
-        sliced(_assign_line, n, _LINE_GRAIN, x[:, 0], line, places, labels, distances)
+        parallel_for(_assign_line, n, _LINE_GRAIN, x[:, 0], line, places, labels, distances)
         return
     for low in range(0, n, _BATCH):
         high = min(low + _BATCH, n)
@@ -142,7 +142,9 @@ def means(tiles: Tiles, labels: NDArray[np.int32], k: int, weights: Points) -> t
     count, d, _ = tiles.points.shape
     blocks = blocks_of(tiles.n, k)
     sums, size = np.zeros((blocks, k, d + 1)), -(-count // blocks)
-    sliced(add_up, blocks, max(1, _SUM_GRAIN // (size * LANES)), size, tiles.points, tiles.n, labels, weights, sums)
+    parallel_for(
+        add_up, blocks, max(1, _SUM_GRAIN // (size * LANES)), size, tiles.points, tiles.n, labels, weights, sums
+    )
     total = sums[0]
     for block in range(1, blocks):  # one after the other: a fixed order of sums
         total += sums[block]

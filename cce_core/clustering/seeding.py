@@ -16,7 +16,7 @@ from cce_core import _check
 from cce_core._jit import jit
 from cce_core.clustering.narrow import narrowed, some_of
 from cce_core.clustering.nearest.search import search
-from cce_core.clustering.nearest.tile_kernels import LANES, lower
+from cce_core.clustering.nearest.tile_kernels import LANES, minimum
 from cce_core.clustering.nearest.tiles import FAN, Points, Tiles, tile
 from cce_core.clustering.points import as_array, as_weights
 from cce_core.hashing.mix import derive_key, mix_hash
@@ -44,7 +44,7 @@ def _beyond(mid: Any, half: Any, centre: Any, most: np.float32) -> Any:
 @jit
 def _fall(tile: Any, weights: Any, closest: Any, centre: Any, now: Any, part: Any) -> np.float64:
     """`now` gets the tile's squared distances, `closest`, or those from the centre where they are less; their weighted sum."""
-    lower(tile, centre, closest, now)
+    minimum(tile, centre, closest, now)
     for i in range(LANES):
         part[i] = np.float64(now[i]) * np.float64(weights[i])
     for i in range(8):  # two by two: no sum waits for all before it
@@ -193,7 +193,7 @@ def _uniforms(n: int, seed: int) -> NDArray[np.float64]:
 
 
 def lowest(values: NDArray[Any], m: int, order: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
-    """The places of the `m` lowest values, lowest first; among equals the earlier place first, or the lower `order`."""
+    """The places of the `m` lowest values, lowest first; among equals the earlier place first, or the minimum `order`."""
     candidates = np.arange(values.size)
     if m < values.size:
         candidates = np.flatnonzero(values <= np.partition(values, m - 1)[m - 1])
@@ -252,9 +252,11 @@ def parallel_places(tiles: Tiles, k: int, weights: Points, seed: int) -> NDArray
         if turn == _TURNS or fresh.size == 0:
             break
         places = np.append(places, fresh)
-    masses = np.bincount(near, padded, minlength=len(places)).astype(np.float32)
+    weight_sums = np.bincount(near, padded, minlength=len(places)).astype(np.float32)
     few = tile(tiles.rows(places), True)
-    found = spread_places(few, k, few.back(masses), derive_key(seed, _TURNS + 1), trials_of(k, tiles.points.shape[1]))
+    found = spread_places(
+        few, k, few.back(weight_sums), derive_key(seed, _TURNS + 1), trials_of(k, tiles.points.shape[1])
+    )
     return places[found if few.order is None else few.order[found]]
 
 

@@ -85,7 +85,7 @@ class Form:
 
     Attributes:
         separator: as the caller says, or as the first line shows.
-        places: where the fields of the kind stand in a line, from 0.
+        call_args: where the fields of the kind stand in a line, from 0.
         width: fields of a line.
         mark: the byte that separates them, for the compiled loop; a blank where a file of tabs has blanks in their place.
         n_marks: how many of it there are in a row.

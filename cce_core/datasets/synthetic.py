@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core._jit import jit
-from cce_core._threads import sliced
+from cce_core._threads import parallel_for
 from cce_core.datasets.interactions import Interactions, Split
 from cce_core.hashing.mix import derive_keys, keyed, mix_hash, premix
 
@@ -255,7 +255,7 @@ class Synthetic:
         start = _check.integer("start", start, 0, 2**63)
         n = _check.size("stop - start", _check.integer("stop", stop, start, 2**63) - start)
         users, items, labels = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.float32)
-        sliced(_draw_rows, n, _GRAIN, np.uint64(start), *self._arguments, users, items, labels)
+        parallel_for(_draw_rows, n, _GRAIN, np.uint64(start), *self._arguments, users, items, labels)
         return Interactions(users, items, labels)
 
     def batches(self, size: int, *, start: int = 0, stop: int | None = None) -> Iterator[Interactions]:
@@ -283,7 +283,7 @@ class Synthetic:
         _check.ids_within(first, self.n_users)
         _check.ids_within(second, self.n_items)
         out = np.empty(first.size)
-        sliced(_probabilities, first.size, _GRAIN, first.reshape(-1), second.reshape(-1), *self._arguments, out)
+        parallel_for(_probabilities, first.size, _GRAIN, first.reshape(-1), second.reshape(-1), *self._arguments, out)
         return out.reshape(first.shape)
 
     def best(self, rows: Interactions) -> tuple[float | None, float | None]:
@@ -326,8 +326,8 @@ class Synthetic:
         ends = self._history_ends(n_last + 1)
         n = self.n_interactions
         users, items, labels = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.float32)
-        grain = max(1, _GRAIN * self.n_users // n)
-        sliced(_draw_histories, self.n_users, grain, ends, *self._arguments, users, items, labels)
+        min_chunk = max(1, _GRAIN * self.n_users // n)
+        parallel_for(_draw_histories, self.n_users, min_chunk, ends, *self._arguments, users, items, labels)
         rows = Interactions(users, items, labels)
         held = np.zeros(n, bool)
         for k in range(1, n_last + 1):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core._jit import jit
-from cce_core._threads import sliced
+from cce_core._threads import parallel_for
 from cce_core.datasets.criteo import CARDINALITIES, CATEGORIES, COUNTS, MISSING, Clicks, logged, table_sizes
 from cce_core.datasets.synthetic import (
     _COORD_UNIT,
@@ -197,7 +197,7 @@ class SyntheticCriteo:
             np.empty((n, CATEGORIES), np.int64),
             np.empty(n),
         )
-        sliced(_draw_rows, n, _GRAIN, np.uint64(start), *self._arguments, *columns)
+        parallel_for(_draw_rows, n, _GRAIN, np.uint64(start), *self._arguments, *columns)
         return columns
 
     def block(self, start: int, stop: int) -> Clicks:

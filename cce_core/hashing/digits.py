@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core._jit import jit
-from cce_core._threads import sliced
+from cce_core._threads import parallel_for
 from cce_core.hashing.mix import multiply_high
 
 _MOST = 2**63  # of a base
@@ -95,7 +95,7 @@ def digits(ids: Any, bases: Sequence[int]) -> NDArray[np.uint64]:
         _check.ids_within(words, product)
     out = np.empty((*words.shape, len(radix)), np.uint64)
     flat = out.reshape(words.size, len(radix))
-    sliced(_digits_many, words.size, _GRAIN, words.reshape(-1), np.array(radix, np.uint64), flat)
+    parallel_for(_digits_many, words.size, _GRAIN, words.reshape(-1), np.array(radix, np.uint64), flat)
     return out
 
 

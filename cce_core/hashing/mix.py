@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core._jit import jit
-from cce_core._threads import sliced
+from cce_core._threads import parallel_for
 
 _MASK64 = 2**64 - 1
 G1 = 0xBF58476D1CE4E5B9
@@ -148,5 +148,5 @@ def mix_hash(ids: Any, n_buckets: int | None = None, *, seed: int = 0, stream: i
     count = 0 if n_buckets is None else _check.integer("n_buckets", n_buckets, 1, 2**63)
     out = np.empty(words.shape, np.uint64)
     key = np.uint64(derive_key(seed, stream))
-    sliced(_mix_many, words.size, 1 << 15, words.reshape(-1), key, np.uint64(count), out.reshape(-1))
+    parallel_for(_mix_many, words.size, 1 << 15, words.reshape(-1), key, np.uint64(count), out.reshape(-1))
     return out

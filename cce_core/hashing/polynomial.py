@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core._jit import jit
-from cce_core._threads import sliced
+from cce_core._threads import parallel_for
 from cce_core.hashing.mix import derive_key, multiply_high
 
 _PRIME = 2**61 - 1
@@ -152,5 +152,5 @@ class PolynomialHash:
         count = np.uint64(_check.integer("n_buckets", n_buckets, 1, _PRIME))
         out = np.empty(words.shape, np.uint64)
         coefficients = np.array(self.coefficients, np.uint64)
-        sliced(_polynomial_many, words.size, _GRAIN, words.reshape(-1), coefficients, count, out.reshape(-1))
+        parallel_for(_polynomial_many, words.size, _GRAIN, words.reshape(-1), coefficients, count, out.reshape(-1))
         return out

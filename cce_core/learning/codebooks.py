@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core._jit import jit
-from cce_core._threads import get_num_threads, side_by_side, sliced
+from cce_core._threads import get_num_threads, map_threads, parallel_for
 from cce_core.clustering import KMeans, assign, least_entropies, update
 from cce_core.hashing.mix import derive_key
 from cce_core.learning.sampling import some_ids, weighted_ids
@@ -27,7 +27,7 @@ from cce_core.method import block_method
 from cce_core.method.spec import SAMPLES
 from cce_core.method.state import TableState
 from cce_core.sketching import blocks
-from cce_core.sketching.batch import Batch
+from cce_core.sketching.batch import JaggedBatch
 from cce_core.sketching.descriptors import Memory, Sketch
 from cce_core.sketching.group import TableGroup
 from cce_core.sketching.layout import HASH, POINTER, Column, Layout
@@ -113,7 +113,7 @@ class Means:
 
     def add(self, chunk: int, ids: NDArray[np.uint64], values: NDArray[np.float32]) -> None:
         """The vectors of ids, float32 (n, width)."""
-        group, batch = self.groups[chunk], Batch.alone(ids)
+        group, batch = self.groups[chunk], JaggedBatch.alone(ids)
         self.sums += blocks.scatter(group, batch, values)
         if self.counted is None:
             self.seen += blocks.scatter(group, batch, np.ones_like(values))
@@ -276,7 +276,7 @@ class Learner:
 
     def left(self, vectors: Any, codebook: Any, labels: Any) -> Any:
         """What the centroids leave over of the vectors, which may be overwritten."""
-        sliced(_leave, len(vectors), _GRAIN, vectors, labels, codebook)
+        parallel_for(_leave, len(vectors), _GRAIN, vectors, labels, codebook)
         return vectors
 
     def means_of(self, chunks: Sequence[int], codebook: Any) -> Any:
@@ -304,7 +304,7 @@ class Learner:
         def one(chunk: int) -> None:
             self.chunk(chunk, n_iter, residual, warm, bar)
 
-        side_by_side(one, self.layout.n_chunks, self.plan.n_parallel, self.ended)
+        map_threads(one, self.layout.n_chunks, self.plan.n_parallel, self.ended)
 
     def chunk(self, chunk: int, n_iter: int, residual: bool, warm: bool, bar: Any) -> None:
         """Cluster one chunk: k-means on a sample, then every id to its nearest centroid."""
@@ -380,7 +380,7 @@ class Learner:
         held = table.arrays().get("projection", self.memory[:0])
         fitted = None if self.source is None else self.source.projection
         factors = table.arrays().get("weights", self.memory[:0])
-        arrays: Any = (*table.stored.pairs(self.memory), old.keys, new.keys, old.pointers, new.pointers)
+        arrays: Any = (*table.stored.updates(self.memory), old.keys, new.keys, old.pointers, new.pointers)
         arrays += (held, held if fitted is None else fitted)
         arrays += (factors, factors if self.factors is None else self.factors, table.buffers()["generation"])
         return functools.partial(_commit, *arrays)

@@ -15,7 +15,7 @@ from cce_core.method import get_method
 from cce_core.method.block import BlockMethod
 from cce_core.method.state import TableState
 from cce_core.sketching import blocks
-from cce_core.sketching.batch import Batch
+from cce_core.sketching.batch import JaggedBatch
 from cce_core.sketching.descriptors import Memory
 from cce_core.sketching.group import TableGroup
 from cce_core.storage.codec import FLOAT32
@@ -52,7 +52,7 @@ def learn(table: TableState, vectors: Floats, **settings: Any) -> None:
     if source.projection is not None:
         table.parameters()["projection"][:] = source.projection
     table.parameters()["memory"][:] = _solved(table, method, source)
-    table.settle()
+    table.requantize()
 
 
 def _solved(table: TableState, method: BlockMethod, source: Source) -> Floats:
@@ -65,7 +65,9 @@ def _solved(table: TableState, method: BlockMethod, source: Source) -> Floats:
         for low in range(0, vocab, _BATCH):
             ids = np.arange(low, min(low + _BATCH, vocab), dtype=np.uint64)
             weights, _ = method.weights_of(table, ids)
-            out += blocks.scatter(table.group, Batch.alone(ids), np.ascontiguousarray(rows(ids, weights)), weights)
+            out += blocks.scatter(
+                table.group, JaggedBatch.alone(ids), np.ascontiguousarray(rows(ids, weights)), weights
+            )
         return out
 
     def normal(memory: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -19,7 +19,12 @@ _MOST_ITERATIONS = 10  # of K-SVD: each is a pursuit of every sample
 
 
 def dictionary(
-    x: NDArray[np.float32], counts: NDArray[np.float32] | None, layout: Layout, weighing: Layout, n_iter: int, seed: int
+    x: NDArray[np.float32],
+    counts: NDArray[np.float32] | None,
+    layout: Layout,
+    weight_layout: Layout,
+    n_iter: int,
+    seed: int,
 ) -> tuple[KSVD, NDArray[np.float32] | None, float]:
     """K-SVD of a sample, the levels (levels, 1) of its weights, None where those are hashed, and what a row costs without codes.
 
@@ -35,9 +40,9 @@ def dictionary(
         x = np.repeat(x, repeat, axis=0)[: 4 * len(x)]
     before = float(np.square(x.astype(np.float64)).sum()) / len(x)
     found = k_svd(x, layout.columns[0].rows, layout.terms, n_iter=min(n_iter, _MOST_ITERATIONS), seed=seed)
-    if weighing.columns[0].kind != POINTER:
+    if weight_layout.columns[0].kind != POINTER:
         return found, None, before
-    return found, KMeans(weighing.size, seed=seed).fit(found.weights.reshape(-1, 1)).cluster_centers_, before
+    return found, KMeans(weight_layout.size, seed=seed).fit(found.weights.reshape(-1, 1)).cluster_centers_, before
 
 
 class Sum:
@@ -105,8 +110,8 @@ class SparseCodesLearner(Learner):
 
     def _weights(self) -> Sketch:
         """The new places of the weights."""
-        assert self.table.weigher is not None
-        return self.new.part(self.table.weigher.layout)
+        assert self.table.weight_sketch is not None
+        return self.new.part(self.table.weight_sketch.layout)
 
     def dictionary(self, n_iter: int) -> tuple[KSVD, Any]:
         """K-SVD on a sample, and the levels (levels, 1) of its weights, None where weights are hashed."""

@@ -30,8 +30,20 @@ _KINDS: tuple[type[Method], ...] = (
 )  # fmt: skip
 _METHODS: dict[str, Method] = {kind.name: kind() for kind in _KINDS}
 
-# What users of the paper's own code call them, and other names of the field.
+# Plain names beside the short ones of the paper's own code, and what else is called differently there.
 _OTHER_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
+    "low_dim": ("ldim", {}),
+    "hash_embedding": ("hemb", {}),
+    "robe_hash_embedding": ("rhemb", {}),
+    "quotient_remainder": ("qr", {}),
+    "hashed_net": ("hnet", {}),
+    "tensor_train": ("tt", {}),
+    "deep_hash": ("dhe", {}),
+    "product_quantization": ("pq", {}),
+    "vector_quantization": ("vq", {}),
+    "residual_vector_quantization": ("vq", {"stages": 2}),
+    "sparse_codes": ("sparse", {}),
+    "sparse_hashed_codes": ("sparse2", {}),
     "simple": ("hash", {}),
     "hemb_flat": ("hemb", {"weights": "flat"}),
     "hemb_original": ("hemb", {"weights": "shared"}),

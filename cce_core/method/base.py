@@ -149,7 +149,7 @@ class Method(abc.ABC):
         """The addresses, of a method that is made of blocks."""
         return None
 
-    def weighing(self, spec: TableSpec) -> Layout | None:
+    def weight_layout(self, spec: TableSpec) -> Layout | None:
         """The addresses of the weights of its blocks, where they have any: vectors of one float for each column of `layout`."""
         return None
 

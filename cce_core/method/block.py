@@ -14,7 +14,7 @@ from cce_core.method.base import INITIAL_NORM, Method
 from cce_core.method.spec import KEYS, POINTERS, ArraySpec, TableSpec
 from cce_core.method.state import TableState
 from cce_core.sketching import blocks
-from cce_core.sketching.batch import Batch
+from cce_core.sketching.batch import JaggedBatch
 from cce_core.sketching.gradient import Gradient
 from cce_core.sketching.group import TableGroup
 from cce_core.sketching.layout import POINTER, Column, Layout
@@ -41,7 +41,7 @@ class BlockMethod(Method):
 
     def is_plain(self, spec: TableSpec) -> bool:
         """Where no block has a weight or a sign."""
-        return self.weighing(spec) is None and not self.layout(spec).signed
+        return self.weight_layout(spec) is None and not self.layout(spec).signed
 
     def memory(self, spec: TableSpec, layout: Layout, rng: np.random.Generator) -> NDArray[np.float32]:
         """The first values of the memory: normal, so that vectors have norm `INITIAL_NORM` whatever the sizes are.
@@ -52,16 +52,16 @@ class BlockMethod(Method):
         values *= np.float32(INITIAL_NORM * (spec.dim * layout.terms) ** -0.5)
         return values
 
-    def weights(self, spec: TableSpec, weighing: Layout, rng: np.random.Generator) -> NDArray[np.float32]:
+    def weights(self, spec: TableSpec, weight_layout: Layout, rng: np.random.Generator) -> NDArray[np.float32]:
         """The first weights."""
-        return np.ones(weighing.size, np.float32)
+        return np.ones(weight_layout.size, np.float32)
 
     # --- arrays -------------------------------------------------------------------------------------------------------
 
     def columns(self, spec: TableSpec) -> tuple[Column, ...]:
         """All columns, those of the weights last."""
-        weighing = self.weighing(spec)
-        return self.layout(spec).columns + (() if weighing is None else weighing.columns)
+        weight_layout = self.weight_layout(spec)
+        return self.layout(spec).columns + (() if weight_layout is None else weight_layout.columns)
 
     def packing(self, spec: TableSpec) -> Packing:
         """How the pointers of all columns lie."""
@@ -69,17 +69,17 @@ class BlockMethod(Method):
 
     def n_keys(self, spec: TableSpec) -> int:
         """Hash keys of all columns."""
-        weighing = self.weighing(spec)
-        return max(self.layout(spec).n_hashes, 0 if weighing is None else weighing.n_hashes)
+        weight_layout = self.weight_layout(spec)
+        return max(self.layout(spec).n_hashes, 0 if weight_layout is None else weight_layout.n_hashes)
 
     def arrays(self, spec: TableSpec) -> dict[str, ArraySpec]:
         """Memory (and its scales), weights, hash keys, pointers and the generation, where there are any."""
-        layout, weighing, kept = self.layout(spec), self.weighing(spec), codec(spec.codec)
+        layout, weight_layout, kept = self.layout(spec), self.weight_layout(spec), codec(spec.codec)
         out = {"memory": ArraySpec(kept.dtype, (kept.n_codes(layout.size),), layout.unit)}
         if kept.most:
             out["scales"] = ArraySpec(np.float32, (kept.n_scales(layout.size),))
-        if weighing is not None and not self.weights_in_memory:
-            out["weights"] = ArraySpec(np.float32, (weighing.size,), weighing.unit)
+        if weight_layout is not None and not self.weights_in_memory:
+            out["weights"] = ArraySpec(np.float32, (weight_layout.size,), weight_layout.unit)
         if keys := self.n_keys(spec):
             out["keys"] = ArraySpec(np.uint64, (keys,))
         if (packing := self.packing(spec)).bits:
@@ -94,10 +94,10 @@ class BlockMethod(Method):
 
     def fresh(self, spec: TableSpec, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
         """First values; pointers are hashed before any clustering, so that the table begins as a hashed one."""
-        layout, weighing, expected = self.layout(spec), self.weighing(spec), self.arrays(spec)
+        layout, weight_layout, expected = self.layout(spec), self.weight_layout(spec), self.arrays(spec)
         out: dict[str, NDArray[Any]] = {"memory": self.memory(spec, layout, rng)}
-        if "weights" in expected and weighing is not None:
-            out["weights"] = self.weights(spec, weighing, rng)
+        if "weights" in expected and weight_layout is not None:
+            out["weights"] = self.weights(spec, weight_layout, rng)
         if "keys" in expected:
             out["keys"] = self.keys(spec, 0)
         if "pointers" in expected:
@@ -124,7 +124,7 @@ class BlockMethod(Method):
         """Blocks summed; addresses and weights are kept for the way back."""
         weights, found = self.weights_of(table, ids)
         out = None if table.group.within else np.empty((len(ids), table.layout.dim), np.float32)
-        left, _ = table.group.forward(Batch.alone(ids), keep, out, weights)
+        left, _ = table.group.forward(JaggedBatch.alone(ids), keep, out, weights)
         vectors = left.inner if out is None else out
         assert vectors is not None
         vectors = vectors[:, : table.layout.dim]
@@ -136,13 +136,13 @@ class BlockMethod(Method):
         self, table: TableState, ids: NDArray[np.uint64], saved: Any, grads: NDArray[np.float32], dense: bool
     ) -> dict[str, Gradient]:
         """The adjoint of the sum, for the memory and for the weights."""
-        sketch, batch = table.sketch, Batch.alone(ids)
+        sketch, batch = table.sketch, JaggedBatch.alone(ids)
         kept, weights = saved if saved is not None else (None, self.weights_of(table, ids)[0])
         direct = grads
         if self.appends_weights(table.spec):
             direct = np.ascontiguousarray(grads[:, : sketch.layout.dim])
         out = {"memory": _scattered(table, "memory", table.group, batch, direct, weights, kept, dense)}
-        if table.weigher is not None:
+        if table.weight_sketch is not None:
             slopes = blocks.dot(table.group, ids, direct, kept)
             if sketch.layout.signed:
                 slopes *= blocks.signs(sketch, ids)
@@ -156,14 +156,14 @@ class BlockMethod(Method):
     def weights_of(self, table: TableState, ids: Ids) -> tuple[Floats | None, Floats | None]:
         """The factor of every column, float32 (n, columns) or None where all are 1; and that without the drawn signs."""
         drawn = blocks.signs(table.sketch, ids) if table.sketch.layout.signed else None
-        if table.weigher is None:
+        if table.weight_sketch is None:
             return drawn, None
         found = blocks.lookup(table.weigher_group, ids)
         return found if drawn is None else found * drawn, found
 
 
 def _scattered(
-    table: TableState, name: str, group: TableGroup, batch: Batch, grads: Floats, weights: Floats | None,
+    table: TableState, name: str, group: TableGroup, batch: JaggedBatch, grads: Floats, weights: Floats | None,
     kept: Addresses | None, dense: bool,
 ) -> Gradient:  # fmt: skip
     if dense:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from cce_core import _check
 from cce_core.method.base import Request
-from cce_core.method.sizing import RowMethod
+from cce_core.method.sizing import SizedMethod
 from cce_core.method.spec import TableSpec
 from cce_core.sketching.layout import HASH, Column, Layout
 
 
-class Bloom(RowMethod):
+class Bloom(SizedMethod):
     """T[i] = Σ_t s_t(i) · M[h_t(i)], t < n_hashes: two ids are equal only where all their rows are."""
 
     name = "bloom"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 from cce_core.method.base import Request
-from cce_core.method.sizing import RowMethod
+from cce_core.method.sizing import SizedMethod
 from cce_core.method.spec import TableSpec
 from cce_core.sketching.layout import HASH, POINTER, Column, Layout
 from cce_core.storage.packed import bits_for
 
 
-class Clustered(RowMethod):
+class Clustered(SizedMethod):
     """T[i, chunk c] = M_c[pointer_c(i)] + M'_c[hash_c(i)]; `cluster()` makes the clusters of these sums the pointers."""
 
     name = "cce"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from cce_core.method.base import Request
-from cce_core.method.sizing import RowMethod
+from cce_core.method.sizing import SizedMethod
 from cce_core.method.spec import TableSpec
 from cce_core.sketching.layout import HASH, POINTER, Column, Layout
 from cce_core.storage.packed import bits_for
 
 
-class ClusteredRobe(RowMethod):
+class ClusteredRobe(SizedMethod):
     """T[i, c·w : (c+1)·w] = M[pointer_c(i) : +w] + M'[hash_c(i) : +w], each modulo the size of its half.
 
     All chunks share M and M'. `cluster()` finds M and the pointers by circular k-means.

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core.method.base import INITIAL_NORM, Request
-from cce_core.method.sizing import RowMethod
+from cce_core.method.sizing import SizedMethod
 from cce_core.method.spec import TableSpec
 from cce_core.method.state import TableState
 from cce_core.sketching.gradient import Gradient
@@ -18,7 +18,7 @@ from cce_core.sketching.layout import Column, Layout
 COMBINES = ("concat", "add", "mul")
 
 
-class Combining(RowMethod):
+class Combining(SizedMethod):
     """Blocks B_c of the chunks' codebooks as one vector: [B₁, …, B_c] (concat), Σ B_c (add) or the product Π B_c (mul).
 
     A block is dim / n_chunks wide in the first case, and as wide as the vector in the others. With mul the table is not linear

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core._jit import jit
-from cce_core._threads import sliced
+from cce_core._threads import parallel_for
 from cce_core.hashing.distinct import number_distinct
 from cce_core.hashing.mix import derive_keys, keyed, multiply_high_32, premix
 from cce_core.method.base import INITIAL_NORM, Method, Request
@@ -227,7 +227,7 @@ def encode(spec: TableSpec, ids: NDArray[np.uint64], keys: NDArray[np.uint64] | 
     keys = _known_keys(spec) if keys is None else keys
     out = np.empty((len(ids), len(keys)), np.float32)
     kernel = _gaussian if _pair(dict(spec.options)) == 2 else _uniform
-    sliced(kernel, len(ids), max(1, _GRAIN // len(keys)), ids, keys, out)
+    parallel_for(kernel, len(ids), max(1, _GRAIN // len(keys)), ids, keys, out)
     return out
 
 
@@ -274,7 +274,7 @@ def _run(
         x = x @ arrays[f"w{layer}"]
         x += arrays[f"b{layer}"]
         slope = np.empty_like(x)
-        sliced(_mish, x.size, _GRAIN, x.reshape(-1), slope.reshape(-1))
+        parallel_for(_mish, x.size, _GRAIN, x.reshape(-1), slope.reshape(-1))
         inputs.append(x)
         slopes.append(slope)
     x = x @ arrays[f"w{depth}"]

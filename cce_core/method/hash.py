@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from cce_core.method.base import Request
-from cce_core.method.sizing import RowMethod
+from cce_core.method.sizing import SizedMethod
 from cce_core.method.spec import TableSpec
 from cce_core.sketching.layout import HASH, Column, Layout
 
 
-class HashingTrick(RowMethod):
+class HashingTrick(SizedMethod):
     """T[i] = s(i) · M[h(i)], with a drawn sign s(i) where `signed` (Count Sketch) and s = 1 otherwise."""
 
     name = "hash"

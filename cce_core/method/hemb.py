@@ -7,14 +7,14 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core.method.base import INITIAL_NORM, Request
-from cce_core.method.sizing import RowMethod
+from cce_core.method.sizing import SizedMethod
 from cce_core.method.spec import TableSpec
 from cce_core.sketching.layout import HASH, Column, Layout
 
 WEIGHTS = ("flat", "shared", "independent", "concat")
 
 
-class HashEmbedding(RowMethod):
+class HashEmbedding(SizedMethod):
     """T[i] = Σ_t p_t(i) · M[h_t(i)], t < n_hashes, with the weights p(i) in an array of their own:
 
     shared         p(i) = P[g(i)], a row of weights found by one hash, as in the paper
@@ -65,15 +65,15 @@ class HashEmbedding(RowMethod):
         columns = tuple(Column(HASH, 0, width, rows, b=t) for t in range(terms))
         return Layout(columns, terms, width=width, size=rows * width, unit=width)
 
-    def weighing(self, spec: TableSpec) -> Layout:
+    def weight_layout(self, spec: TableSpec) -> Layout:
         """A row of weights, or one weight a term."""
         terms, kind = spec.option("n_hashes"), spec.option("weights")
         rows = spec.sizes[0] * _weight_rows(spec.inner, terms)
         size = rows * terms
         if kind in ("shared", "concat"):
             return Layout((Column(HASH, 0, terms, rows, b=terms),), terms=1, width=terms, size=size, unit=terms)
-        base, places = (rows, rows) if kind == "independent" else (0, size)
-        columns = tuple(Column(HASH, t * base, 1, places, b=terms + t) for t in range(terms))
+        base, call_args = (rows, rows) if kind == "independent" else (0, size)
+        columns = tuple(Column(HASH, t * base, 1, call_args, b=terms + t) for t in range(terms))
         return Layout(columns, terms=1, width=1, size=size, unit=1)
 
     def memory(self, spec: TableSpec, layout: Layout, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -83,12 +83,12 @@ class HashEmbedding(RowMethod):
             values *= np.float32((spec.dim * layout.terms / layout.width) ** 0.5 / INITIAL_NORM)
         return values
 
-    def weights(self, spec: TableSpec, weighing: Layout, rng: np.random.Generator) -> NDArray[np.float32]:
+    def weights(self, spec: TableSpec, weight_layout: Layout, rng: np.random.Generator) -> NDArray[np.float32]:
         """Ones (signs at random train worse: AUC 0.63 against 0.76); as coordinates, signs that make half the vector's square."""
         if not self.appends_weights(spec):
-            return np.ones(weighing.size, np.float32)
+            return np.ones(weight_layout.size, np.float32)
         scale = INITIAL_NORM * (spec.inner / spec.dim / (2 * spec.option("n_hashes"))) ** 0.5
-        return np.where(rng.random(weighing.size) < 0.5, np.float32(-scale), np.float32(scale))
+        return np.where(rng.random(weight_layout.size) < 0.5, np.float32(-scale), np.float32(scale))
 
 
 def _weight_rows(inner: int, terms: int) -> int:

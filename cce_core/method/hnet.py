@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from cce_core.method.base import Request
-from cce_core.method.sizing import RowMethod
+from cce_core.method.sizing import SizedMethod
 from cce_core.method.spec import TableSpec
 from cce_core.sketching.layout import HASH, Column, Layout
 
 
-class HashedNet(RowMethod):
+class HashedNet(SizedMethod):
     """T[i, j] = s_j(i) · M[h_j(i)]: a hash for each coordinate, and, where `signed`, a sign."""
 
     name = "hnet"

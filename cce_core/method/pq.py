@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from cce_core.method.base import Request
-from cce_core.method.sizing import RowMethod
+from cce_core.method.sizing import SizedMethod
 from cce_core.method.spec import TableSpec
 from cce_core.sketching.layout import POINTER, Column, Layout
 from cce_core.storage.packed import bits_for
 
 
-class ProductQuantization(RowMethod):
+class ProductQuantization(SizedMethod):
     """T[i, chunk c] = M_c[pointer_c(i)]: `cluster(vectors=…)` learns pointers and codebooks from a trained table.
 
     The codebooks can be trained on afterwards; the pointers stay.

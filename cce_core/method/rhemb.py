@@ -7,12 +7,12 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core.method.base import INITIAL_NORM, Request
-from cce_core.method.sizing import RowMethod
+from cce_core.method.sizing import SizedMethod
 from cce_core.method.spec import TableSpec
 from cce_core.sketching.layout import HASH, Column, Layout
 
 
-class RobeHashEmbedding(RowMethod):
+class RobeHashEmbedding(SizedMethod):
     """T[i] = Σ_t M[g_t(i)] · M[h_t(i) : +dim], indices modulo the size of M: the weights are read from the memory itself."""
 
     name = "rhemb"
@@ -45,7 +45,7 @@ class RobeHashEmbedding(RowMethod):
         columns = tuple(Column(HASH, 0, 1, size, b=t) for t in range(terms))
         return Layout(columns, terms, width=spec.inner, size=size, unit=1)
 
-    def weighing(self, spec: TableSpec) -> Layout:
+    def weight_layout(self, spec: TableSpec) -> Layout:
         """A float a term."""
         (size,), terms = spec.sizes, spec.option("n_hashes")
         columns = tuple(Column(HASH, 0, 1, size, b=terms + t) for t in range(terms))

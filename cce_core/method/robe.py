@@ -6,12 +6,12 @@ from typing import Any
 
 from cce_core import _check
 from cce_core.method.base import Request
-from cce_core.method.sizing import RowMethod
+from cce_core.method.sizing import SizedMethod
 from cce_core.method.spec import TableSpec
 from cce_core.sketching.layout import HASH, Column, Layout
 
 
-class Robe(RowMethod):
+class Robe(SizedMethod):
     """T[i, c·w : (c+1)·w] = s_c(i) · M[h_c(i) : h_c(i) + w], indices modulo the size of M; s_c is a drawn sign where `signed`.
 
     The paper's Z is the width w of a window: dim / n_chunks, or `chunk_size` where that is given.

@@ -14,7 +14,7 @@ _MOST_BITS = 48
 MOST_COLUMNS = 2**16  # hashes, or pointers, of an id
 
 
-class RowMethod(BlockMethod):
+class SizedMethod(BlockMethod):
     """A method whose size is one number of rows, found in closed form from the budget."""
 
     @abc.abstractmethod

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from cce_core import _check
 from cce_core.method.base import Request
-from cce_core.method.sizing import RowMethod
+from cce_core.method.sizing import SizedMethod
 from cce_core.method.spec import TableSpec
 from cce_core.sketching.layout import HASH, POINTER, Column, Layout
 from cce_core.storage.packed import bits_for
 
 
-class SparseCodes(RowMethod):
+class SparseCodes(SizedMethod):
     """T[i] = Σ_t L[q_t(i)] · M[pointer_t(i)], t < n_atoms: the weights are stored pointers to 2^weight_bits levels L.
 
     `cluster(vectors=…)` finds the dictionary M by K-SVD and every id's atoms by orthogonal matching pursuit; M and L can be
@@ -79,7 +79,7 @@ class SparseCodes(RowMethod):
         size = rows * spec.inner
         return Layout(columns, atoms, width=spec.inner, size=size, unit=spec.inner, bits_per_id=self._bits(spec))
 
-    def weighing(self, spec: TableSpec) -> Layout:
+    def weight_layout(self, spec: TableSpec) -> Layout:
         """A level an atom."""
         atoms, bits = spec.option("n_atoms"), spec.option("weight_bits")
         first, levels = atoms * bits_for(spec.sizes[0]), 2**bits
@@ -115,7 +115,7 @@ class SparseHashedCodes(SparseCodes):
         """One an atom."""
         return self.pointers(request)
 
-    def weighing(self, spec: TableSpec) -> Layout:
+    def weight_layout(self, spec: TableSpec) -> Layout:
         """A hashed place an atom."""
         size = spec.sizes[0] * spec.inner
         columns = tuple(Column(HASH, 0, 1, size, b=t) for t in range(spec.option("n_atoms")))

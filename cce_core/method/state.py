@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from cce_core._guard import Changing, Guard
 from cce_core.hashing.mix import derive_key
-from cce_core.method.memory import StoredMemory
+from cce_core.method.memory import QuantizedMemory
 from cce_core.method.spec import COUNTS, ArraySpec, TableSpec
 from cce_core.sketching import blocks
 from cce_core.sketching.descriptors import Memory, Sketch
-from cce_core.sketching.group import Part, TableGroup
+from cce_core.sketching.group import Member, TableGroup
 from cce_core.sketching.layout import Layout
 from cce_core.storage.codec import FLOAT32
 from cce_core.storage.counters import count
@@ -41,8 +41,8 @@ class TableState:
     """
 
     sketch: Sketch
-    weigher: Sketch | None
-    stored: StoredMemory
+    weight_sketch: Sketch | None
+    stored: QuantizedMemory
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class TableState:
         specs: Mapping[str, ArraySpec],
         arrays: Mapping[str, NDArray[Any]],
         layout: Layout | None,
-        weighing: Layout | None,
+        weight_layout: Layout | None,
         plain: bool,
     ) -> None:
         self.spec, self._specs, self.plain = spec, dict(specs), plain
@@ -68,9 +68,9 @@ class TableState:
         if layout is not None:
             keys, pointers = self._arrays.get("keys", _EMPTY), self._arrays.get("pointers", _EMPTY)
             self.sketch = Sketch(layout, keys, pointers)
-            self.weigher = None if weighing is None else Sketch(weighing, keys, pointers)
+            self.weight_sketch = None if weight_layout is None else Sketch(weight_layout, keys, pointers)
             scales = self._arrays.get("scales", np.empty(0, np.float32))
-            self.stored = StoredMemory(spec, layout.size, self._arrays["memory"], scales)
+            self.stored = QuantizedMemory(spec, layout.size, self._arrays["memory"], scales)
 
     @property
     def layout(self) -> Layout:
@@ -86,12 +86,12 @@ class TableState:
 
         The last row of the projection is its bias b.
 
-        With a codec, `memory` is the float32 values behind the codes; who changes them calls `settle` afterwards.
+        With a codec, `memory` is the float32 values behind the codes; who changes them calls `requantize` afterwards.
         """
         trained = dict(self._parameters)
         if self.spec.codec != "float32":
             with self.guard.door:
-                trained["memory"] = self.stored.values()
+                trained["memory"] = self.stored.master()
                 self.training_bytes["values"] = self.stored.training_bytes
         return trained
 
@@ -103,7 +103,7 @@ class TableState:
         coded = self.spec.codec != "float32"
         return {n: self._arrays[n] for n, array in self._specs.items() if not array.unit or (coded and n == "memory")}
 
-    def settle(self) -> None:
+    def requantize(self) -> None:
         """Say that trained values were changed: with a codec they are rounded into the codes. Optimisers do it themselves.
 
         Raises:
@@ -113,17 +113,17 @@ class TableState:
             raise ValueError("the table is mapped read-only; load it with mmap=False to change it")
         with Changing((self.guard,)):
             if self.spec.codec != "float32":
-                self.stored.settle()
+                self.stored.requantize()
                 self.training_bytes["values"] = self.stored.training_bytes
 
-    def units(self) -> dict[str, int]:
+    def block_sizes(self) -> dict[str, int]:
         """Floats of the blocks that each parameter is made of: what "row" means to sparse gradients and optimisers."""
         return dict(self._units)
 
-    def part(self, left: int = 0) -> Part:
+    def part(self, left: int = 0) -> Member:
         """The table as one of a group, from column `left` on; the loops project it too if a vector is no more than its blocks."""
         projection = self._arrays.get("projection") if self.plain else None
-        return Part(self.sketch, self.stored.view, left, self.spec.vocab or 0, projection)
+        return Member(self.sketch, self.stored.codes_view, left, self.spec.vocab or 0, projection)
 
     @functools.cached_property
     def group(self) -> TableGroup:
@@ -133,10 +133,10 @@ class TableState:
     @functools.cached_property
     def weigher_group(self) -> TableGroup:
         """The same of the weights."""
-        assert self.weigher is not None
+        assert self.weight_sketch is not None
         own = self._arrays.get("weights")  # else they lie in the memory
-        memory = self.stored.view if own is None else Memory(FLOAT32, own)
-        return TableGroup([Part(self.weigher, memory, vocab=self.spec.vocab or 0)])
+        memory = self.stored.codes_view if own is None else Memory(FLOAT32, own)
+        return TableGroup([Member(self.weight_sketch, memory, vocab=self.spec.vocab or 0)])
 
     def prepare(self) -> None:
         """Make what is made once: where phases change, before two threads can find it missing, one of them from before."""

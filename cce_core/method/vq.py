@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core.method.base import Request
-from cce_core.method.sizing import RowMethod
+from cce_core.method.sizing import SizedMethod
 from cce_core.method.spec import CODES, ROWS, ArraySpec, TableSpec
 from cce_core.sketching.layout import IDENTITY, POINTER, Column, Layout
 from cce_core.storage.packed import bits_for
@@ -18,7 +18,7 @@ from cce_core.storage.packed import bits_for
 MOST_ROWS, _MOST_STAGES, _RANK = 2**16, 16, 4
 
 
-class VectorQuantization(RowMethod):
+class VectorQuantization(SizedMethod):
     """T[i] = Σ_s M_s[pointer_s(i)] · W + b, s < stages; before `cluster()` T[i] = M[i] · W + b.
 
     A table begins in the phase "rows": every id has a narrow row, and a counter of one byte. `cluster()` makes the phase "codes"

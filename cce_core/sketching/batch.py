@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core._jit import jit
-from cce_core._threads import sliced
+from cce_core._threads import parallel_for
 from cce_core.sketching.small_matmul import set_product
 
 MODES = ("sum", "mean", "max")
@@ -20,35 +20,35 @@ _FIRST, _INT64, _UINT64 = range(1), np.dtype(np.int64), np.dtype(np.uint64)
 
 
 @dataclasses.dataclass(eq=False)
-class Batch:
+class JaggedBatch:
     """The ids of a call, checked but for their vocabularies, as flat words.
 
     Attributes:
-        words: uint64. The words of table t begin at `starts[t]`, `step` apart.
+        ids: uint64. The ids of table t begin at `starts[t]`, `step` apart.
         starts: of each table.
         step: 1, or the number of tables where the ids came as a matrix.
         counts: ids of each table.
         rows: bags, or ids a table.
         offsets: int64 (tables, rows + 1): where the bags of a table begin within its words; None where a row is an id.
-        amounts: float32, a factor for every word; None where all are 1.
-        present: bool (ids), of each table, whether an id that came is among the words; None where all are.
+        weights: float32, a per-sample weight: a factor for every word; None where all are 1.
+        mask: bool (ids), of each table, whether an id that came is among the words; None where all are.
         mode: "sum", "mean" or "max".
         shape: of the ids of a table that is looked up by itself; None for a collection's.
     """
 
-    words: NDArray[np.uint64]
+    ids: NDArray[np.uint64]
     starts: Sequence[int]
     step: int
     counts: Sequence[int]
     rows: int
     offsets: NDArray[np.int64] | None = None
-    amounts: NDArray[np.float32] | None = None
-    present: list[NDArray[np.bool_]] | None = None
+    weights: NDArray[np.float32] | None = None
+    mask: list[NDArray[np.bool_]] | None = None
     mode: str = "sum"
     shape: tuple[int, ...] | None = None
 
     @classmethod
-    def alone(cls, ids: Any) -> Batch:
+    def alone(cls, ids: Any) -> JaggedBatch:
         """One table's ids, of any shape and integer type."""
         usual = type(ids) is np.ndarray and (ids.dtype == _INT64 or ids.dtype == _UINT64) and ids.flags.c_contiguous
         words = ids.view(_UINT64) if usual else _check.as_ids(ids)
@@ -57,14 +57,14 @@ class Batch:
     def of(self, table: int) -> NDArray[np.uint64]:
         """The ids of one table."""
         start = self.starts[table]
-        return np.ascontiguousarray(self.words[start : start + self.step * self.counts[table] : self.step])
+        return np.ascontiguousarray(self.ids[start : start + self.step * self.counts[table] : self.step])
 
-    def alone_of(self, table: int) -> Batch:
+    def alone_of(self, table: int) -> JaggedBatch:
         """The rows of one table by itself: its ids in their order, instead of what they are, with their bags and amounts."""
         n = self.counts[table]
         offsets = None if self.offsets is None else self.offsets[table : table + 1]
-        amounts = None if self.amounts is None else self.amounts[self.part(table)]
-        return Batch(np.arange(n, dtype=np.uint64), _FIRST, 1, [n], self.rows, offsets, amounts)
+        per_sample_weights = None if self.weights is None else self.weights[self.part(table)]
+        return JaggedBatch(np.arange(n, dtype=np.uint64), _FIRST, 1, [n], self.rows, offsets, per_sample_weights)
 
     def part(self, table: int) -> slice:
         """Where the words of one table lie, where they came table by table."""
@@ -81,58 +81,60 @@ class Batch:
         if not padding.any():
             return
         keep, n_tables = ~padding, len(self.counts)
-        self.present = [keep[self.part(table)] for table in range(n_tables)]
+        self.mask = [keep[self.part(table)] for table in range(n_tables)]
         if self.offsets is None:
             self.offsets = np.tile(np.arange(self.rows + 1), (n_tables, 1))
-        within = [np.concatenate([[0], np.cumsum(mask)]) for mask in self.present]  # words that are left before each
+        within = [np.concatenate([[0], np.cumsum(mask)]) for mask in self.mask]  # words that are left before each
         self.offsets = np.stack([left[ends] for left, ends in zip(within, self.offsets)])
         self.counts = [int(left[-1]) for left in within]
         self.starts = [0, *np.cumsum(self.counts[:-1]).tolist()]
-        self.words = self.words[keep]
-        self.amounts = None if self.amounts is None else self.amounts[keep]
+        self.ids = self.ids[keep]
+        self.weights = None if self.weights is None else self.weights[keep]
 
     def as_came(self, table: int, values: NDArray[Any]) -> NDArray[Any]:
         """What is known of each word of a table, for its ids as they came; 0 for those left out."""
-        if self.present is None:
+        if self.mask is None:
             return values
-        out = np.zeros(len(self.present[table]), values.dtype)
-        out[self.present[table]] = values
+        out = np.zeros(len(self.mask[table]), values.dtype)
+        out[self.mask[table]] = values
         return out
 
     def slopes(
         self, table: int, vectors: NDArray[np.float32], grads: NDArray[np.float32], left: int
     ) -> NDArray[np.float32]:
-        """The gradient of the amounts: every id's vector times that of its row, whose columns from `left` on are meant."""
+        """The gradient of the weights: every id's vector times that of its row, whose columns from `left` on are meant."""
         if self.offsets is None:
             return np.einsum("nd,nd->n", vectors, grads[:, left : left + vectors.shape[1]])
         out = np.empty(len(vectors), np.float32)
-        grain = max(1, _IDS_A_THREAD * self.rows // max(1, len(out)))
-        sliced(weigh, self.rows, grain, self.offsets[table], vectors, grads.reshape(-1), grads.shape[1], left, out)
+        min_chunk = max(1, _IDS_A_THREAD * self.rows // max(1, len(out)))
+        parallel_for(
+            weigh, self.rows, min_chunk, self.offsets[table], vectors, grads.reshape(-1), grads.shape[1], left, out
+        )
         return out
 
-    def masses(self, tables: Sequence[int]) -> NDArray[np.float32] | None:
+    def weight_sums(self, tables: Sequence[int]) -> NDArray[np.float32] | None:
         """What the ids of each row weigh together, float32 (tables, rows); None where every row is one id that weighs 1."""
-        if self.offsets is None and self.amounts is None:
+        if self.offsets is None and self.weights is None:
             return None
         out = np.empty((len(tables), self.rows), np.float32)
         for row, table in zip(out, tables):
-            if self.amounts is None:
+            if self.weights is None:
                 assert self.offsets is not None
                 row[:] = np.diff(self.offsets[table])
             else:
-                row[:] = np.bincount(self.row_of(table), self.amounts[self.part(table)], minlength=self.rows)
+                row[:] = np.bincount(self.row_of(table), self.weights[self.part(table)], minlength=self.rows)
         return out
 
 
-def read(ids: Any, offsets: Any, lengths: Any, weights: Any, mode: str, padding_id: Any, n_tables: int) -> Batch:
-    """A `Batch` of what a caller hands in; the errors say what came and what was expected."""
+def read(ids: Any, offsets: Any, lengths: Any, weights: Any, mode: str, padding_id: Any, n_tables: int) -> JaggedBatch:
+    """A `JaggedBatch` of what a caller hands in; the errors say what came and what was expected."""
     plain = offsets is None and lengths is None and weights is None and padding_id is None and mode == "sum"
     if plain and isinstance(ids, np.ndarray) and ids.ndim == 2:  # the usual case
         usual = ids.dtype == _INT64 and ids.flags.c_contiguous
         words = ids.view(_UINT64) if usual else _check.as_ids(ids)
         if words.shape[1] != n_tables:
             _as_many(words.shape[1], n_tables)
-        return Batch(words.reshape(-1), range(n_tables), n_tables, [len(words)] * n_tables, len(words))
+        return JaggedBatch(words.reshape(-1), range(n_tables), n_tables, [len(words)] * n_tables, len(words))
     _check.choice("mode", mode, MODES)
     ids = ids if isinstance(ids, (list, tuple, np.ndarray)) else _check.as_ids(ids)  # a tensor, a frame, …
     offsets, lengths, weights = _own(offsets), _own(lengths), _own(weights)
@@ -143,19 +145,19 @@ def read(ids: Any, offsets: Any, lengths: Any, weights: Any, mode: str, padding_
     if offsets is None and len(set(counts)) > 1:
         raise ValueError(f"without offsets every table needs as many ids as the others, got {counts}")
     rows = counts[0] if offsets is None else offsets.shape[1] - 1
-    batch = Batch(words, starts, 1, counts, rows, offsets, mode=mode)
+    batch = JaggedBatch(words, starts, 1, counts, rows, offsets, mode=mode)
     if weights is not None:
-        batch.amounts = _weights(weights, arrays, mode)
+        batch.weights = _weights(weights, arrays, mode)
     if padding_id is not None:
         batch.leave_out(words == np.repeat(_paddings(padding_id, n_tables), counts))
-    offsets, words = batch.offsets, batch.words
+    offsets, words = batch.offsets, batch.ids
     if mode == "mean" and offsets is not None:
-        ones = np.ones(len(words), np.float32) if batch.amounts is None else batch.amounts
-        batch.amounts = np.empty(len(words), np.float32)
+        ones = np.ones(len(words), np.float32) if batch.weights is None else batch.weights
+        batch.weights = np.empty(len(words), np.float32)
         for table in range(n_tables):
             own, row = batch.part(table), batch.row_of(table)
             sums = np.bincount(row, ones[own], minlength=rows)
-            batch.amounts[own] = ones[own] / np.maximum(sums, 1.0)[row]
+            batch.weights[own] = ones[own] / np.maximum(sums, 1.0)[row]
     return batch
 
 

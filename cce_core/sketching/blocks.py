@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core._arrays import Addresses, Floats, Ids, Slots
-from cce_core._threads import get_num_threads, sliced
+from cce_core._threads import get_num_threads, parallel_for
 from cce_core.sketching.addressing import addresses_range, signs_range
-from cce_core.sketching.batch import Batch
+from cce_core.sketching.batch import JaggedBatch
 from cce_core.sketching.descriptors import UNIT, Sketch
 from cce_core.sketching.gather import dot_of
 from cce_core.sketching.gradient import SparseGradient
 from cce_core.sketching.group import TableGroup
 from cce_core.sketching.layout import Layout
-from cce_core.sketching.scatter import scatter_range, touch, untouch
+from cce_core.sketching.scatter import compact_rows, release_rows, scatter_range
 
 _IDS_A_THREAD = 1 << 12
 _BLOCKS_A_THREAD, _FLOATS_A_THREAD = 1 << 17, 1 << 15
@@ -37,14 +37,14 @@ def lookup(group: TableGroup, ids: Ids, weights: Floats | None = None) -> Floats
         weights: float32 (n, columns), or None where they are all 1.
     """
     out = None if group.within else np.empty((len(ids), group.sketch.layout.dim), np.float32)
-    left, _ = group.forward(Batch.alone(ids), False, out, weights)
+    left, _ = group.forward(JaggedBatch.alone(ids), False, out, weights)
     vectors = left.inner if out is None else out
     assert vectors is not None
     return vectors[:, : group.sketch.layout.dim]
 
 
 def scatter(
-    group: TableGroup, batch: Batch, vectors: Floats, weights: Floats | None = None, kept: Addresses | None = None
+    group: TableGroup, batch: JaggedBatch, vectors: Floats, weights: Floats | None = None, kept: Addresses | None = None
 ) -> Floats:
     """The whole gradient of one table's memory, float32 (layout.size,), from gradients of the vectors.
 
@@ -61,24 +61,24 @@ def scatter(
 
 
 def scatter_sparse(
-    group: TableGroup, batch: Batch, vectors: Floats, slots: Slots, weights: Floats | None = None,
+    group: TableGroup, batch: JaggedBatch, vectors: Floats, slots: Slots, weights: Floats | None = None,
     kept: Addresses | None = None,
 ) -> SparseGradient:  # fmt: skip
     """The gradient of the touched units alone. `slots` (one integer a unit, all −1) is scratch; it is given back as it was."""
     layout = group.sketch.layout
     per_id = len(layout.columns) * (layout.width // layout.unit)
-    touched = np.empty(min(layout.n_units, len(batch.words) * per_id), np.int64)
-    place = group.places(batch)[0]
-    count = touch(0, layout.size, group.parts[0], group.columns, batch.words, place, kept, slots, touched)
+    touched = np.empty(min(layout.n_units, len(batch.ids) * per_id), np.int64)
+    place = group.call_args(batch)[0]
+    count = compact_rows(0, layout.size, group.parts[0], group.columns, batch.ids, place, kept, slots, touched)
     index = touched[:count]
     values = np.zeros((count, layout.unit), np.float32)
     _scatter_into(group, batch, vectors, weights, kept, slots, values.reshape(-1))
-    untouch(slots, index)
+    release_rows(slots, index)
     return SparseGradient(index, values, layout.size)
 
 
 def _scatter_into(
-    group: TableGroup, batch: Batch, vectors: Floats, weights: Floats | None, kept: Addresses | None, slots: Slots | None,
+    group: TableGroup, batch: JaggedBatch, vectors: Floats, weights: Floats | None, kept: Addresses | None, slots: Slots | None,
     out: Floats,
 ) -> None:  # fmt: skip
     size, unit, layout = group.size, int(group.parts[0, UNIT]), group.sketch.layout
@@ -87,11 +87,11 @@ def _scatter_into(
     shares = layout.regions
     if shares == 1 and unit == layout.width and get_num_threads() >= _MANY:
         shares = -(-size // _FLOATS_A_THREAD)
-    shares = min(shares, len(batch.words) * len(layout.columns) // _BLOCKS_A_THREAD)
-    grain = max(1, size // max(1, shares))
+    shares = min(shares, len(batch.ids) * len(layout.columns) // _BLOCKS_A_THREAD)
+    min_chunk = max(1, size // max(1, shares))
     offsets = None if batch.offsets is None else batch.offsets.reshape(-1)
-    sliced(
-        scatter_range, size, grain, group.parts, group.columns, batch.words, group.places(batch), offsets, batch.amounts,
+    parallel_for(
+        scatter_range, size, min_chunk, group.parts, group.columns, batch.ids, group.call_args(batch), offsets, batch.weights,
         weights, kept, slots, layout.dim, vectors.reshape(-1), out, align=unit,
     )  # fmt: skip
 
@@ -100,7 +100,7 @@ def dot(group: TableGroup, ids: Ids, vectors: Floats, kept: Addresses | None = N
     """The gradient of the weights: float32 (n, columns), each the product of an id's block and its part of the vector."""
     (layout, keys, pointers), memory = group.sketch, group.memory
     out = np.empty((ids.shape[0], len(layout.columns)), np.float32)
-    sliced(
+    parallel_for(
         dot_of(memory.codec), ids.shape[0], _IDS_A_THREAD, ids, layout.array, keys, pointers, memory.codes,
         memory.scales, kept, layout.terms, layout.width, vectors.reshape(-1), out,
     )  # fmt: skip
@@ -111,14 +111,14 @@ def addresses(sketch: Sketch, ids: Ids) -> NDArray[np.int64]:
     """The address of every column: int64 (n, columns)."""
     layout, keys, pointers = sketch
     out = np.empty((ids.shape[0], len(layout.columns)), np.int64)
-    sliced(addresses_range, len(ids), _IDS_A_THREAD, ids, layout.array, keys, pointers, out)
+    parallel_for(addresses_range, len(ids), _IDS_A_THREAD, ids, layout.array, keys, pointers, out)
     return out
 
 
 def signs(sketch: Sketch, ids: Ids) -> Floats:
     """The sign of every column: float32 (n, columns), 1 where a column draws none."""
     out = np.empty((ids.shape[0], len(sketch.layout.columns)), np.float32)
-    sliced(signs_range, len(ids), _IDS_A_THREAD, ids, sketch.layout.array, sketch.keys, out)
+    parallel_for(signs_range, len(ids), _IDS_A_THREAD, ids, sketch.layout.array, sketch.keys, out)
     return out
 
 

@@ -11,9 +11,9 @@ from cce_core.sketching.layout import Layout
 
 # Of a part's row.
 CODES, N_CODES, SCALES, N_SCALES, KEYS, N_KEYS, POINTERS, N_POINTERS = range(8)
-FIRST, COLUMNS, TERMS, WIDTH, UNIT, LEFT, LAST, SIZE, SPAN, PAIRS, N_FIELDS = range(8, 19)
+FIRST, COLUMNS, TERMS, WIDTH, UNIT, OUT_OFFSET, LAST, SIZE, MEMORY_OFFSET, PAIRS, N_FIELDS = range(8, 19)
 # Of a part's row in one call: its first word and the step to the next, its first offset, its ids, its first kept address.
-WORD, STEP, OFFSET, COUNT, KEPT, N_PLACES = range(6)
+WORD, STEP, OFFSET, COUNT, KEPT, N_CALL_ARGS = range(6)
 
 _NOTHING = np.empty(0, np.float32)
 

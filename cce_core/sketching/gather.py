@@ -18,12 +18,12 @@ from cce_core.sketching.descriptors import (
     FIRST,
     KEPT,
     KEYS,
-    LEFT,
     N_CODES,
     N_KEYS,
     N_POINTERS,
     N_SCALES,
     OFFSET,
+    OUT_OFFSET,
     PAIRS,
     POINTERS,
     SCALES,
@@ -52,7 +52,8 @@ def _make_gather(number: int) -> Callable[..., int]:
 
     @jit
     def gather(
-        begin: int, end: int, parts: Any, columns: Any, ids: Any, places: Any, n_rows: int, offsets: Any, amounts: Any,
+        begin: int, end: int, parts: Any, columns: Any, ids: Any, call_args: Any, n_rows: int, offsets: Any,
+        per_sample_weights: Any,
         weights: Any, kept: Any, stride: int, out: Any,
     ) -> int:  # fmt: skip
         words, rows, fields = np.empty(TILE, np.uint64), np.empty(TILE, np.uint64), np.empty(TILE, np.uint64)
@@ -62,10 +63,10 @@ def _make_gather(number: int) -> Callable[..., int]:
             most = max(most, parts[p, COLUMNS])
         ats, inside = np.empty(most * _APART, np.uint64), np.empty(most, np.bool_)
         spare, outside = np.empty(TILE, np.float32), False
-        adds = offsets is not None or amounts is not None or weights is not None
+        adds = offsets is not None or per_sample_weights is not None or weights is not None
         before_part, past_part = 0, 0
         for p in range(parts.shape[0]):
-            part, place = parts[p], places[p]
+            part, place = parts[p], call_args[p]
             before_part, past_part = past_part, past_part + n_rows + (0 if offsets is None else place[COUNT])
             if past_part <= begin or before_part >= end:
                 continue  # all of the part is for other threads
@@ -79,19 +80,23 @@ def _make_gather(number: int) -> Callable[..., int]:
             low, last, bag, starts = start, stop, start, place[OFFSET]
             if offsets is not None:
                 low, last = offsets[starts + start], offsets[starts + stop]
-            together = 2 if part[PAIRS] == 1 and amounts is None and weights is None else 1  # columns of a sum of bags
+            together = (
+                2 if part[PAIRS] == 1 and per_sample_weights is None and weights is None else 1
+            )  # columns of a sum of bags
             if adds:
                 for row in range(start, stop):
-                    at_left = row * stride + part[LEFT]
+                    at_left = row * stride + part[OUT_OFFSET]
                     out[at_left : at_left + own.shape[0] // terms * part[WIDTH]] = _0
             high, n_bags, at_bag = low, 0, bag
             while low < last:
                 if offsets is None:
                     high = min(low + TILE, last)
-                    rows_of(low, high, offsets, starts, 0, part[LEFT], stride, rows)
+                    rows_of(low, high, offsets, starts, 0, part[OUT_OFFSET], stride, rows)
                 else:
                     at_bag = bag
-                    high, n_bags, bag = whole_bags(low, stop, offsets, starts, bag, part[LEFT], stride, heads, tos)
+                    high, n_bags, bag = whole_bags(
+                        low, stop, offsets, starts, bag, part[OUT_OFFSET], stride, heads, tos
+                    )
                 outside |= stage(low, high, ids, place, part, words)
                 unpack(0, high - low, words, own, pointers, fields)
                 count, bags = np.uint64(high - low), np.uint64(n_bags)
@@ -130,17 +135,17 @@ def _make_gather(number: int) -> Callable[..., int]:
                     if weights is not None:
                         for n in range(count):
                             spare[n] = weights[np.uint64(low) + n, np.uint64(j)]
-                            if amounts is not None:
-                                spare[n] *= amounts[np.uint64(place[WORD] + low) + n]
-                    elif amounts is not None:
-                        factors = amounts[place[WORD] + low : place[WORD] + high]
+                            if per_sample_weights is not None:
+                                spare[n] *= per_sample_weights[np.uint64(place[WORD] + low) + n]
+                    elif per_sample_weights is not None:
+                        factors = per_sample_weights[place[WORD] + low : place[WORD] + high]
                     copies = not adds and j % terms == 0
                     if inside[j]:
-                        if offsets is not None and (weights is not None or amounts is not None):
+                        if offsets is not None and (weights is not None or per_sample_weights is not None):
                             sum_blocks(out, tos, left, codes, scales, at, heads, bags, w, factors, number)
                         elif offsets is not None:
                             sum_blocks(out, tos, left, codes, scales, at, heads, bags, w, None, number)
-                        elif weights is not None or amounts is not None:
+                        elif weights is not None or per_sample_weights is not None:
                             add_scaled(out, rows, left, codes, scales, at, _zero, count, w, factors, number)
                         elif copies:
                             copy_blocks(out, rows, left, codes, scales, at, _zero, count, w, factors, number)
@@ -148,7 +153,7 @@ def _make_gather(number: int) -> Callable[..., int]:
                             add_blocks(out, rows, left, codes, scales, at, _zero, count, w, factors, number)
                         continue
                     if offsets is not None:
-                        rows_of(low, high, offsets, starts, at_bag, part[LEFT], stride, rows)
+                        rows_of(low, high, offsets, starts, at_bag, part[OUT_OFFSET], stride, rows)
                     region = np.uint64(own[j, REGION])
                     past = np.uint64(own[j, BASE]) + region
                     for n in range(count):
@@ -157,7 +162,7 @@ def _make_gather(number: int) -> Callable[..., int]:
                             if source >= past:
                                 source -= region
                             value, o = fetch(number, codes, scales, source), rows[n] + left + i
-                            if weights is not None or amounts is not None:
+                            if weights is not None or per_sample_weights is not None:
                                 value *= factors[n]
                             out[o] = value if copies else out[o] + value
                 low = high

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core._arrays import CallArgs, Floats
-from cce_core._threads import sliced
-from cce_core.sketching.batch import Batch
-from cce_core.sketching.descriptors import COUNT, FIRST, N_FIELDS, N_PLACES, Memory, Sketch, address_of
+from cce_core._threads import parallel_for
+from cce_core.sketching.batch import JaggedBatch
+from cce_core.sketching.descriptors import COUNT, FIRST, N_CALL_ARGS, N_FIELDS, Memory, Sketch, address_of
 from cce_core.sketching.gather import gather_of
 from cce_core.sketching.layout import Layout
 from cce_core.sketching.projection import PRODUCTS_A_THREAD, projection_row, widen_rows
@@ -22,11 +22,11 @@ from cce_core.storage.codec import FLOAT32
 
 KEPT_IDS = 1 << 14  # addresses of larger batches are found again: that is cheaper than to write and read them
 _IDS_A_THREAD = 1 << 12
-_NOWHERE = np.zeros((0, N_PLACES), np.int64)
+_NOWHERE = np.zeros((0, N_CALL_ARGS), np.int64)
 _NO_MEMORY = Memory(FLOAT32, np.empty(0, np.float32))  # for gradients, which do not read it
 
 
-class Part(NamedTuple):
+class Member(NamedTuple):
     """One table of a group: sketch and memory, its first column in a row, its vocabulary (0: every id), its projection."""
 
     sketch: Sketch
@@ -42,13 +42,13 @@ class Left(NamedTuple):
     Attributes:
         kept: the addresses, uint64, or None; of a method that is more than blocks what it keeps itself.
         inner: float32 (rows, within), the vectors before the projection, where there is one.
-        places: int64 (parts, N_PLACES), where the words of a group lie.
+        call_args: int64 (parts, N_CALL_ARGS), where the words of a group lie.
         where: int64 (rows, dim), which id gave each float of a table's maximum; None in other modes.
     """
 
     kept: Any
     inner: Floats | None
-    places: CallArgs = _NOWHERE
+    call_args: CallArgs = _NOWHERE
     where: NDArray[np.int64] | None = None
 
 
@@ -70,9 +70,9 @@ class TableGroup:
         slots: scratch of fused steps, an integer a unit, all −1; None where there is none, or while it is used.
     """
 
-    def __init__(self, parts: Sequence[Part], tables: Sequence[int] | None = None) -> None:
+    def __init__(self, parts: Sequence[Member], tables: Sequence[int] | None = None) -> None:
         self._parts, self.tables = list(parts), list(range(len(parts)) if tables is None else tables)
-        self._places: tuple[Any, NDArray[np.int64]] = (None, _NOWHERE)
+        self._call_args: tuple[Any, NDArray[np.int64]] = (None, _NOWHERE)
         self.sketch, self.memory, *_ = parts[0]
         self._gather = gather_of(self.memory.codec)
         self.slots: NDArray[np.int32] | None = None
@@ -80,7 +80,7 @@ class TableGroup:
         self.n_columns = [len(part.sketch.layout.columns) for part in parts]
         self.columns = np.concatenate([part.sketch.layout.array for part in parts])
         self.size, self.within, self.n_projected = sum(part.sketch.layout.size for part in parts), 0, 0
-        first, span, projections = 0, 0, []
+        first, memory_offset, projections = 0, 0, []
         for row, (sketch, memory, left, vocab, projection) in zip(self.parts, parts):
             layout = sketch.layout
             arrays = (memory.codes, memory.scales, sketch.keys, sketch.pointers)
@@ -91,34 +91,36 @@ class TableGroup:
                 self.within += layout.dim + 1
             last = vocab - 1  # for every id −1, which is the largest of all words
             row[FIRST:] = (
-                first, len(layout.columns), layout.terms, layout.width, layout.unit, left, last, layout.size, span,
+                first, len(layout.columns), layout.terms, layout.width, layout.unit, left, last, layout.size, memory_offset,
                 _in_pairs(layout, memory),
             )  # fmt: skip
-            first, span = first + len(layout.columns), span + layout.size
+            first, memory_offset = first + len(layout.columns), memory_offset + layout.size
         self.projections = np.array(projections, np.int64) if projections else None
 
     @classmethod
     def of(cls, sketch: Sketch, memory: Memory = _NO_MEMORY) -> TableGroup:
         """One table, without a projection."""
-        return cls([Part(sketch, memory)])
+        return cls([Member(sketch, memory)])
 
     def __reduce__(self) -> Any:
         raise TypeError("a TableGroup holds addresses of arrays: make a new one of the copied arrays")
 
-    def places(self, batch: Batch) -> CallArgs:
-        """Where the words of a batch lie: int64 (parts, N_PLACES)."""
+    def call_args(self, batch: JaggedBatch) -> CallArgs:
+        """Where the words of a batch lie: int64 (parts, N_CALL_ARGS)."""
         asked = batch.counts, batch.starts, batch.step, None if batch.offsets is None else batch.rows
-        known, out = self._places
+        known, out = self._call_args
         if known != asked:
-            out = np.zeros((len(self.tables), N_PLACES), np.int64)
+            out = np.zeros((len(self.tables), N_CALL_ARGS), np.int64)
             kept, ends = 0, 0 if batch.offsets is None else batch.rows + 1
             for row, t, columns in zip(out, self.tables, self.n_columns):
                 row[:] = batch.starts[t], batch.step, t * ends, batch.counts[t], kept
                 kept += batch.counts[t] * columns
-            self._places = asked, out  # batches are mostly of one size
+            self._call_args = asked, out  # batches are mostly of one size
         return out
 
-    def forward(self, batch: Batch, keep: bool, out: Floats | None, weights: Floats | None = None) -> tuple[Left, bool]:
+    def forward(
+        self, batch: JaggedBatch, keep: bool, out: Floats | None, weights: Floats | None = None
+    ) -> tuple[Left, bool]:
         """Look ids or bags up: what that leaves, and whether an id was outside its vocabulary (vectors then mean nothing).
 
         Args:
@@ -129,32 +131,32 @@ class TableGroup:
             weights: float32 (n, columns), for one part without a projection.
         """
         kept, inner, into, offsets = None, None, out, batch.offsets
-        known, places = self._places
+        known, call_args = self._call_args
         if known != (batch.counts, batch.starts, batch.step, None if offsets is None else batch.rows):
-            places = self.places(batch)
-        work = batch.rows * len(places)
+            call_args = self.call_args(batch)
+        work = batch.rows * len(call_args)
         if offsets is not None:
-            offsets, work = offsets.reshape(-1), work + int(places[:, COUNT].sum())
-        if keep and len(batch.words) <= KEPT_IDS * len(batch.counts):
-            kept = np.empty(len(batch.words) * max(self.n_columns), np.uint64)
+            offsets, work = offsets.reshape(-1), work + int(call_args[:, COUNT].sum())
+        if keep and len(batch.ids) <= KEPT_IDS * len(batch.counts):
+            kept = np.empty(len(batch.ids) * max(self.n_columns), np.uint64)
         if self.projections is not None:
             inner = into = np.empty((batch.rows, self.within), np.float32)
         assert into is not None
         args = (
-            self.parts, self.columns, batch.words, places, batch.rows, offsets, batch.amounts, weights, kept,
+            self.parts, self.columns, batch.ids, call_args, batch.rows, offsets, batch.weights, weights, kept,
             into.shape[1], into.reshape(-1),
         )  # fmt: skip
         small = work < 2 * _IDS_A_THREAD  # of one id's lookup a further call would be a tenth
-        outside = self._gather(0, work, *args) if small else sliced(self._gather, work, _IDS_A_THREAD, *args)
+        outside = self._gather(0, work, *args) if small else parallel_for(self._gather, work, _IDS_A_THREAD, *args)
         if inner is not None and out is not None:
-            masses = None if offsets is None and batch.amounts is None else batch.masses(self.tables)
-            rest = self.projections, masses, inner.reshape(-1), self.within, out.reshape(-1), out.shape[1]
-            grain = PRODUCTS_A_THREAD // self.n_projected
-            if batch.rows < 2 * grain:
+            weight_sums = None if offsets is None and batch.weights is None else batch.weight_sums(self.tables)
+            rest = self.projections, weight_sums, inner.reshape(-1), self.within, out.reshape(-1), out.shape[1]
+            min_chunk = PRODUCTS_A_THREAD // self.n_projected
+            if batch.rows < 2 * min_chunk:
                 widen_rows(0, batch.rows, *rest)
             else:
-                sliced(widen_rows, batch.rows, grain, *rest)
-        return Left(kept, inner, places), bool(outside)
+                parallel_for(widen_rows, batch.rows, min_chunk, *rest)
+        return Left(kept, inner, call_args), bool(outside)
 
 
 def _in_pairs(layout: Layout, memory: Memory) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 
 from cce_core._arrays import Floats, Rows
 from cce_core._jit import jit
-from cce_core._threads import sliced
+from cce_core._threads import parallel_for
 from cce_core.sketching.block_ops import array_at
 from cce_core.sketching.descriptors import address_of
 from cce_core.sketching.small_matmul import set_product
@@ -32,14 +32,16 @@ def projection_row(matrix: Floats, inner: int = 0, outer: int = 0, start: int = 
 
 @jit
 def widen_rows(
-    start: int, stop: int, projections: Any, masses: Any, inner: Any, within: int, out: Any, stride: int
+    start: int, stop: int, projections: Any, weight_sums: Any, inner: Any, within: int, out: Any, stride: int
 ) -> None:
     """out[n] = inner[n] · W + mass[n] · b for the rows [start, stop); the masses are written into `inner`."""
     for p in range(projections.shape[0]):
         rank, dim, left = projections[p, RANK], projections[p, DIM], projections[p, OUTER]
         w = array_at(projections[p, MATRIX], (rank + 1) * dim, np.float32)
         for n in range(start, stop):
-            inner[np.uint64(n * within + projections[p, INNER] + rank)] = _MASS if masses is None else masses[p, n]
+            inner[np.uint64(n * within + projections[p, INNER] + rank)] = (
+                _MASS if weight_sums is None else weight_sums[p, n]
+            )
         set_product(
             out, np.uint64(start * stride + left), np.uint64(stride),
             inner, np.uint64(start * within + projections[p, INNER]), np.uint64(within), _1,
@@ -98,11 +100,13 @@ def _unwiden_rows(
         narrow_rows(first, min(first + ROWS_A_SUM, rows), projections, grads, stride, out, outside)
 
 
-def widened(projections: Rows, masses: Floats | None, inner: Floats, out: Floats) -> None:
+def widened(projections: Rows, weight_sums: Floats | None, inner: Floats, out: Floats) -> None:
     """Fill in `out` the vectors of projected tables."""
     (rows, within), wide = inner.shape, out.shape[1]
-    grain = PRODUCTS_A_THREAD // (within * wide)
-    sliced(widen_rows, rows, grain, projections, masses, inner.reshape(-1), within, out.reshape(-1), wide)
+    min_chunk = PRODUCTS_A_THREAD // (within * wide)
+    parallel_for(
+        widen_rows, rows, min_chunk, projections, weight_sums, inner.reshape(-1), within, out.reshape(-1), wide
+    )
 
 
 def unwidened(
@@ -115,7 +119,7 @@ def unwidened(
     rows = len(grads)
     parts = max(1, -(-rows // ROWS_A_SUM))
     out, sums = np.zeros((rows, within), np.float32), np.zeros((parts, size), np.float32)
-    sliced(
+    parallel_for(
         _unwiden_rows, parts, 1, rows, projections, inner.reshape(-1), inner.shape[1], grads.reshape(-1),
         grads.shape[1], origin, sums, out.reshape(-1), within,
     )  # fmt: skip

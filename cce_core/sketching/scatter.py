@@ -15,14 +15,14 @@ from cce_core.sketching.descriptors import (
     FIRST,
     KEPT,
     KEYS,
-    LEFT,
+    MEMORY_OFFSET,
     N_KEYS,
     N_POINTERS,
     OFFSET,
+    OUT_OFFSET,
     PAIRS,
     POINTERS,
     SIZE,
-    SPAN,
     TERMS,
     UNIT,
     WIDTH,
@@ -46,14 +46,14 @@ def _shift(unit: np.uint64) -> Any:
 @jit
 def owned(low: int, high: int, part: Any) -> Any:
     """The floats of a part whose units begin in [low, high) of all memories: a unit is never split between two threads."""
-    unit, span, size = part[UNIT], part[SPAN], part[SIZE]
-    begin, end = -((span - low) // unit) * unit, -((span - high) // unit) * unit
+    unit, memory_offset, size = part[UNIT], part[MEMORY_OFFSET], part[SIZE]
+    begin, end = -((memory_offset - low) // unit) * unit, -((memory_offset - high) // unit) * unit
     return min(max(begin, 0), size), min(max(end, 0), size)
 
 
 @jit
 def scatter_range(
-    low: int, high: int, parts: Any, columns: Any, ids: Any, places: Any, offsets: Any, amounts: Any, weights: Any,
+    low: int, high: int, parts: Any, columns: Any, ids: Any, call_args: Any, offsets: Any, per_sample_weights: Any, weights: Any,
     kept: Any, slots: Any, stride: int, vectors: Any, out: Any,
 ) -> None:  # fmt: skip
     """The transposed lookup: the units that begin in [low, high) of the gradients of all parts, in the order of the ids."""
@@ -61,12 +61,12 @@ def scatter_range(
     other, before, fields = np.empty(TILE, np.uint64), words, np.empty(TILE, np.uint64)
     tos, froms, factors = np.empty(TILE, np.uint64), np.empty(TILE, np.uint64), np.empty(TILE, np.float32)
     for p in range(parts.shape[0]):
-        part, place = parts[p], places[p]
-        if part[SPAN] >= high or part[SPAN] + part[SIZE] <= low:
+        part, place = parts[p], call_args[p]
+        if part[MEMORY_OFFSET] >= high or part[MEMORY_OFFSET] + part[SIZE] <= low:
             continue
         begin, end = owned(low, high, part)
         mine, over = np.uint64(begin), np.uint64(end)
-        span = np.uint64(part[SPAN])
+        memory_offset = np.uint64(part[MEMORY_OFFSET])
         keys = array_at(part[KEYS], part[N_KEYS], np.uint64)
         pointers = array_at(part[POINTERS], part[N_POINTERS], np.uint64)
         own, terms = columns[part[FIRST] : part[FIRST] + part[COLUMNS]], part[TERMS]
@@ -74,11 +74,11 @@ def scatter_range(
         bag, (shift, even) = 0, _shift(u)
         for start in range(0, place[COUNT], TILE):
             stop = min(start + TILE, place[COUNT])
-            bag = rows_of(start, stop, offsets, place[OFFSET], bag, part[LEFT], stride, rows)
+            bag = rows_of(start, stop, offsets, place[OFFSET], bag, part[OUT_OFFSET], stride, rows)
             stage(start, stop, ids, place, part, words)
             if kept is None:
                 unpack(0, stop - start, words, own, pointers, fields)
-            count, plain = np.uint64(stop - start), weights is None and amounts is None
+            count, plain = np.uint64(stop - start), weights is None and per_sample_weights is None
             for j in range(own.shape[0]):
                 first, region = np.uint64(own[j, BASE]), np.uint64(own[j, REGION])
                 past, left = first + region, np.uint64(j // terms) * w
@@ -95,7 +95,7 @@ def scatter_range(
                     mate = own[j + 1 if j % 2 == 0 else j - 1]
                     if mine <= np.uint64(mate[BASE]) and np.uint64(mate[BASE] + mate[REGION]) <= over:
                         if j % 2 == 1:
-                            add_both(out, before, span, vectors, vectors, rows, left, count, w, at, FLOAT32)
+                            add_both(out, before, memory_offset, vectors, vectors, rows, left, count, w, at, FLOAT32)
                         before = at
                         continue
                 top = _zero
@@ -103,14 +103,16 @@ def scatter_range(
                     top = max(top, at[n])
                 if not plain:
                     for n in range(count):
-                        factors[n] = _1 if amounts is None else amounts[np.uint64(place[WORD] + start) + n]
+                        factors[n] = (
+                            _1 if per_sample_weights is None else per_sample_weights[np.uint64(place[WORD] + start) + n]
+                        )
                         if weights is not None:
                             factors[n] *= weights[np.uint64(start) + n, np.uint64(j)]
                 if whole and top + w <= past:
                     if plain:
-                        add_blocks(out, at, span, vectors, vectors, rows, left, count, w, factors, FLOAT32)
+                        add_blocks(out, at, memory_offset, vectors, vectors, rows, left, count, w, factors, FLOAT32)
                     else:
-                        add_scaled(out, at, span, vectors, vectors, rows, left, count, w, factors, FLOAT32)
+                        add_scaled(out, at, memory_offset, vectors, vectors, rows, left, count, w, factors, FLOAT32)
                     continue
                 if u == w:  # blocks that are units lie in this range as a whole, or not at all
                     found = _zero
@@ -121,7 +123,7 @@ def scatter_range(
                                 tos[found] = np.uint64(slots[at[n] >> shift if even else at[n] // u]) * u
                             froms[found], factors[found] = rows[n], factors[n]
                             found += _one
-                    to = span if slots is None else _zero
+                    to = memory_offset if slots is None else _zero
                     if plain:
                         add_blocks(out, tos, to, vectors, vectors, froms, left, found, w, factors, FLOAT32)
                     else:
@@ -134,12 +136,12 @@ def scatter_range(
                         if to >= past:
                             to -= region
                         if to >= mine and to < over:
-                            to = span + to if slots is None else np.uint64(slots[to // u]) * u + to % u
+                            to = memory_offset + to if slots is None else np.uint64(slots[to // u]) * u + to % u
                             out[to] += vectors[o + i] if plain else factors[n] * vectors[o + i]
 
 
 @jit
-def touch(
+def compact_rows(
     low: int, high: int, part: Any, columns: Any, ids: Any, place: Any, kept: Any, slots: Any, touched: Any
 ) -> int:
     """Number the units in the floats [low, high) of one part's memory that its ids touch, in order of first touch.
@@ -183,6 +185,6 @@ def touch(
 
 
 @jit
-def untouch(slots: Any, touched: Any) -> None:
+def release_rows(slots: Any, touched: Any) -> None:
     for i in range(touched.shape[0]):
         slots[touched[i]] = -1

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core._jit import jit
-from cce_core._threads import sliced
+from cce_core._threads import parallel_for
 from cce_core.hashing.distinct import number_distinct
 from cce_core.sketching.gradient import Gradient, SparseGradient
 from cce_core.sketching.small_matmul import add_product
@@ -154,7 +154,7 @@ def grow(ids: NDArray[np.uint64], cores: list[Core]) -> Tree:
         tree.parents.append(parents[k, :count])
         tree.digits.append(digits[k, :count])
         tree.values.append(values)
-        sliced(
+        parallel_for(
             _values, count, _grain(count, count * core.left * floats), tree.parents[k], tree.digits[k], above, core.values,
             rows, core.left, core.width, values,
         )  # fmt: skip
@@ -164,14 +164,14 @@ def grow(ids: NDArray[np.uint64], cores: list[Core]) -> Tree:
 
 def vectors(tree: Tree, out: NDArray[np.float32]) -> None:
     """The leaves' values, id by id, into `out` (n, dim)."""
-    sliced(_from_leaves, out.shape[0], _grain(out.shape[0], out.size), tree.leaves, tree.values[-1], out)
+    parallel_for(_from_leaves, out.shape[0], _grain(out.shape[0], out.size), tree.leaves, tree.values[-1], out)
 
 
 def gradients(tree: Tree, grads: NDArray[np.float32], dense: bool) -> list[Gradient]:
     """The gradient of every core from those of the vectors (n, dim): whole and flat, or of the touched rows."""
     cores, slopes = tree.cores, np.zeros(tree.values[-1].size, np.float32)
     nodes, rows = len(tree.parents[-1]), grads.shape[1]
-    sliced(_to_leaves, nodes, _grain(nodes, grads.size), tree.leaves, grads, slopes)
+    parallel_for(_to_leaves, nodes, _grain(nodes, grads.size), tree.leaves, grads, slopes)
     out: list[Gradient] = []
     for k in range(len(cores) - 1, -1, -1):
         core, parents, digits = cores[k], tree.parents[k], tree.digits[k]
@@ -183,7 +183,7 @@ def gradients(tree: Tree, grads: NDArray[np.float32], dense: bool) -> list[Gradi
             places, firsts = np.empty_like(digits), np.empty_like(digits)
             n_places = number_distinct(digits.view(np.uint64), places, firsts)
         gradient = np.zeros(n_places * size, np.float32)
-        sliced(
+        parallel_for(
             _to_core, n_places, _grain(n_places, work), parents, places, above, slopes, rows, core.left, core.width,
             gradient,
         )  # fmt: skip
@@ -195,7 +195,7 @@ def gradients(tree: Tree, grads: NDArray[np.float32], dense: bool) -> list[Gradi
             turned = core.values.reshape(core.base, core.left, core.width).transpose(0, 2, 1).reshape(-1)
             further = np.zeros(above.size, np.float32)
             nodes = len(tree.parents[k - 1])
-            sliced(
+            parallel_for(
                 _to_parents, nodes, _grain(nodes, work), parents, digits, turned, slopes, rows, core.left, core.width,
                 further,
             )  # fmt: skip

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core._jit import jit
-from cce_core._threads import sliced
+from cce_core._threads import parallel_for
 from cce_core.hashing.mix import keyed, premix
 
 FLOAT32, BFLOAT16, INT8, INT4 = 0, 1, 2, 3
@@ -155,15 +155,15 @@ class Codec:
         if self.number == FLOAT32:
             codes[:] = values
         elif self.number == BFLOAT16:
-            sliced(_encode_bfloat16, blocks, _GRAIN, values.view(np.uint32), draw, word, codes)
+            parallel_for(_encode_bfloat16, blocks, _GRAIN, values.view(np.uint32), draw, word, codes)
         else:
             most, four = np.float32(self.most), self.number == INT4
-            sliced(_encode_scaled, blocks, _GRAIN, values, most, four, draw, word, codes, scales)
+            parallel_for(_encode_scaled, blocks, _GRAIN, values, most, four, draw, word, codes, scales)
 
     def decode(self, codes: Any, scales: Any, size: int) -> NDArray[np.float32]:
         """The `size` floats that codes and scales stand for."""
         out = np.empty(size, np.float32)
-        sliced(_decode, -(-size // BLOCK), _GRAIN, self.number, codes, scales, out)
+        parallel_for(_decode, -(-size // BLOCK), _GRAIN, self.number, codes, scales, out)
         return out
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core._jit import jit
-from cce_core._threads import sliced
+from cce_core._threads import parallel_for
 
 _one, _six, _63, _64 = np.uint64(1), np.uint64(6), np.uint64(63), np.uint64(64)
 _GRAIN = 1 << 15
@@ -134,7 +134,7 @@ class Packing:
         field = self._checked(words, field)
         start, stop = _check.integer("start", start, 0, self.n), _check.integer("stop", stop, start, self.n)
         out: Any = np.empty(stop - start, np.int32 if self.bits[field] < 32 else np.int64)
-        sliced(_read_many, stop - start, _GRAIN, words, *self._place(field, start), out)
+        parallel_for(_read_many, stop - start, _GRAIN, words, *self._place(field, start), out)
         return out
 
     def write(self, words: NDArray[np.uint64], field: int, start: int, values: NDArray[Any]) -> None:
@@ -166,7 +166,7 @@ class Packing:
         head = min(align, len(values))
         _write_many(0, head, words, *self._place(field, start), values)
         rest = values[head:]
-        sliced(_write_many, len(rest), _GRAIN, words, *self._place(field, start + head), rest, align=64)
+        parallel_for(_write_many, len(rest), _GRAIN, words, *self._place(field, start + head), rest, align=64)
 
     def _checked(self, words: NDArray[np.uint64], field: int) -> int:
         """The number of a field of words that are this packing's: nothing outside them is ever read."""

@@ -21,7 +21,7 @@ from cce_core.tables.table import Table
 class Collection(Passes):
     """Tables that are looked up together: one call, whatever their methods and sizes.
 
-        out[n, left_t : left_t + dim_t] = Σ_{i ∈ bag n of table t}  amount_i · T_t[i]
+        out[n, left_t : left_t + dim_t] = Σ_{i ∈ bag n of table t}  w_i · T_t[i]
 
     Args:
         tables: at least one. A table may come more than once: its gradients are then added.
@@ -160,7 +160,7 @@ class Collection(Passes):
             >>> cce.SGD(lr=0.1).update(both, seen, seen.vectors)
         """
         batch = read(ids, offsets, lengths, weights, mode, padding_id, len(self.tables))
-        batch.words = batch.words.copy()  # the caller's array may be another batch's by the time of the backward pass
+        batch.ids = batch.ids.copy()  # the caller's array may be another batch's by the time of the backward pass
         return self._pass(batch, True)
 
     # --- the way back -------------------------------------------------------------------------------------------------
@@ -249,9 +249,9 @@ class Collection(Passes):
             out = np.zeros((batch.counts[t], own.stop - own.start), np.float32)
             unpool_max(grads[:, own], seen.alone[t].where, out)
             return out
-        if batch.offsets is None and batch.amounts is None:
+        if batch.offsets is None and batch.weights is None:
             return grads[:, own]
         out = grads[:, own][batch.row_of(t)]
-        if batch.amounts is not None:
-            out *= batch.amounts[batch.part(t), None]
+        if batch.weights is not None:
+            out *= batch.weights[batch.part(t), None]
         return out

@@ -35,7 +35,8 @@ def make_table(
     """Make a compressed embedding table within a budget; every size follows from the budget in closed form.
 
     Args:
-        method: a name among `methods()`, or one that users of the paper's own code know, such as "simple" or "hemb_flat".
+        method: a name among `methods()`, a plain one, such as "product_quantization" or "hash_embedding", or one that users of
+            the paper's own code know, such as "simple" or "hemb_flat".
         vocab: ids go from 0 to vocab − 1; None, for methods that only hash, takes every 64-bit id.
         dim: floats of a vector.
         num_params: the most trained numbers (the field's habit), or

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core._guard import Guard, Still
-from cce_core._threads import sliced
-from cce_core.sketching.batch import Batch, pool_max
+from cce_core._threads import parallel_for
+from cce_core.sketching.batch import JaggedBatch, pool_max
 from cce_core.sketching.descriptors import Memory, Sketch
-from cce_core.sketching.group import Left, Part, TableGroup
+from cce_core.sketching.group import Left, Member, TableGroup
 from cce_core.sketching.layout import IDENTITY, Column, Layout
 from cce_core.sketching.projection import projection_row, widened
 from cce_core.storage.codec import FLOAT32
@@ -40,7 +40,7 @@ class ForwardPass:
     """
 
     vectors: NDArray[np.float32]
-    batch: Batch
+    batch: JaggedBatch
     owner: Any
     clocks: list[int]
     generations: list[int]
@@ -67,7 +67,7 @@ class Passes:
     _ages: Sequence[NDArray[np.int64]]  # of every table its generation
     _slices: list[slice]  # the columns of every table
 
-    def _pass(self, batch: Batch, keep: bool, still: bool = False) -> ForwardPass:
+    def _pass(self, batch: JaggedBatch, keep: bool, still: bool = False) -> ForwardPass:
         """Look up; again behind shut doors, if a table changed meanwhile."""
         if self.phased and any(table.spec is not spec for table, spec in self.phased):
             self._regroup()
@@ -105,9 +105,9 @@ class Passes:
                 np.empty((batch.rows, vectors.shape[1]), np.float32),
                 np.empty((batch.rows, vectors.shape[1]), np.int64),
             )
-            sliced(pool_max, batch.rows, 1 << 10, ends, vectors, into, where)
+            parallel_for(pool_max, batch.rows, 1 << 10, ends, vectors, into, where)
             out[:, own], left = into, left._replace(where=where)
-        elif batch.offsets is not None or batch.amounts is not None:
+        elif batch.offsets is not None or batch.weights is not None:
             _sum(vectors, batch.alone_of(t), own.start, out)
         elif len(self._slices) == 1:
             seen.vectors = vectors
@@ -115,7 +115,7 @@ class Passes:
             out[:, own] = vectors
         seen.alone[t] = left
 
-    def _known(self, t: int, batch: Batch) -> None:
+    def _known(self, t: int, batch: JaggedBatch) -> None:
         """IndexError that names the first id of a table that is outside its vocabulary."""
         vocab = self.tables[t].spec.vocab
         if vocab is not None:
@@ -143,12 +143,12 @@ class Passes:
         return False
 
 
-def _sum(vectors: NDArray[np.float32], batch: Batch, left: int, out: NDArray[np.float32]) -> None:
+def _sum(vectors: NDArray[np.float32], batch: JaggedBatch, left: int, out: NDArray[np.float32]) -> None:
     """Bags of vectors, summed into the columns of `out` from `left` on: the lookup in a memory whose blocks they are."""
     n, dim = vectors.shape
     layout = Layout((Column(IDENTITY, 0, dim, max(1, n)),), 1, dim, n * dim, dim)
     memory = Memory(FLOAT32, vectors.reshape(-1))
-    TableGroup([Part(Sketch(layout, _NO_WORDS, _NO_WORDS), memory, left)]).forward(batch, False, out)
+    TableGroup([Member(Sketch(layout, _NO_WORDS, _NO_WORDS), memory, left)]).forward(batch, False, out)
 
 
 def projected(

@@ -18,7 +18,7 @@ from cce_core.method.arrays import array_specs, fitting, fresh
 from cce_core.method.checked import checked
 from cce_core.method.spec import ROWS, TableSpec
 from cce_core.method.state import TableState
-from cce_core.sketching.batch import Batch
+from cce_core.sketching.batch import JaggedBatch
 from cce_core.sketching.gradient import Gradient, SparseGradient
 from cce_core.sketching.group import Left, TableGroup
 from cce_core.storage.files import save_arrays
@@ -55,7 +55,7 @@ class Table(TableState, Passes):
         self.method = method = get_method(spec.method)
         specs = array_specs(spec)
         arrays = fresh(spec) if arrays is None else fitting(spec, specs, arrays)
-        super().__init__(spec, specs, arrays, method.layout(spec), method.weighing(spec), method.is_plain(spec))
+        super().__init__(spec, specs, arrays, method.layout(spec), method.weight_layout(spec), method.is_plain(spec))
         if self.phase is not None:
             self.prepare()
         self._projection = self._arrays.get("projection")
@@ -116,7 +116,7 @@ class Table(TableState, Passes):
             >>> table.lookup(7).shape
             (8,)
         """
-        return self._pass(Batch.alone(ids), False).vectors
+        return self._pass(JaggedBatch.alone(ids), False).vectors
 
     def forward(self, ids: Any) -> ForwardPass:
         """`lookup`, with what `backward` of the same ids would otherwise have to work out again.
@@ -126,7 +126,7 @@ class Table(TableState, Passes):
 
         Returns:
             A `ForwardPass`: its `vectors` are those of `lookup`; hand it to `backward` in place of the ids. What it
-            keeps is not used after a `settle`, which every step of an optimiser ends with.
+            keeps is not used after a `requantize`, which every step of an optimiser ends with.
 
         Raises:
             IndexError, TypeError: as for `lookup`.
@@ -140,13 +140,13 @@ class Table(TableState, Passes):
             >>> gradients = table.backward(seen, np.ones((2, 8)))
         """
         # A copy: the caller's array may be another batch's by the time of the backward pass.
-        return self._pass(Batch.alone(_check.as_ids(ids).copy()), True)
+        return self._pass(JaggedBatch.alone(_check.as_ids(ids).copy()), True)
 
     def look_up(self, ids: NDArray[np.uint64], keep: bool) -> tuple[NDArray[np.float32], Left]:
         """The vectors of flat ids that are known to be in the vocabulary, and what that leaves for a backward pass."""
         if self.plain:
             out = np.empty((len(ids), self.spec.dim), np.float32)
-            return out, self.group.forward(Batch.alone(ids), keep, out)[0]
+            return out, self.group.forward(JaggedBatch.alone(ids), keep, out)[0]
         vectors, saved = self.method.forward(self, ids, keep)
         if self._projection is None:
             return vectors, Left(saved, None)
@@ -181,7 +181,7 @@ class Table(TableState, Passes):
             (array([3]), array([[2., 2.]], dtype=float32))
         """
         dense, seen = _check.flag("dense", dense), ids if isinstance(ids, ForwardPass) else None
-        batch = Batch.alone(ids) if seen is None else seen.batch
+        batch = JaggedBatch.alone(ids) if seen is None else seen.batch
         shape = (*(batch.shape or ()), self.spec.dim) if seen is None else seen.vectors.shape
         if seen is None:
             self._known(0, batch)
@@ -190,7 +190,7 @@ class Table(TableState, Passes):
             left = None
             if seen is not None and self.fresh(seen):
                 left = seen.left[0] if self.plain else seen.alone[0]
-            return self.gradients(batch.words, left, vectors, dense)
+            return self.gradients(batch.ids, left, vectors, dense)
 
     def gradients(
         self, ids: NDArray[np.uint64], left: Left | None, vectors: NDArray[np.float32], dense: bool

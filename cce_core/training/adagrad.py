@@ -40,7 +40,7 @@ class Adagrad(Optimizer):
         super().__init__(lr, max_norm)
         self.eps = _check.number("eps", eps, 0.0, open_at_least=True, in_float32=True)
         self.rowwise = _check.flag("rowwise", rowwise)
-        self.rule = ROWWISE if self.rowwise else ADAGRAD
+        self.kernel_id = ROWWISE if self.rowwise else ADAGRAD
 
     def state_arrays(self, size: int, unit: int, state: State) -> list[NDArray[np.float32]]:
         """The sums of squares."""

@@ -64,10 +64,10 @@ class AdamW(Optimizer):
                 f"lr · weight_decay must be at most 1, or values change their sign, got {lr:g} · {weight_decay:g}"
             )
 
-    def moves_all(self) -> bool:
+    def updates_all(self) -> bool:
         return not self.lazy
 
-    rule = ADAM
+    kernel_id = ADAM
 
     def state_arrays(self, size: int, unit: int, state: State) -> list[NDArray[np.float32]]:
         """Both moments."""

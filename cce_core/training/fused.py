@@ -17,18 +17,18 @@ from numpy.typing import NDArray
 from cce_core import _check
 from cce_core._guard import Writer
 from cce_core._jit import jit
-from cce_core._threads import sliced
+from cce_core._threads import parallel_for
 from cce_core.sketching.block_ops import array_at
-from cce_core.sketching.descriptors import COLUMNS, COUNT, SPAN, UNIT, WIDTH, address_of
+from cce_core.sketching.descriptors import COLUMNS, COUNT, MEMORY_OFFSET, UNIT, WIDTH, address_of
 from cce_core.sketching.descriptors import SIZE as SIZE_OF_PART
 from cce_core.sketching.gradient import Gradient
 from cce_core.sketching.group import TableGroup
 from cce_core.sketching.projection import narrow_rows, slope_rows, unwidened
-from cce_core.sketching.scatter import owned, scatter_range, touch, untouch
+from cce_core.sketching.scatter import compact_rows, owned, release_rows, scatter_range
 from cce_core.tables.collection import Collection
 from cce_core.tables.passes import ForwardPass
 from cce_core.tables.table import Table
-from cce_core.training.rules import ADAM, ROWWISE, SGD, dense, touched
+from cce_core.training.rules import ADAM, ROWWISE, SGD, update_dense, update_rows
 from cce_core.training.state import Fused, State
 
 # Of a parameter's row: the addresses of its values, of two arrays of state and of its slots, where its gradient begins, its
@@ -43,7 +43,7 @@ _NOTHING = np.empty(0, np.float32)
 
 
 @dataclasses.dataclass
-class Plan:
+class Prepared:
     """The parameters of a group as the compiled loops read them.
 
     Attributes:
@@ -55,11 +55,11 @@ class Plan:
         projections: the rows of the projections, whose gradients here begin at 0.
         slots: int64 (memories,), where the slots of each begin among those of all, in bytes.
         n_slots: of all.
-        places: where the words of the last batch lay.
+        call_args: where the words of the last batch lay.
         crowded: whether that batch touched most of the memories.
     """
 
-    rule: int
+    kernel_id: int
     rows: NDArray[np.int64]
     states: list[State]
     numbers: NDArray[np.float64]
@@ -67,101 +67,108 @@ class Plan:
     projections: NDArray[np.int64]
     slots: NDArray[np.int64]
     n_slots: int
-    places: Any = None
+    call_args: Any = None
     crowded: bool = False
 
 
 @jit
-def _rule_range(low: int, high: int, rule: int, rows: Any, numbers: Any, g: Any) -> None:
+def _rule_range(low: int, high: int, kernel_id: int, rows: Any, numbers: Any, g: Any) -> None:
     """The formula over the floats [low, high) of all gradients."""
     for s in range(rows.shape[0]):
         start, size = rows[s, START], rows[s, SIZE]
         begin, end = max(low, start), min(high, start + size)
         if begin < end:
-            p, a, b = _arrays(rule, rows[s])
-            dense(begin - start, end - start, rule, rows[s, GRAIN], p, g[start : start + size], a, b, numbers[s])
+            p, a, b = _arrays(kernel_id, rows[s])
+            update_dense(
+                begin - start, end - start, kernel_id, rows[s, GRAIN], p, g[start : start + size], a, b, numbers[s]
+            )
 
 
 @jit
-def _arrays(rule: int, row: Any) -> Any:
+def _arrays(kernel_id: int, row: Any) -> Any:
     """Values and state of a parameter."""
     size = row[SIZE]
-    first = 0 if rule == SGD else size // row[GRAIN] if rule == ROWWISE else size
-    second = size if rule == ADAM else 0
+    first = 0 if kernel_id == SGD else size // row[GRAIN] if kernel_id == ROWWISE else size
+    second = size if kernel_id == ADAM else 0
     p, a = array_at(row[VALUES], size, np.float32), array_at(row[FIRST], first, np.float32)
     return p, a, array_at(row[SECOND], second, np.float32)
 
 
 @jit
 def _scatter_zeroed(
-    low: int, high: int, parts: Any, columns: Any, words: Any, places: Any, offsets: Any, amounts: Any, kept: Any,
+    low: int, high: int, parts: Any, columns: Any, words: Any, call_args: Any, offsets: Any, per_sample_weights: Any, kept: Any,
     stride: int, vectors: Any, out: Any,
 ) -> None:  # fmt: skip
     for p in range(parts.shape[0]):
         begin, end = owned(low, high, parts[p])
-        out[parts[p, SPAN] + begin : parts[p, SPAN] + end] = np.float32(0.0)
-    scatter_range(low, high, parts, columns, words, places, offsets, amounts, None, kept, None, stride, vectors, out)
+        out[parts[p, MEMORY_OFFSET] + begin : parts[p, MEMORY_OFFSET] + end] = np.float32(0.0)
+    scatter_range(
+        low, high, parts, columns, words, call_args, offsets, per_sample_weights, None, kept, None, stride, vectors, out
+    )
 
 
 @jit
 def _small_step(
-    rule: int, n_rows: int, parts: Any, columns: Any, words: Any, places: Any, offsets: Any, amounts: Any, kept: Any,
+    kernel_id: int, n_rows: int, parts: Any, columns: Any, words: Any, call_args: Any, offsets: Any, per_sample_weights: Any,
+    kept: Any,
     projections: Any, inner: Any, within: int, grads: Any, stride: int, size: int, g: Any, rows: Any, numbers: Any,
 ) -> int:  # fmt: skip
     """The whole of it for a small batch; 1, and nothing is changed, where a gradient is not finite."""
     if projections is None:
-        _scatter_zeroed(0, size, parts, columns, words, places, offsets, amounts, kept, stride, grads, g)
+        _scatter_zeroed(0, size, parts, columns, words, call_args, offsets, per_sample_weights, kept, stride, grads, g)
     else:
         narrow = np.empty(n_rows * within, np.float32)
         narrow_rows(0, n_rows, projections, grads, stride, narrow, within)
         slopes = g[size:].reshape((1, g.shape[0] - size))
         slope_rows(0, 1, n_rows, projections, inner, within, grads, stride, size, slopes)
-        _scatter_zeroed(0, size, parts, columns, words, places, offsets, amounts, kept, within, narrow, g)
+        _scatter_zeroed(0, size, parts, columns, words, call_args, offsets, per_sample_weights, kept, within, narrow, g)
     if _check.first_not_finite(g) >= 0:
         return 1
-    _rule_range(0, g.shape[0], rule, rows, numbers, g)
+    _rule_range(0, g.shape[0], kernel_id, rows, numbers, g)
     return 0
 
 
 @jit
 def _touched_range(
-    low: int, high: int, rule: int, parts: Any, columns: Any, words: Any, places: Any, offsets: Any, amounts: Any, kept: Any,
+    low: int, high: int, kernel_id: int, parts: Any, columns: Any, words: Any, call_args: Any, offsets: Any,
+    per_sample_weights: Any, kept: Any,
     stride: int, vectors: Any, rows: Any, numbers: Any,
 ) -> None:  # fmt: skip
     """Gradients of the touched units that begin in the floats [low, high) of all memories, and the formula on each."""
     for k in range(parts.shape[0]):
-        part, size, unit, span = parts[k], rows[k, SIZE], rows[k, GRAIN], parts[k, SPAN]
+        part, size, unit, memory_offset = parts[k], rows[k, SIZE], rows[k, GRAIN], parts[k, MEMORY_OFFSET]
         begin, end = owned(low, high, part)
-        if begin >= end or places[k, COUNT] == 0:
+        if begin >= end or call_args[k, COUNT] == 0:
             continue
         slots = array_at(rows[k, SLOTS], size // unit, np.int32)
-        most = min((end - begin) // unit, places[k, COUNT] * part[COLUMNS] * (part[WIDTH] // unit))
+        most = min((end - begin) // unit, call_args[k, COUNT] * part[COLUMNS] * (part[WIDTH] // unit))
         units = np.empty(most, np.int64)
-        count = touch(begin, end, part, columns, words, places[k], kept, slots, units)
+        count = compact_rows(begin, end, part, columns, words, call_args[k], kept, slots, units)
         index, flat = units[:count], np.zeros(count * unit, np.float32)
         scatter_range(
-            span + begin, span + end, parts[k : k + 1], columns, words, places[k : k + 1], offsets, amounts, None, kept,
+            memory_offset + begin, memory_offset + end, parts[k : k + 1], columns, words, call_args[k : k + 1], offsets,
+            per_sample_weights, None, kept,
             slots, stride, vectors, flat,
         )  # fmt: skip
-        untouch(slots, index)
-        p, a, b = _arrays(rule, rows[k])
-        touched(0, count, rule, unit, index, p, flat, a, b, numbers[k])
+        release_rows(slots, index)
+        p, a, b = _arrays(kernel_id, rows[k])
+        update_rows(0, count, kernel_id, unit, index, p, flat, a, b, numbers[k])
 
 
 def update(optimizer: Fused, both: Collection, seen: Any, grads: Any) -> None:
     """`Optimizer.update` for a collection; see there. Nothing is changed before all gradients are known to be finite."""
     with Writer(both.guards) as writer:
         seen, grads = both.checked(seen, grads)
-        rule = optimizer.rule
-        if rule is None or optimizer.max_norm is not None or not both.is_plain or seen.batch.mode == "max":
+        kernel_id = optimizer.kernel_id
+        if kernel_id is None or optimizer.max_norm is not None or not both.is_plain or seen.batch.mode == "max":
             return one_by_one(optimizer, both, seen, grads)
         whose, then, plans = optimizer.last
         if whose() is not both or then != seen.generations:
-            plans = optimizer.plans(both, seen.generations, _plan)
-        first, places = plans[0], seen.left[0].places
-        if first.places is not places:  # batches are mostly of one size
-            first.places, first.crowded = places, rule != ADAM and _crowded(both, seen)
-        if first.crowded or (rule == ADAM and optimizer.moves_all()):
+            plans = optimizer.prepare(both, seen.generations, _plan)
+        first, call_args = plans[0], seen.left[0].call_args
+        if first.call_args is not call_args:  # batches are mostly of one size
+            first.call_args, first.crowded = call_args, kernel_id != ADAM and _crowded(both, seen)
+        if first.crowded or (kernel_id == ADAM and optimizer.updates_all()):
             _dense(optimizer, writer, both, seen, grads, plans)
         elif not _touched(optimizer, writer, both, seen, grads, plans):
             return one_by_one(optimizer, both, seen, grads)
@@ -175,11 +182,11 @@ def _crowded(both: Collection, seen: ForwardPass) -> bool:
     for group, left in zip(both.groups, seen.left):
         parts = group.parts
         units += int((parts[:, SIZE_OF_PART] // parts[:, UNIT]).sum())
-        blocks += int((left.places[:, COUNT] * parts[:, COLUMNS] * (parts[:, WIDTH] // parts[:, UNIT])).sum())
+        blocks += int((left.call_args[:, COUNT] * parts[:, COLUMNS] * (parts[:, WIDTH] // parts[:, UNIT])).sum())
     return _CROWDED * blocks >= units
 
 
-def _plan(optimizer: Fused, both: Collection, group: TableGroup) -> Plan:
+def _plan(optimizer: Fused, both: Collection, group: TableGroup) -> Prepared:
     """The parameters of a group, with the state that the optimiser keeps of them."""
     rows, states, held, start = [], [], [], 0
     for name in ("memory", "projection"):
@@ -188,7 +195,7 @@ def _plan(optimizer: Fused, both: Collection, group: TableGroup) -> Plan:
             if not table.writeable:
                 raise ValueError("a table is mapped read-only; load it with mmap=False to train it")
             if name in table.parameters():
-                values, unit = table.parameters()[name].reshape(-1), table.units()[name]
+                values, unit = table.parameters()[name].reshape(-1), table.block_sizes()[name]
                 state = optimizer.state_of(table, name)
                 arrays = optimizer.state_arrays(values.size, unit, state)
                 addresses = [address_of(a) for a in (values, *arrays)]
@@ -204,10 +211,12 @@ def _plan(optimizer: Fused, both: Collection, group: TableGroup) -> Plan:
     projections[:, START] -= group.size
     units = memories[:, SIZE] // memories[:, GRAIN]
     slots = 4 * (np.cumsum(units) - units)
-    return Plan(optimizer.rule, array, states, np.zeros((len(rows), 6)), held, projections, slots, int(units.sum()))
+    return Prepared(
+        optimizer.kernel_id, array, states, np.zeros((len(rows), 6)), held, projections, slots, int(units.sum())
+    )
 
 
-def _begin_step(optimizer: Fused, plan: Plan) -> None:
+def _begin_step(optimizer: Fused, plan: Prepared) -> None:
     """Count the step, and work out its constants."""
     known, numbers = -1, plan.numbers
     for s, state in enumerate(plan.states):
@@ -219,19 +228,24 @@ def _begin_step(optimizer: Fused, plan: Plan) -> None:
 
 
 def _dense(
-    optimizer: Fused, writer: Writer, both: Collection, seen: ForwardPass, grads: NDArray[np.float32], plans: list[Plan]
+    optimizer: Fused,
+    writer: Writer,
+    both: Collection,
+    seen: ForwardPass,
+    grads: NDArray[np.float32],
+    plans: list[Prepared],
 ) -> None:
     batch, flat, found = seen.batch, grads.reshape(-1), []
     offsets = None if batch.offsets is None else batch.offsets.reshape(-1)
-    small = len(both.groups) == 1 and len(batch.words) <= _SMALL
-    for group, plan, (kept, inner, places, _) in zip(both.groups, plans, seen.left):
+    small = len(both.groups) == 1 and len(batch.ids) <= _SMALL
+    for group, plan, (kept, inner, call_args, _) in zip(both.groups, plans, seen.left):
         size = group.size
         g = np.empty(size + group.n_projected, np.float32)
         if small:
             writer.begin()
             _begin_step(optimizer, plan)
             failed = _small_step(
-                plan.rule, batch.rows, group.parts, group.columns, batch.words, places, offsets, batch.amounts, kept,
+                plan.kernel_id, batch.rows, group.parts, group.columns, batch.ids, call_args, offsets, batch.weights, kept,
                 group.projections, None if inner is None else inner.reshape(-1), group.within, flat, both.dim, size, g,
                 plan.rows, plan.numbers,
             )  # fmt: skip
@@ -243,9 +257,9 @@ def _dense(
         source = grads
         if inner is not None and group.projections is not None:
             source, g[size:] = unwidened(group.projections, inner, grads, size, group.n_projected, group.within)
-        sliced(
-            _scatter_zeroed, size, min(_FLOATS_A_THREAD, -(-size // 2)), group.parts, group.columns, batch.words, places,
-            offsets, batch.amounts, kept, source.shape[1], source.reshape(-1), g,
+        parallel_for(
+            _scatter_zeroed, size, min(_FLOATS_A_THREAD, -(-size // 2)), group.parts, group.columns, batch.ids, call_args,
+            offsets, batch.weights, kept, source.shape[1], source.reshape(-1), g,
         )  # fmt: skip
         if _check.first_not_finite(g) >= 0:
             _refuse(grads, g)
@@ -253,16 +267,21 @@ def _dense(
     writer.begin()
     for plan, g in zip(plans, found):
         _begin_step(optimizer, plan)
-        sliced(_rule_range, g.size, _FLOATS_A_THREAD, plan.rule, plan.rows, plan.numbers, g)
+        parallel_for(_rule_range, g.size, _FLOATS_A_THREAD, plan.kernel_id, plan.rows, plan.numbers, g)
 
 
 def _touched(
-    optimizer: Fused, writer: Writer, both: Collection, seen: ForwardPass, grads: NDArray[np.float32], plans: list[Plan]
+    optimizer: Fused,
+    writer: Writer,
+    both: Collection,
+    seen: ForwardPass,
+    grads: NDArray[np.float32],
+    plans: list[Prepared],
 ) -> bool:
     """Whether it was done: not where sums of so large gradients might overflow, which is for the slower way to tell."""
     batch, found = seen.batch, []
     offsets = None if batch.offsets is None else batch.offsets.reshape(-1)
-    share = 1.0 if batch.amounts is None else max(1.0, float(np.abs(batch.amounts).max(initial=0.0)))
+    share = 1.0 if batch.weights is None else max(1.0, float(np.abs(batch.weights).max(initial=0.0)))
     for group, left in zip(both.groups, seen.left):
         source, slopes = grads, _NOTHING
         if left.inner is not None and group.projections is not None:
@@ -270,7 +289,7 @@ def _touched(
                 group.projections, left.inner, grads, group.size, group.n_projected, group.within
             )
         most = max(float(np.abs(source).max(initial=0.0)), float(np.abs(slopes).max(initial=0.0)))
-        if not most * share * max(1, len(batch.words)) * max(group.n_columns) <= _SAFE:
+        if not most * share * max(1, len(batch.ids)) * max(group.n_columns) <= _SAFE:
             return False
         found.append((source, slopes))
     writer.begin()
@@ -285,15 +304,17 @@ def _touched(
         n = len(group.parts)
         plan.rows[:n, SLOTS] = slots.__array_interface__["data"][0] + plan.slots
         args = (
-            plan.rule, group.parts, group.columns, batch.words, left.places, offsets, batch.amounts, left.kept,
+            plan.kernel_id, group.parts, group.columns, batch.ids, left.call_args, offsets, batch.weights, left.kept,
             source.shape[1], source.reshape(-1), plan.rows, plan.numbers,
         )  # fmt: skip
-        if len(batch.words) < _SMALL:
+        if len(batch.ids) < _SMALL:
             _touched_range(0, group.size, *args)
         else:
-            sliced(_touched_range, group.size, -(-group.size // 64), *args)
+            parallel_for(_touched_range, group.size, -(-group.size // 64), *args)
         group.slots = slots
-        sliced(_rule_range, slopes.size, _FLOATS_A_THREAD, plan.rule, plan.projections, plan.numbers[n:], slopes)
+        parallel_for(
+            _rule_range, slopes.size, _FLOATS_A_THREAD, plan.kernel_id, plan.projections, plan.numbers[n:], slopes
+        )
     return True
 
 
@@ -305,9 +326,9 @@ def _refuse(grads: NDArray[np.float32], g: NDArray[np.float32]) -> None:
 def one_by_one(optimizer: Fused, both: Collection, seen: Any, grads: Any) -> None:
     """The same table by table: for any method, mode and optimiser."""
     gradients: dict[int, dict[str, Gradient]] = {}
-    for table, given in zip(both.tables, both.backward(seen, grads, dense=optimizer.moves_all())):
+    for table, given in zip(both.tables, both.backward(seen, grads, dense=optimizer.updates_all())):
         own = gradients.setdefault(id(table), {})
         for name, gradient in given.items():  # the same table may come more than once
             own[name] = own[name] + gradient if name in own else gradient  # type: ignore[operator]
     by_id: dict[int, Table] = {id(table): table for table in both.tables}
-    optimizer.take([(by_id[key], given) for key, given in gradients.items()])
+    optimizer.apply_gradients([(by_id[key], given) for key, given in gradients.items()])

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core._jit import jit
-from cce_core._threads import sliced
+from cce_core._threads import parallel_for
 from cce_core.sketching.block_ops import array_at
 
 _GRAIN = 1 << 15
@@ -110,7 +110,7 @@ def logistic_dot(u: Any, v: Any, labels: Any) -> NDArray[np.float32]:
     if not (isinstance(y, np.ndarray) and y.dtype == np.float32 and y.shape == u.shape[:1] and y.flags.c_contiguous):
         y = _check.as_float32("labels", labels, (len(u),))
     (n, d), scores = u.shape, np.empty(len(u), np.float32)
-    fault = sliced(_logistic, n, _GRAIN // max(1, d), u, v, y, 1.0 / max(1, n), scores)
+    fault = parallel_for(_logistic, n, _GRAIN // max(1, d), u, v, y, 1.0 / max(1, n), scores)
     if fault == 3:
         _check.as_float32("labels", labels, (n,))  # which says where
     if fault == 1:

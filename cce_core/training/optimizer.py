@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cce_core import _check
 from cce_core._arrays import Floats
 from cce_core._guard import Changing, Writer, in_order
-from cce_core._threads import sliced
+from cce_core._threads import parallel_for
 from cce_core.sketching.gradient import Gradient, SparseGradient
 from cce_core.tables.collection import Collection
 from cce_core.tables.table import Table
@@ -54,7 +54,7 @@ class Optimizer(abc.ABC):
     new parameter); the state of a projection, whose meaning stays, is kept.
     """
 
-    rule: int | None = None  # how `fused` knows the formula; None where it does not
+    kernel_id: int | None = None  # how `fused` knows the formula; None where it does not
 
     def __init__(self, lr: float, max_norm: float | None = None) -> None:
         self.lr = _check.number("lr", lr, 0.0, in_float32=True)
@@ -97,7 +97,7 @@ class Optimizer(abc.ABC):
         """
         _check.instance("table", table, Table, "a table")
         _check.instance("grads", grads, Mapping, "a dict of gradients, as table.backward gives it")
-        parameters, units = table.parameters(), table.units()
+        parameters, units = table.parameters(), table.block_sizes()
         for name, gradient in grads.items():
             if name not in parameters:
                 raise ValueError(f"the table has no parameter {name!r}; it has {', '.join(parameters)}")
@@ -106,9 +106,9 @@ class Optimizer(abc.ABC):
                 grads = {**grads, name: _fitting(name, gradient, size, units[name])}
             else:
                 grads = {**grads, name: _check.as_float32(f"gradient of {name}", gradient, parameters[name].shape)}
-        self.take([(table, grads)])
+        self.apply_gradients([(table, grads)])
 
-    def take(self, gradients: list[tuple[Table, dict[str, Gradient]]]) -> None:
+    def apply_gradients(self, gradients: list[tuple[Table, dict[str, Gradient]]]) -> None:
         """`step` of several tables, with gradients that fit: all are checked to be finite, and clipped, before any is used."""
         square = 0.0
         for table, grads in gradients:
@@ -124,13 +124,13 @@ class Optimizer(abc.ABC):
             for table, grads in gradients:
                 if scale != 1.0:
                     grads = {name: _scaled(gradient, np.float32(scale)) for name, gradient in grads.items()}
-                self._step(table, table.parameters(), table.units(), grads)
+                self._step(table, table.parameters(), table.block_sizes(), grads)
 
     def _step(
         self, table: Table, parameters: Mapping[str, Floats], units: Mapping[str, int], grads: dict[str, Gradient]
     ) -> None:
         """`step` with gradients that are known to fit a table that may be written."""
-        states = self._of(table)
+        states = self.states_for(table)
         known = len(states)
         for name, gradient in grads.items():
             state = states.get(name)
@@ -142,7 +142,7 @@ class Optimizer(abc.ABC):
                 self.update_rows(flat, gradient, units[name], state)
             else:
                 self._update(flat, gradient.reshape(-1), units[name], state)
-        table.settle()
+        table.requantize()
         if len(states) > known:
             table.training_bytes["optimiser"] = self.state_bytes(table)
 
@@ -167,21 +167,21 @@ class Optimizer(abc.ABC):
             return _fused().update(self, table, ids, grads)
         _check.instance("table", table, Table, "a table or a Collection")
         with Writer((table.guard,)):
-            self.take([(table, table.backward(ids, grads, dense=self.moves_all()))])
+            self.apply_gradients([(table, table.backward(ids, grads, dense=self.updates_all()))])
 
-    def moves_all(self) -> bool:
+    def updates_all(self) -> bool:
         """Whether a step moves what a batch did not touch, so that a dense gradient suits it better."""
         return False
 
     def state_arrays(self, size: int, unit: int, state: State) -> list[NDArray[np.float32]]:
-        """The state of a parameter of `size` floats as the formula of `rule` takes it; at most two arrays."""
+        """The state of a parameter of `size` floats as the formula of `kernel_id` takes it; at most two arrays."""
         return []
 
     @abc.abstractmethod
     def constants(self, step: int) -> tuple[float, ...]:
-        """The constants of that step, as the formula of `rule` takes them; at most six."""
+        """The constants of that step, as the formula of `kernel_id` takes them; at most six."""
 
-    def plans(self, both: Collection, now: list[int], make: Callable[[Optimizer, Collection, Any], Any]) -> list[Any]:
+    def prepare(self, both: Collection, now: list[int], make: Callable[[Optimizer, Collection, Any], Any]) -> list[Any]:
         """What `make` made of each group of a collection, for as long as its tables' generations are `now`."""
         last, then, plans = self.last
         if last() is not both or then != now:
@@ -194,24 +194,37 @@ class Optimizer(abc.ABC):
 
     def state_of(self, table: Table, name: str) -> State:
         """The state of one parameter."""
-        return self._of(table).setdefault(name, State())
+        return self.states_for(table).setdefault(name, State())
 
     def apply(self, p: Floats, index: NDArray[np.int64] | None, g: Floats, unit: int, state: State) -> None:
-        """The formula of `rule` for a flat parameter, or (where index is not None) for those units of it; the step is counted."""
+        """The formula of `kernel_id` for a flat parameter, or for the units of it that an index names; the step is counted."""
         arrays = [*self.state_arrays(p.size, unit, state), _NOTHING, _NOTHING][:2]
         constants, flat = np.array(self.constants(state.step)), g.reshape(-1)
         if index is None:
-            sliced(rules.dense, p.size, FLOATS_A_THREAD, self.rule, unit, p, flat, *arrays, constants, align=unit)
+            parallel_for(
+                rules.update_dense,
+                p.size,
+                FLOATS_A_THREAD,
+                self.kernel_id,
+                unit,
+                p,
+                flat,
+                *arrays,
+                constants,
+                align=unit,
+            )
         else:
-            grain = max(1, FLOATS_A_THREAD // unit)
-            sliced(rules.touched, len(index), grain, self.rule, unit, index, p, flat, *arrays, constants)
+            min_chunk = max(1, FLOATS_A_THREAD // unit)
+            parallel_for(
+                rules.update_rows, len(index), min_chunk, self.kernel_id, unit, index, p, flat, *arrays, constants
+            )
 
     def state_bytes(self, table: Table) -> int:
         """Bytes of state that are held for a table."""
         states = self._states.get(_check.instance("table", table, Table, "a table"), (0, {}))[1]
         return sum(array.nbytes for state in states.values() for array in state.arrays.values())
 
-    def _of(self, table: Table) -> dict[str, State]:
+    def states_for(self, table: Table) -> dict[str, State]:
         """The states of a table's parameters, those of an earlier generation of its memory dropped."""
         now = table.generation
         generation, states = self._states.get(table, (-1, {}))
@@ -227,7 +240,7 @@ class Optimizer(abc.ABC):
 
     def update_rows(self, p: NDArray[Any], gradient: SparseGradient, unit: int, state: State) -> None:
         """Update a flat parameter from the gradient of its touched units; by way of the whole one where all moves."""
-        if self.moves_all():
+        if self.updates_all():
             self._update(p, gradient.dense(), unit, state)
         else:
             self.apply(p, gradient.index, gradient.values, unit, state)

@@ -61,23 +61,25 @@ def _adagrad_rows(start: int, stop: int, unit: int, p: Any, g: Any, sums: Any, c
 
 
 @jit
-def dense(start: int, stop: int, rule: int, unit: int, p: Any, g: Any, a: Any, b: Any, c: Any) -> None:
-    """The formula `rule`, with the state a and b and the constants c, for the floats [start, stop) of p; row by row, for the rows
-    that begin there."""
-    if rule == SGD:
+def update_dense(start: int, stop: int, kernel_id: int, unit: int, p: Any, g: Any, a: Any, b: Any, c: Any) -> None:
+    """The formula `kernel_id`, with the state a and b and the constants c, for the floats [start, stop) of p; row-wise, for
+    the rows that begin there."""
+    if kernel_id == SGD:
         lr = np.float32(c[0])
         for i in range(np.uint64(start), np.uint64(stop)):
             p[i] -= lr * g[i]
-    elif rule == ADAGRAD:
+    elif kernel_id == ADAGRAD:
         _adagrad(start, stop, p, g, a, c)
-    elif rule == ROWWISE:
+    elif kernel_id == ROWWISE:
         _adagrad_rows(-(-start // unit), -(-stop // unit), unit, p, g, a, c)
     else:
         _adam(start, stop, p, g, a, b, c)
 
 
 @jit
-def touched(start: int, stop: int, rule: int, unit: int, index: Any, p: Any, g: Any, a: Any, b: Any, c: Any) -> None:
+def update_rows(
+    start: int, stop: int, kernel_id: int, unit: int, index: Any, p: Any, g: Any, a: Any, b: Any, c: Any
+) -> None:
     """The same for the units index[start : stop] alone, whose gradients lie in g one after the other.
 
     Values and state of some units at a time are moved side by side, so that the formula becomes vector instructions.
@@ -85,26 +87,26 @@ def touched(start: int, stop: int, rule: int, unit: int, index: Any, p: Any, g: 
     some, u = max(1, _FLOATS // unit), np.uint64(unit)
     places, lines = np.empty(some, np.uint64), np.empty(some, np.uint64)
     values, first = np.empty(some * unit, np.float32), np.empty(some * unit, np.float32)
-    second = np.empty(some * unit if rule == ADAM else 0, np.float32)
+    second = np.empty(some * unit if kernel_id == ADAM else 0, np.float32)
     for low in range(start, stop, some):
         n = np.uint64(min(some, stop - low))
         for i in range(n):
             places[i], lines[i] = np.uint64(index[np.uint64(low) + i]) * u, i * u
         copy_blocks(values, lines, _0, p, p, places, _0, n, u, p, FLOAT32)
-        if rule == ROWWISE:
+        if kernel_id == ROWWISE:
             for i in range(n):
                 first[i] = a[index[np.uint64(low) + i]]
-        elif rule != SGD:
+        elif kernel_id != SGD:
             copy_blocks(first, lines, _0, a, a, places, _0, n, u, p, FLOAT32)
-        if rule == ADAM:
+        if kernel_id == ADAM:
             copy_blocks(second, lines, _0, b, b, places, _0, n, u, p, FLOAT32)
         floats = min(some, stop - low) * unit
-        dense(0, floats, rule, unit, values, g[low * unit : low * unit + floats], first, second, c)
+        update_dense(0, floats, kernel_id, unit, values, g[low * unit : low * unit + floats], first, second, c)
         copy_blocks(p, places, _0, values, values, lines, _0, n, u, p, FLOAT32)
-        if rule == ROWWISE:
+        if kernel_id == ROWWISE:
             for i in range(n):
                 a[index[np.uint64(low) + i]] = first[i]
-        elif rule != SGD:
+        elif kernel_id != SGD:
             copy_blocks(a, places, _0, first, first, lines, _0, n, u, p, FLOAT32)
-        if rule == ADAM:
+        if kernel_id == ADAM:
             copy_blocks(b, places, _0, second, second, lines, _0, n, u, p, FLOAT32)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
-from cce_core._threads import sliced
+from cce_core._threads import parallel_for
 from cce_core.training.optimizer import FLOATS_A_THREAD, Optimizer
 from cce_core.training.rules import SGD as SGD_RULE
 from cce_core.training.rules import sgd, sgd_momentum
@@ -44,11 +44,11 @@ class SGD(Optimizer):
         self.weight_decay = _check.number("weight_decay", weight_decay, 0.0, in_float32=True)
 
     @property
-    def rule(self) -> int | None:  # type: ignore[override]
+    def kernel_id(self) -> int | None:  # type: ignore[override]
         """Plain descent alone is compiled together with the backward pass."""
         return None if self.momentum or self.weight_decay else SGD_RULE
 
-    def moves_all(self) -> bool:
+    def updates_all(self) -> bool:
         return bool(self.momentum or self.weight_decay)
 
     def constants(self, step: int) -> tuple[float, ...]:
@@ -59,6 +59,6 @@ class SGD(Optimizer):
         lr, decay = np.float32(self.lr), np.float32(self.weight_decay)
         if self.momentum:
             buffer = state.array("momentum", p.size)
-            sliced(sgd_momentum, p.size, FLOATS_A_THREAD, p, g, buffer, lr, decay, np.float32(self.momentum))
+            parallel_for(sgd_momentum, p.size, FLOATS_A_THREAD, p, g, buffer, lr, decay, np.float32(self.momentum))
         else:
-            sliced(sgd, p.size, FLOATS_A_THREAD, p, g, lr, decay)
+            parallel_for(sgd, p.size, FLOATS_A_THREAD, p, g, lr, decay)

@@ -25,7 +25,7 @@ def _numbered(table: cce.Table, k: int) -> cce.Table:
     """The table with all its trained numbers k, so that a file of it says which save it is of, and whether it is whole."""
     for array in table.parameters().values():
         array[:] = k
-    table.settle()
+    table.requantize()
     return table
 
 

@@ -131,7 +131,7 @@ def beside_training(tally: Tally, saves: int) -> None:
         for table in tables:
             for array in table.parameters().values():
                 array[:] = 0
-            table.settle()
+            table.requantize()
         with tempfile.TemporaryDirectory(dir=memory_folder()) as folder:
             steps = Steps(_ways(tables, cce.SGD(1.0)))
             coarse = tables[0].spec.codec == "bfloat16"

@@ -215,11 +215,11 @@ def _wild(
         if not (np.isfinite(kept.lookup(IDS)).all() and np.isfinite(again.lookup(IDS)).all()):
             tally.lose(f"{name}: a file or a copy is not finite")
 
-    def settle() -> None:
-        table.settle()
+    def requantize() -> None:
+        table.requantize()
         time.sleep(0.001)
 
-    return [cluster, _steps(table, lr, tally), _steps(table, lr, tally), look, look, look, save, settle]
+    return [cluster, _steps(table, lr, tally), _steps(table, lr, tally), look, look, look, save, requantize]
 
 
 def test_every_vector_file_and_copy_is_of_one_generation(campaign):

@@ -192,7 +192,7 @@ def test_results_do_not_depend_on_the_threads(monkeypatch):
     if not COMPILED:  # as many slices out of fewer ids
         for module in (mix, polynomial, digits_module()):
             monkeypatch.setattr(
-                module, "sliced", lambda kernel, n, grain, *args: _threads.sliced(kernel, n, 100, *args)
+                module, "parallel_for", lambda kernel, n, min_chunk, *args: _threads.parallel_for(kernel, n, 100, *args)
             )
     ids = np.random.default_rng(0).integers(0, 2**64, MANY, dtype=np.uint64)
     found = []

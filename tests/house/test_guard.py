@@ -60,7 +60,7 @@ CHANGES = {
     "cluster": lambda table: table.cluster(n_iter=2),
     "step": lambda table: cce.SGD(1.0).update(table, IDS, np.ones((VOCAB, DIM))),
     "fused": lambda table: cce.Adam(1.0).update(cce.Collection([table]), IDS[:, None], np.ones((VOCAB, DIM))),
-    "settle": lambda table: (table.parameters()["memory"].__imul__(2), table.settle()),
+    "settle": lambda table: (table.parameters()["memory"].__imul__(2), table.requantize()),
 }
 
 
@@ -185,7 +185,7 @@ def test_a_forked_child_does_not_wait_for_threads_that_it_has_not():
     pid = os.fork()
     if pid == 0:
         table.lookup(IDS)
-        table.settle()
+        table.requantize()
         os._exit(0 if table.guard.clock % 2 == 0 else 1)
     waiting = Waits(lambda: os.waitpid(pid, 0)[1])
     ended = waiting.ended.wait(60)

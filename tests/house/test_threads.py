@@ -14,13 +14,13 @@ import pytest
 from cce_core import _threads
 from cce_core._jit import COMPILED, jit
 from cce_core._progress import progress
-from cce_core._threads import get_num_threads, set_num_threads, sliced
+from cce_core._threads import get_num_threads, parallel_for, set_num_threads
 
 
-def slices_of(n, grain, align=1):
+def slices_of(n, min_chunk, align=1):
     """The slices that a kernel was called with, in order."""
     seen = []
-    sliced(lambda start, stop: seen.append((start, stop)), n, grain, align=align)
+    parallel_for(lambda start, stop: seen.append((start, stop)), n, min_chunk, align=align)
     return sorted(seen)
 
 
@@ -28,16 +28,16 @@ def slices_of(n, grain, align=1):
 def test_slices_cover_exactly(threads):
     set_num_threads(threads)
     for n in range(26 if COMPILED else 18):
-        for grain in (0, 1, 2, 7, 100):
+        for min_chunk in (0, 1, 2, 7, 100):
             for align in (1, 2, 3, 8):
-                slices = slices_of(n, grain, align)
-                case = (n, grain, align, slices)
+                slices = slices_of(n, min_chunk, align)
+                case = (n, min_chunk, align, slices)
                 assert [i for start, stop in slices for i in range(start, stop)] == list(range(n)), case
                 assert len(slices) <= threads, case
                 assert all(start < stop for start, stop in slices), case
                 assert all(start % align == 0 for start, _ in slices), case
                 # Another thread is woken only where each has a grain's worth.
-                assert len(slices) <= max(1, n // max(1, grain)), case
+                assert len(slices) <= max(1, n // max(1, min_chunk)), case
 
 
 def test_nothing_is_called_for_nothing():
@@ -47,7 +47,7 @@ def test_nothing_is_called_for_nothing():
 def test_small_work_stays_on_the_callers_thread():
     set_num_threads(4)
     seen = []
-    sliced(lambda start, stop: seen.append(threading.current_thread()), 10, 100)
+    parallel_for(lambda start, stop: seen.append(threading.current_thread()), 10, 100)
     assert seen == [threading.current_thread()]
 
 
@@ -61,7 +61,7 @@ def test_large_work_is_shared():
         meeting.wait()
         seen.append((start, stop))
 
-    sliced(kernel, 9, 1)
+    parallel_for(kernel, 9, 1)
     assert sorted(seen) == [(0, 3), (3, 6), (6, 9)]
 
 
@@ -82,7 +82,7 @@ def test_an_interrupt_while_waiting_still_waits_for_every_thread(monkeypatch):
 
     monkeypatch.setattr(_threads, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        sliced(kernel, 2, 1)
+        parallel_for(kernel, 2, 1)
     assert sorted(done) == [0, 1]
 
 
@@ -99,7 +99,7 @@ def test_arguments_are_passed_through():
     def kernel(start, stop, x, factor, y):
         y[start:stop] = x[start:stop] * factor
 
-    sliced(kernel, 10, 1, np.arange(10), 3, out)
+    parallel_for(kernel, 10, 1, np.arange(10), 3, out)
     np.testing.assert_array_equal(out, 3 * np.arange(10))
 
 
@@ -114,7 +114,7 @@ def test_a_compiled_kernel(threads):
     set_num_threads(threads)
     x = np.arange(1000.0)
     out = np.full(1000, np.nan)
-    sliced(_square, 1000, 10, x, out)
+    parallel_for(_square, 1000, 10, x, out)
     np.testing.assert_array_equal(out, x * x)
 
 
@@ -129,13 +129,13 @@ def test_an_error_in_any_slice_comes_through(bad):
         done.append(start)
 
     with pytest.raises(ArithmeticError, match=f"slice {bad * 10}"):
-        sliced(kernel, 30, 10)
+        parallel_for(kernel, 30, 10)
     assert sorted(done) == [start for start in (0, 10, 20) if start != bad * 10]  # the others were waited for
     assert slices_of(30, 10) == [(0, 10), (10, 20), (20, 30)]  # and the pool still works
 
 
 def test_no_slice_runs_on_after_an_error():
-    """The caller gives up its arrays when `sliced` raises: by then no thread may be writing."""
+    """The caller gives up its arrays when `parallel_for` raises: by then no thread may be writing."""
     set_num_threads(2)
     release, finished = threading.Event(), []
 
@@ -147,7 +147,7 @@ def test_no_slice_runs_on_after_an_error():
         finished.append(start)
 
     with pytest.raises(KeyboardInterrupt):
-        sliced(kernel, 2, 1)
+        parallel_for(kernel, 2, 1)
     assert finished == [1]
 
 
@@ -160,7 +160,7 @@ def test_many_callers_at_once():
         for _ in range(10):
             out = np.zeros(300)
             set_num_threads(size)
-            sliced(_square, 300, 10, x, out)
+            parallel_for(_square, 300, 10, x, out)
             if not np.array_equal(out, x * x):
                 wrong.append(size)
 
@@ -271,7 +271,7 @@ def bar_output(show, counted):
 def test_side_by_side_does_each_once(n, workers):
     ended, seen = threading.Event(), []
     set_num_threads(4)
-    _threads.side_by_side(lambda i: seen.append((i, get_num_threads(), threading.get_ident())), n, workers, ended)
+    _threads.map_threads(lambda i: seen.append((i, get_num_threads(), threading.get_ident())), n, workers, ended)
     assert sorted(i for i, _, _ in seen) == list(range(n))
     assert {share for _, share, _ in seen} <= {4 // workers}
     assert len({thread for _, _, thread in seen}) <= workers
@@ -292,7 +292,7 @@ def test_side_by_side_ends_together(fails):
         assert ended.wait(30)
 
     with pytest.raises(KeyboardInterrupt if fails == 0 else ValueError):
-        _threads.side_by_side(call, 6, 3, ended)
+        _threads.map_threads(call, 6, 3, ended)
     assert not [t for t in threading.enumerate() if t.name.startswith("cce-chunk")]
 
 

@@ -120,11 +120,11 @@ CASES = [
     *[("lookup", "_lookup", n, LOOKUP, m) for n, m in LOOKUPS.items()],
     *[("scatter", "_scatter", n, SCATTER, {**m, "SLOPES": n == "all"}) for n, m in
       {"cce": CCE, "all": ALL, "hnet": HNET, "mean int8": MEAN8, "given": GIVEN}.items()],
-    ("segments", "_write_down", "cce", WRITE, {**CCE, "U": 1}),
-    ("segments", "_write_down", "given", WRITE, {**GIVEN, "U": 1}),
+    ("segments", "_emit", "cce", WRITE, {**CCE, "U": 1}),
+    ("segments", "_emit", "given", WRITE, {**GIVEN, "U": 1}),
     ("sums", "_dot", "cce", DOT, DOTTED),
     ("sums", "_dot", "signs", DOT, {**DOTTED, "C": 2, "KINDS": HASH, "TERMS": 1, "SIGNED": True}),
-    ("segments", "_write_down", "all", WRITE, {**ALL, "U": 8, "MEAN": True, "FACTORS": False}),
+    ("segments", "_emit", "all", WRITE, {**ALL, "U": 8, "MEAN": True, "FACTORS": False}),
     ("segments", "_sum_pieces", "first", SUMS, {"N": 128, "U": 8, "ORDERED": True, "SCALED": True}),
     ("segments", "_sum_pieces", "float64", {**SUMS, "values": "*fp64", "out": "*fp64"},
      {"N": 64, "U": 16, "ORDERED": False, "SCALED": False}),
@@ -192,7 +192,7 @@ def test_compiles(module, name, case, types, constants, target):
 def test_every_kernel_is_among_them():
     """A kernel is what a launcher calls: a @triton.jit function of one leading underscore with a program id."""
     found = set()
-    for path in Path(importlib.import_module("cce_kernels.needs").__file__).parent.glob("*.py"):
+    for path in Path(importlib.import_module("cce_kernels.runtime").__file__).parent.glob("*.py"):
         for name, body in re.findall(r"@triton\.jit\ndef (\w+)\((.*?)(?=\n@triton|\n\n\n|\Z)", path.read_text(), re.S):
             if "tl.program_id" in body:
                 found.add((path.stem, name))

@@ -60,7 +60,7 @@ def test_a_clustering_is_that_of_the_cpu(options, weighted):
         table.parameters()["memory"][:] += (
             np.random.default_rng(generation).normal(size=table.layout.size).astype(np.float32)
         )
-        table.settle()
+        table.requantize()
         tables = Tables([(table.spec, from_table(table, DEVICE))])
         setting = {"n_iter": 4, "points_per_centroid": 3, "residual": generation == 0}
         want = table.cluster(weights=weights, **setting)

@@ -179,7 +179,7 @@ def test_a_warm_clustering_is_that_of_the_cpu(codec, weighted):
     table, _ = pair(codec, rank=0)
     table.cluster(n_iter=5)
     table.parameters()["memory"][:] += np.random.default_rng(0).normal(size=table.layout.size).astype(np.float32)
-    table.settle()
+    table.requantize()
     tables = Tables([(table.spec, from_table(table, DEVICE))])
     weights = np.random.default_rng(1).random(300).astype(np.float32) if weighted else None
     want = table.cluster(weights=weights, n_iter=5, points_per_centroid=8)

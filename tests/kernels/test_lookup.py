@@ -10,8 +10,8 @@ from kernel_tables import CODECS, DEVICE, METHODS, make, poisoned, tables, tenso
 
 import cce_core as cce
 from cce_kernels import lookup as kernel
-from cce_kernels.needs import on_device
-from cce_kernels.parts import Part, launches, parts_of
+from cce_kernels.launch import Part, launches, parts_of
+from cce_kernels.runtime import on_device
 from cce_kernels.tables import Tables, from_table
 from cce_kernels.tables import lookup as lookup_once
 
@@ -275,10 +275,10 @@ def test_without_triton_the_message_says_what_to_install(tmp_path):
     import sys
     from pathlib import Path
 
-    import cce_kernels.needs
+    import cce_kernels.runtime
 
     code = "import sys; sys.modules['triton'] = None; import cce_kernels.tables"
-    paths = [str(Path(cce_kernels.needs.__file__).parents[1]), *sys.path]
+    paths = [str(Path(cce_kernels.runtime.__file__).parents[1]), *sys.path]
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

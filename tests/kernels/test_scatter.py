@@ -13,7 +13,7 @@ from reference import tables as reference
 
 from cce_core.sketching.gradient import SparseGradient
 from cce_kernels import lookup as kernel
-from cce_kernels import segments
+from cce_kernels import ordered
 from cce_kernels.tables import Tables, from_table
 
 pytestmark = pytest.mark.triton
@@ -157,7 +157,7 @@ def test_one_hot_id_is_summed_in_pieces():
     """300 additions to each block: three pieces, then one; and a long bag."""
     table = make("ce", 50, 4)
     ids, grads, device = np.zeros(300, np.int64), gradients(300, 4), on(table)
-    assert 4 * segments.PIECE < 300
+    assert 4 * ordered.PIECE < 300
     runs = [device.backward(tensor(ids), tensor(grads), deterministic=True)[0][0]["memory"] for _ in range(2)]
     assert torch.equal(*runs)
     near(runs[0], table.backward(ids, grads, dense=True)["memory"], 10)
@@ -165,8 +165,8 @@ def test_one_hot_id_is_summed_in_pieces():
 
 def test_fixed_order_is_torchs_word(monkeypatch):
     seen = []
-    plain = segments.run
-    monkeypatch.setattr(segments, "run", lambda *a: seen.append(1) or plain(*a))
+    plain = ordered.run
+    monkeypatch.setattr(ordered, "run", lambda *a: seen.append(1) or plain(*a))
     device, ids, grads = on(make("ce", 50, 4)), tensor(np.arange(3)), tensor(gradients(3, 4))
     device.backward(ids, grads)
     assert not seen
@@ -184,8 +184,8 @@ def test_fixed_order_is_torchs_word(monkeypatch):
 def test_whole_and_broken_tiles(monkeypatch, n):
     monkeypatch.setattr(kernel, "TILE", 128)
     monkeypatch.setattr("cce_kernels.scatter.TILE", 128)
-    monkeypatch.setattr(segments, "TILE", 128)
-    monkeypatch.setattr(segments, "_SUMS", 16)
+    monkeypatch.setattr(ordered, "TILE", 128)
+    monkeypatch.setattr(ordered, "_SUMS", 16)
     table = make("cce", 1000, 8, rank=0)
     ids, grads, device = np.arange(n) * 19, gradients(n, 8), on(table)
     for deterministic in (False, True):
@@ -196,12 +196,12 @@ def test_whole_and_broken_tiles(monkeypatch, n):
 def test_sums_of_runs_exhaustively(monkeypatch):
     """All keys of up to 5 additions to 3 places, one of them nowhere, in pieces of 2."""
     values = tensor(np.arange(1, 11, dtype=np.float64))
-    nowhere = segments.NOWHERE
-    monkeypatch.setattr(segments, "PIECE", 2)
+    nowhere = ordered.NOWHERE
+    monkeypatch.setattr(ordered, "PIECE", 2)
     for n in range(6):
         for keys in list(itertools.product([0, 1, nowhere], repeat=n))[:: 7 if n == 5 else 3]:
             of = torch.tensor(keys, dtype=torch.int64, device=DEVICE)
-            index, sums = segments.sum_runs(of, 2 * torch.arange(n, device=DEVICE), None, values, 2)
+            index, sums = ordered.sum_runs(of, 2 * torch.arange(n, device=DEVICE), None, values, 2)
             mine = {k: [i for i, key in enumerate(keys) if key == k] for k in {*keys} - {nowhere}}
             want = {k: [float(sum(2 * i + 1 + j for i in at)) for j in (0, 1)] for k, at in mine.items()}
             assert dict(zip(index.tolist(), sums.tolist())) == want

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from kernel_tables import DEVICE, METHODS, make, poisoned, tensor, torch
 
 from cce_core.sketching import blocks
-from cce_core.sketching.batch import Batch
+from cce_core.sketching.batch import JaggedBatch
 from cce_core.sketching.descriptors import Memory
 from cce_core.sketching.group import TableGroup
 from cce_core.storage.codec import BFLOAT16, FLOAT32
-from cce_kernels import lookup, scatter, segments, sums
+from cce_kernels import lookup, operators, ordered, scatter
 
 pytestmark = pytest.mark.triton
 few = settings(max_examples=15, suppress_health_check=list(HealthCheck))
@@ -37,48 +37,50 @@ def test_any_layout_and_any_ids(data):
     weights = rng.normal(size=(len(ids), len(layout.columns))).astype(np.float32) if data.draw(st.booleans()) else None
     grads = rng.normal(size=(len(ids), layout.dim)).astype(np.float32)
     codes, given = table.parameters()["memory"], weights is not None
-    frame = sums.frame(layout, vocab, torch.device(DEVICE), given=given)
+    frame = operators.frame(layout, vocab, torch.device(DEVICE), given=given)
     memory, mine, w = tensor(codes), tensor(ids.view(np.int64)), None if weights is None else tensor(weights)
-    got, error = sums.gather(frame, memory, mine, w, keys, pointers)
+    got, error = operators.gather(frame, memory, mine, w, keys, pointers)
     assert int(error) == lookup.GOOD
     np.testing.assert_array_equal(
         got.cpu().numpy(), blocks.lookup(TableGroup.of(sketch, Memory(FLOAT32, codes)), ids, weights)
     )
-    want = blocks.scatter(TableGroup.of(sketch), Batch.alone(ids), grads, weights).reshape(layout.n_units, layout.unit)
+    want = blocks.scatter(TableGroup.of(sketch), JaggedBatch.alone(ids), grads, weights).reshape(
+        layout.n_units, layout.unit
+    )
     for fixed in (False, True):
-        back = sums.spread(frame, tensor(grads), mine, w, keys, pointers, deterministic=fixed)
+        back = operators.spread(frame, tensor(grads), mine, w, keys, pointers, deterministic=fixed)
         np.testing.assert_allclose(back.cpu().numpy(), want, rtol=1e-4, atol=1e-4)
-    units, values = sums.touched(frame, tensor(grads), mine, w, keys, pointers)
+    units, values = operators.touched(frame, tensor(grads), mine, w, keys, pointers)
     assert torch.equal(units, units.unique())
     whole = torch.zeros_like(back)
     whole[units] = values
     assert torch.equal(whole, back)
-    plain = sums.frame(layout, vocab, torch.device(DEVICE))
-    slopes = sums.dot(plain, memory, tensor(grads), mine, keys, pointers).cpu().numpy()
+    plain = operators.frame(layout, vocab, torch.device(DEVICE))
+    slopes = operators.dot(plain, memory, tensor(grads), mine, keys, pointers).cpu().numpy()
     np.testing.assert_allclose(
         slopes, blocks.dot(TableGroup.of(sketch, Memory(FLOAT32, codes)), ids, grads), rtol=1e-4, atol=1e-4
     )
     if layout.signed:
-        signed = sums.frame(layout, vocab, torch.device(DEVICE), signed=True)
-        np.testing.assert_array_equal(sums.signs(signed, mine, keys).cpu().numpy(), blocks.signs(sketch, ids))
+        signed = operators.frame(layout, vocab, torch.device(DEVICE), signed=True)
+        np.testing.assert_array_equal(operators.signs(signed, mine, keys).cpu().numpy(), blocks.signs(sketch, ids))
     if len(ids) > 1:
         bad = mine.clone()
         bad[1] = vocab
-        vectors, error = sums.gather(frame, memory, bad, w, keys, pointers)
+        vectors, error = operators.gather(frame, memory, bad, w, keys, pointers)
         assert int(error) == 1
         assert (vectors[1] == 0).all()
-        assert (sums.dot(plain, memory, tensor(grads), bad, keys, pointers)[1] == 0).all()
+        assert (operators.dot(plain, memory, tensor(grads), bad, keys, pointers)[1] == 0).all()
 
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("n", [1, 15, 16, 17, 50])
 def test_whole_and_broken_tiles(monkeypatch, n, weighted):
-    for module in (lookup, scatter, segments, sums):
+    for module in (lookup, scatter, ordered, operators):
         monkeypatch.setattr(module, "TILE", 512 if weighted else 128)
     table = make("cce", 1000, 8, rank=0)
     sketch, ids = table.sketch, np.arange(n, dtype=np.uint64) * np.uint64(19)
     weights = np.random.default_rng(0).normal(size=(n, 8)).astype(np.float32) if weighted else None
-    frame = sums.frame(sketch.layout, 1000, torch.device(DEVICE), given=weighted)
+    frame = operators.frame(sketch.layout, 1000, torch.device(DEVICE), given=weighted)
     assert frame.rows_of_a_tile(lookup.TILE, 50) == 16
     args = (
         tensor(ids.view(np.int64)),
@@ -87,14 +89,14 @@ def test_whole_and_broken_tiles(monkeypatch, n, weighted):
         words(sketch.pointers),
     )
     memory = table.parameters()["memory"]
-    got = sums.gather(frame, tensor(memory), *args)[0].cpu().numpy()
+    got = operators.gather(frame, tensor(memory), *args)[0].cpu().numpy()
     np.testing.assert_array_equal(got, blocks.lookup(TableGroup.of(sketch, Memory(FLOAT32, memory)), ids, weights))
-    want = blocks.scatter(TableGroup.of(sketch), Batch.alone(ids), got, weights)
+    want = blocks.scatter(TableGroup.of(sketch), JaggedBatch.alone(ids), got, weights)
     for fixed in (False, True):
-        back = sums.spread(frame, tensor(got), *args, deterministic=fixed)
+        back = operators.spread(frame, tensor(got), *args, deterministic=fixed)
         np.testing.assert_allclose(back.cpu().numpy().reshape(-1), want, rtol=1e-4, atol=1e-5)
     if not weighted:
-        slopes = sums.dot(frame, tensor(memory), tensor(got), args[0], *args[2:])
+        slopes = operators.dot(frame, tensor(memory), tensor(got), args[0], *args[2:])
         want = blocks.dot(TableGroup.of(sketch, Memory(FLOAT32, memory)), ids, got)
         np.testing.assert_allclose(slopes.cpu().numpy(), want, rtol=1e-4, atol=1e-5)
 
@@ -106,17 +108,17 @@ def test_bfloat16_memories_and_such_that_begin_anywhere():
     memory, mine = tensor(table.parameters()["memory"]), tensor(ids.view(np.int64))
     weights = torch.randn((40, 3), generator=torch.Generator().manual_seed(0)).to(DEVICE)
     halved = memory.to(torch.bfloat16)
-    frame = sums.frame(sketch.layout, 300, torch.device(DEVICE), BFLOAT16, given=True)
-    got, _ = sums.gather(frame, halved, mine, weights, words(sketch.keys), None)
+    frame = operators.frame(sketch.layout, 300, torch.device(DEVICE), BFLOAT16, given=True)
+    got, _ = operators.gather(frame, halved, mine, weights, words(sketch.keys), None)
     want = blocks.lookup(
         TableGroup.of(sketch, Memory(FLOAT32, halved.float().cpu().numpy())), ids, weights.cpu().numpy()
     )
     np.testing.assert_array_equal(got.cpu().numpy(), want)
     off = torch.cat([memory[:1], memory])[1:]
     assert off.data_ptr() % 16
-    frame = sums.frame(sketch.layout, 300, torch.device(DEVICE), whole=False)
+    frame = operators.frame(sketch.layout, 300, torch.device(DEVICE), whole=False)
     assert frame.meta["ALIGN"] == 1
-    got, _ = sums.gather(frame, off, mine, None, words(sketch.keys), None)
+    got, _ = operators.gather(frame, off, mine, None, words(sketch.keys), None)
     np.testing.assert_array_equal(
         got.cpu().numpy(), blocks.lookup(TableGroup.of(sketch, Memory(FLOAT32, memory.cpu().numpy())), ids)
     )

@@ -134,3 +134,24 @@ def test_a_method_without_a_budget_warns_where_a_rank_makes_it_larger_than_the_f
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cce.make_table(method, 1000, 64, rank=8)
+
+
+@pytest.mark.parametrize(
+    ("plain", "short"),
+    [
+        ("low_dim", "ldim"), ("hash_embedding", "hemb"), ("robe_hash_embedding", "rhemb"), ("quotient_remainder", "qr"),
+        ("hashed_net", "hnet"), ("tensor_train", "tt"), ("deep_hash", "dhe"), ("product_quantization", "pq"),
+        ("vector_quantization", "vq"), ("sparse_codes", "sparse"), ("sparse_hashed_codes", "sparse2"),
+    ],
+)  # fmt: skip
+def test_plain_names_are_the_short_ones(plain, short):
+    assert cce.make_table(plain, 500, 8, num_params=600).spec == cce.make_table(short, 500, 8, num_params=600).spec
+
+
+def test_residual_vector_quantization_has_two_stages():
+    spec = cce.make_table("residual_vector_quantization", 500, 8, num_params=600).spec
+    assert (
+        spec
+        == cce.make_table("rvq", 500, 8, num_params=600).spec
+        == cce.make_table("vq", 500, 8, num_params=600, stages=2).spec
+    )

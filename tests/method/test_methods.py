@@ -98,7 +98,7 @@ def test_lookup_equals_the_matrices(data):
     ids = np.arange(table.spec.vocab)
     np.testing.assert_allclose(table.lookup(ids), (h @ m @ w)[ids], rtol=1e-5, atol=1e-6)
     assert (table.sketch_matrix() != h).nnz == 0
-    if table.weigher is None:
+    if table.weight_sketch is None:
         assert abs(h).sum() == table.spec.vocab * (len(table.layout.columns) + bool(table.spec.rank))
 
 
@@ -123,7 +123,7 @@ def test_backward_equals_its_definition_and_is_the_adjoint(data):
         if isinstance(sparse[name], cce.SparseGradient):
             assert len(set(sparse[name].index.tolist())) == len(sparse[name].index)
             np.testing.assert_allclose(sparse[name].dense(), dense[name], rtol=1e-5, atol=1e-5)
-    if table.method.is_linear(table.spec) and table.weigher is None and not table.spec.rank:
+    if table.method.is_linear(table.spec) and table.weight_sketch is None and not table.spec.rank:
         # <lookup(M), G> = <M, backward(G)>
         left = float((table.lookup(ids).astype(np.float64) * grads).sum())
         right = float((expected["memory"] * table.stored.decoded()).sum())
@@ -141,7 +141,7 @@ def test_a_forward_pass_is_not_taken_across_a_clustering():
 @given(tables(), st.data())
 def test_only_what_is_looked_up_is_touched(table, data):
     ids = data.draw(strategies.ids(vocab=table.spec.vocab, shape=st.integers(1, 3)))
-    if table.weigher is not None:
+    if table.weight_sketch is not None:
         return  # weights in the memory are touched too
     gradient = table.backward(ids, np.ones((*ids.shape, table.spec.dim)))["memory"]
     layout, words = table.layout, np.asarray(ids).astype(np.uint64).reshape(-1)
@@ -198,12 +198,12 @@ def test_a_budget_is_kept_and_used(method, kind, data):
     used = strategies.served(table).num_params if kind == "num_params" else strategies.served(table).ledger().total
     assert used <= budget
     if method == "ldim":
-        grain, full = 4 * (vocab + dim) + 64, table.spec.rank == dim  # the rank is a whole number
+        min_chunk, full = 4 * (vocab + dim) + 64, table.spec.rank == dim  # the rank is a whole number
     else:
-        grain = 2 * dim * 4 + (vocab * max(chunks, 2) // 8 + 8)  # a row more in float32, or a bit more a pointer
+        min_chunk = 2 * dim * 4 + (vocab * max(chunks, 2) // 8 + 8)  # a row more in float32, or a bit more a pointer
         full = method in ("qr", "pq", "vq", "sparse", "sparse2") and table.spec.sizes[0] >= vocab
     if not (full or said):  # said: with pointers and keys the full table would be outgrown
-        assert used >= min(0.9 * budget, budget - grain)
+        assert used >= min(0.9 * budget, budget - min_chunk)
 
 
 @given(tables())

@@ -58,7 +58,7 @@ def test_backward_equals_its_definition(data):
         touched = [naive.digits(int(i), bases)[k] for i in ids]
         assert sorted(sparse[name].index.tolist()) == sorted(set(touched))
         assert sparse[name].size == array.size
-        assert sparse[name].values.shape[1] == table.units()[name]
+        assert sparse[name].values.shape[1] == table.block_sizes()[name]
 
 
 @given(tables(), st.integers(0, 2**32))
@@ -115,7 +115,7 @@ def test_a_budget_is_kept_and_used(kind, vocab, dim, cores, budget):
         assert used * (1 + 1 / min(free)) > budget - 4  # 90 % from rank 9 on
     for name, array in table.parameters().items():
         assert array.dtype == np.float32
-        assert table.units()[name] == array.shape[1]
+        assert table.block_sizes()[name] == array.shape[1]
 
 
 @pytest.mark.parametrize("dim", range(1, 61))

@@ -171,7 +171,7 @@ def test_values_that_were_changed_are_settled():
     table = cce.make_table("int8", 4, 8)
     table.parameters()["memory"][:] = 0.5
     assert not (table.lookup([0, 1, 2, 3]) == 0.5).all()
-    table.settle()
+    table.requantize()
     np.testing.assert_allclose(table.lookup([0, 1, 2, 3]), 0.5, rtol=1e-6)
 
 

@@ -133,7 +133,7 @@ def test_more_atoms_than_ids_are_refused_at_once():
 def test_a_mapped_table_cannot_be_settled(tmp_path):
     make("int8").save(tmp_path / "t")
     with pytest.raises(ValueError, match="mapped read-only"):
-        cce.load(tmp_path / "t", mmap=True).settle()
+        cce.load(tmp_path / "t", mmap=True).requantize()
 
 
 @pytest.mark.parametrize("scale", [1e30, 1e19, 1e-25])

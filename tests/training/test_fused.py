@@ -52,7 +52,7 @@ def plain_loop(optimizer, tables, seen_ids, grads):
     gradients, left = [], 0
     for t, table in enumerate(tables):
         right = left + table.spec.dim
-        gradients.append(table.backward(seen_ids[:, t], grads[:, left:right], dense=optimizer.moves_all()))
+        gradients.append(table.backward(seen_ids[:, t], grads[:, left:right], dense=optimizer.updates_all()))
         left = right
     if optimizer.max_norm is not None:
         flat = [np.ravel(getattr(g, "values", g)) for own in gradients for g in own.values()]
@@ -62,7 +62,7 @@ def plain_loop(optimizer, tables, seen_ids, grads):
             for t, table in enumerate(tables):
                 right, scale = left + table.spec.dim, optimizer.max_norm / norm
                 part = (grads[:, left:right] * scale).astype(np.float32)
-                gradients.append(table.backward(seen_ids[:, t], part, dense=optimizer.moves_all()))
+                gradients.append(table.backward(seen_ids[:, t], part, dense=optimizer.updates_all()))
                 left = right
     return gradients
 
@@ -108,7 +108,7 @@ def test_bags_are_updated_by_their_plain_gradients(kinds, name, data):
     grads = rng.standard_normal(seen.vectors.shape).astype(np.float32)
     optimizer = OPTIMISERS[name]()
     gradients = other.backward(other.forward(ids, None, weights, mode, lengths=lengths, padding_id=2), grads)
-    optimizer.take(list(zip(twins, gradients)))
+    optimizer.apply_gradients(list(zip(twins, gradients)))
     OPTIMISERS[name]().update(both, seen, grads)
     same(tables, twins, 2e-4)
 
@@ -219,7 +219,7 @@ def test_a_copied_optimiser_has_a_state_of_its_own(name):
     copied.update(both, ids, grads)  # must not move the state of `first`
     for key in kept:
         table.arrays()[key][...] = kept[key]
-    table.settle()
+    table.requantize()
     first.update(both, ids, grads)
     straight.update(other, ids, grads)
     same([table], [twin], 0)

@@ -56,7 +56,7 @@ def test_steps_follow_the_formula(case, method, dense, seed):
     table = make(method, seed)
     steps = history(table, seed)
     start = table.parameters()["memory"].copy()
-    unit = table.units()["memory"]
+    unit = table.block_sizes()["memory"]
     touched = []
     for sparse, _ in steps:
         on = np.zeros((start.size // unit, unit), bool)
@@ -151,7 +151,11 @@ def test_an_optimizer_alone_is_copied_with_its_settings(case, way):
     other = WAYS[way](optimizer)
     gc.collect()
     assert other.constants(3) == optimizer.constants(3)
-    assert (other.lr, other.max_norm, other.moves_all()) == (optimizer.lr, optimizer.max_norm, optimizer.moves_all())
+    assert (other.lr, other.max_norm, other.updates_all()) == (
+        optimizer.lr,
+        optimizer.max_norm,
+        optimizer.updates_all(),
+    )
     assert len(other._states) == (way == "deepcopy")
     assert other.state_bytes(table) == (optimizer.state_bytes(table) if way == "deepcopy" else 0)
     fresh = make()

@@ -15,7 +15,7 @@ from cce_core.clustering.nearest.tile_kernels import LANES
 
 
 def _apart_plain(tile: Any, rows: Any, labels: Any, now: Any) -> None:
-    """The squared distance from each point of a tile to the centroid of its label, summed as in `scan`.
+    """The squared distance from each point of a tile to the centroid of its label, summed as in `argmin_exact`.
 
     Args:
         tile: float32 (d, LANES).

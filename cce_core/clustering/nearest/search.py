@@ -9,9 +9,9 @@ Three steps, each of which may only leave out what it can prove not to matter:
        |a|² − |b|² − 2 Σ_j h_j |a_j − b_j| > 0.
 
    It is also left out where the box is farther from c than any of its points was from the centroid that it had.
-2. What is left is searched through, in the order of the centroids: by the definition (`scan`) where that is cheap, else
-   by the expanded square (`sift`).
-3. After `sift`, a point whose runner-up is so near that rounding might decide is searched again by the definition.
+2. What is left is searched through, in the order of the centroids: by the definition (`argmin_exact`) where that is cheap, else
+   by the expanded square (`argmin_expanded`).
+3. After `argmin_expanded`, a point whose runner-up is so near that rounding might decide is searched again by the definition.
 
 Margins: u = 2^−24 is the rounding of float32. A squared distance by the definition lies within (d + 2)·u of the true one,
 relatively; every quantity compared in step 1 is a sum of at most 3d terms, each bounded by |a|² + |b|² + |h|², so that
@@ -27,9 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core._jit import jit
-from cce_core._threads import sliced
+from cce_core._threads import parallel_for
 from cce_core.clustering.nearest.label_kernels import apart
-from cce_core.clustering.nearest.tile_kernels import LANES, TURN, scan, sift, turn
+from cce_core.clustering.nearest.tile_kernels import LANES, TURN, argmin_exact, argmin_expanded, recentre_tile
 from cce_core.clustering.nearest.tiles import FAN, Points, Tiles
 
 _U = np.float32(2.0**-24)
@@ -107,7 +107,7 @@ def narrow(
 
 @jit
 def recentre(centroids: Any, count: int, mid: Any, local: Any) -> None:
-    """Centroids as seen from `mid`, and in the last row half their squared length, into `local`, as `sift` wants them."""
+    """Centroids as seen from `mid`, and in the last row half their squared length, into `local`, for `argmin_expanded`."""
     d = mid.shape[0]
     norms = local[local.shape[0] - 1]
     for i in range(count):
@@ -198,7 +198,7 @@ def search_some(
         here, these, named, count = points[t], lists[home, :d], names[home], counts[home]
         first = t * LANES
         if not sifting:
-            scan(here, these, count, costs[first : first + LANES], labels[first : first + LANES])
+            argmin_exact(here, these, count, costs[first : first + LANES], labels[first : first + LANES])
             if home < levels:
                 for i in range(LANES):
                     labels[first + i] = named[labels[first + i]]
@@ -206,8 +206,8 @@ def search_some(
         if levels > 0:
             mid = mids[firsts[0] + t]
             recentre(these, count, mid, local)
-        turn(here, mid, turned, lengths)
-        sift(turned, local, count, best, which, second)
+        recentre_tile(here, mid, turned, lengths)
+        argmin_expanded(turned, local, count, best, which, second)
         open_ones = 0
         for i in range(LANES):
             doubts[i] = second[i] - best[i] <= _doubtful(d, lengths[i], best[i], longest)
@@ -262,9 +262,9 @@ def search(tiles: Tiles, centroids: Points, labels: NDArray[np.int32], costs: Po
     count, d, _ = tiles.points.shape
     k = centroids.shape[0]
     firsts = tiles.firsts if worth_narrowing(tiles.n, d, k) else tiles.firsts[:0]
-    grain = max(1, _GRAIN // (LANES * min(k, 64 if firsts.size else k) * (d + 2)))
-    sliced(
-        search_some, count, grain, tiles.points, in_columns(centroids), np.ascontiguousarray(centroids), tiles.mids,
+    min_chunk = max(1, _GRAIN // (LANES * min(k, 64 if firsts.size else k) * (d + 2)))
+    parallel_for(
+        search_some, count, min_chunk, tiles.points, in_columns(centroids), np.ascontiguousarray(centroids), tiles.mids,
         tiles.halves, firsts, middle_of(centroids), FEW, worth_sifting(d, k, firsts.size > 0), labels, costs,
         align=FAN**2 if firsts.size else 1,
     )  # fmt: skip

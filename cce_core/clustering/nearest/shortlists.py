@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core._jit import jit
-from cce_core._threads import sliced
+from cce_core._threads import parallel_for
 from cce_core.clustering.nearest.search import in_columns, middle_of, narrow, recentre, search, worth_narrowing
-from cce_core.clustering.nearest.tile_kernels import LANES, TURN, scan_named, turn, within
+from cce_core.clustering.nearest.tile_kernels import LANES, TURN, argmin_named, below, recentre_tile
 from cce_core.clustering.nearest.tiles import FAN, Points, Tiles
 
 _U = np.float32(2.0**-24)
@@ -40,7 +40,7 @@ _RUNAWAYS = 48  # that lists take in; where there are more, they are drawn up an
 
 @jit
 def _widened(columns: Any, count: int, mid: Any, local: Any) -> None:
-    """Centroids for `within`: as for `sift`, their spare σ as one more coordinate, so that (r + σ)² takes the place of r²."""
+    """Centroids for `below`: as for `argmin_expanded`, with their spare σ as one more coordinate: (r + σ)² in place of r²."""
     d = mid.shape[0]
     recentre(columns, count, mid, local)
     spares, own, norms = columns[d], local[d], local[d + 1]
@@ -97,9 +97,9 @@ def _follow(
     for t in range(start, stop):
         tile, first, count, past, outside = points[t], t * LANES, counts[t], drawn[t], 0
         if count >= 0 and many[past] <= _RUNAWAYS:
-            scan_named(tile, rows, listed[t], count, best, which)
+            argmin_named(tile, rows, listed[t], count, best, which)
             if many[past] > 0:
-                scan_named(tile, rows, runaways[past], many[past], others, whose)
+                argmin_named(tile, rows, runaways[past], many[past], others, whose)
                 for i in range(LANES):
                     if others[i] < best[i] or (others[i] == best[i] and whose[i] < which[i]):
                         which[i] = whose[i]
@@ -133,19 +133,19 @@ def _follow(
             if levels > 0:
                 mid = mids[firsts[0] + t]
                 _widened(lists[home], sizes[home], mid, local)
-            turn(tile, mid, turned, lengths)
+            recentre_tile(tile, mid, turned, lengths)
             for i in range(LANES):
                 ends[i] = np.sqrt(best[i]) + spare
                 ends[i] += wide * ends[i] + _TINY
                 turned[d, i] = -ends[i]
                 most = np.sqrt(lengths[i]) + ends[i] + widest
                 ends[i] = np.float32(0.5) * (ends[i] * ends[i] - lengths[i]) + wide * most * most
-            count = within(turned, local, sizes[home], ends, places)
+            count = below(turned, local, sizes[home], ends, places)
             for i in range(count):
                 places[i] = names[home, places[i]]
             for i in range(count, count + TURN):
                 places[i] = k
-            scan_named(tile, rows, places, count, best, which)
+            argmin_named(tile, rows, places, count, best, which)
             work[t] = -count
             drawn[t], counts[t] = now, -1
             if count <= listed.shape[1] - TURN:
@@ -238,7 +238,7 @@ class Nearest:
         _survey(centroids, self.places, self.spares, self.common, far, self.runaways, many)
         rows = np.full((self.k + 1, d), np.inf, np.float32)
         rows[:-1] = centroids
-        sliced(
+        parallel_for(
             _follow, count, _GRAIN, tiles.points, in_columns(centroids, self.spares[now]), rows, tiles.mids,
             tiles.halves, tiles.firsts if self.boxed else tiles.firsts[:0], middle_of(centroids), spare,
             self.spares[now].max(), now, far, self.runaways, many, self.listed, self.counts, self.drawn, self.reach,

@@ -3,11 +3,12 @@
 Compiled callers get vector instructions (`_loops.py`): the `LANES` points of a tile side by side in a register, a few centroids
 at a time, what is least so far kept in registers.
 
-`scan` is the definition: the sum over coordinates in order, each step rounded to float32 (no fused multiply-add), so
-that a distance has the same bits here, in NumPy and in plain Python. `sift` takes a third of the work by the expanded
+`argmin_exact` is the definition: the sum over coordinates in order, each step rounded to float32 (no fused multiply-add), so
+that a distance has the same bits here, in NumPy and in plain Python. `argmin_expanded` takes a third of the work by the expanded
 square, rounded as it comes; it also says how near the runner-up is, so that its caller can tell when that decides.
-`scan_named` looks only at centroids on a list, and `within` makes such lists; `lower` is for one centre alone, and `turn`
-readies a tile for `sift` and `within`.
+`argmin_named` looks only at centroids on a list, and `below` makes such lists; `minimum` is for one centre alone,
+and `recentre_tile`
+readies a tile for `argmin_expanded` and `below`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from cce_core import _loops
 from cce_core._jit import COMPILED
 
 LANES = 16  # points of a tile: one register of AVX-512, two of AVX2
-TURN = 8  # centroids a turn, and what lists are padded to; `scan`, whose lists are short, takes half as many
+TURN = 8  # centroids a turn, and what lists are padded to; `argmin_exact`, whose lists are short, takes half as many
 
 
-def _scan_plain(tile: Any, centroids: Any, count: int, best: Any, which: Any) -> None:
+def _argmin_exact_plain(tile: Any, centroids: Any, count: int, best: Any, which: Any) -> None:
     """Least squared distance from each point of a tile to `count` centroids, and the first centroid that has it.
 
         best[l] = min_c Σ_j (centroids[j, c] − tile[j, l])²        which[l] = the least such c
@@ -58,7 +59,7 @@ def _scores(tile: Any, centroids: Any, count: int) -> Any:
     return scores
 
 
-def _sift_plain(tile: Any, centroids: Any, count: int, best: Any, which: Any, second: Any) -> None:
+def _argmin_expanded_plain(tile: Any, centroids: Any, count: int, best: Any, which: Any, second: Any) -> None:
     """Least score of each point of a tile over `count` centroids, a centroid that has it, and the least of the others.
 
         score[c, l] = centroids[d, c] + Σ_j centroids[j, c] · tile[j, l]
@@ -82,19 +83,19 @@ def _sift_plain(tile: Any, centroids: Any, count: int, best: Any, which: Any, se
     second[:] = scores.min(0)
 
 
-def _scan_named_plain(tile: Any, rows: Any, names: Any, count: int, best: Any, which: Any) -> None:
-    """`scan` of the centroids `rows[names[i]]`, i < count; `which` gets the name.
+def _argmin_named_plain(tile: Any, rows: Any, names: Any, count: int, best: Any, which: Any) -> None:
+    """`argmin_exact` of the centroids `rows[names[i]]`, i < count; `which` gets the name.
 
     Args:
         rows: float32 (k + 1, d), a centroid a row, the last one infinite.
         names: int32, padded with k to the next multiple of TURN.
     """
-    _scan_plain(tile, rows[names[:count]].T, count, best, which)
+    _argmin_exact_plain(tile, rows[names[:count]].T, count, best, which)
     which[:] = names[which]
 
 
-def _within_plain(tile: Any, centroids: Any, count: int, limits: Any, out: Any) -> int:
-    """Which centroids' scores (see `sift`) are at most the limit for one point of the tile at least; how many.
+def _below_plain(tile: Any, centroids: Any, count: int, limits: Any, out: Any) -> int:
+    """Which centroids' scores (see `argmin_expanded`) are at most the limit for one point of the tile at least; how many.
 
     Args:
         limits: float32 (LANES,).
@@ -105,8 +106,8 @@ def _within_plain(tile: Any, centroids: Any, count: int, limits: Any, out: Any) 
     return len(found)
 
 
-def _lower_plain(tile: Any, centre: Any, known: Any, now: Any) -> None:
-    """The squared distance from each point of a tile to one centre, as in `scan`, or what is known where that is less.
+def _minimum_plain(tile: Any, centre: Any, known: Any, now: Any) -> None:
+    """The squared distance from each point of a tile to one centre, as in `argmin_exact`, or what is known where that is less.
 
     Args:
         tile: float32 (d, LANES).
@@ -121,8 +122,8 @@ def _lower_plain(tile: Any, centre: Any, known: Any, now: Any) -> None:
     now[:] = np.minimum(known, total)
 
 
-def _turn_plain(tile: Any, mid: Any, turned: Any, lengths: Any) -> None:
-    """The way from each point of a tile to `mid`, and its squared length as in `scan`.
+def _recentre_tile_plain(tile: Any, mid: Any, turned: Any, lengths: Any) -> None:
+    """The way from each point of a tile to `mid`, and its squared length as in `argmin_exact`.
 
     Args:
         tile: float32 (d, LANES).
@@ -137,9 +138,9 @@ def _turn_plain(tile: Any, mid: Any, turned: Any, lengths: Any) -> None:
     lengths[:] = total
 
 
-scan = _loops.tile_loop("scan", LANES, TURN) if COMPILED else _scan_plain
-sift = _loops.tile_loop("sift", LANES, TURN) if COMPILED else _sift_plain
-scan_named = _loops.tile_loop("scan_named", LANES, TURN) if COMPILED else _scan_named_plain
-within = _loops.tile_loop("within", LANES, TURN) if COMPILED else _within_plain
-lower = _loops.tile_loop("lower", LANES, TURN) if COMPILED else _lower_plain
-turn = _loops.tile_loop("turn", LANES, TURN) if COMPILED else _turn_plain
+argmin_exact = _loops.tile_loop("argmin_exact", LANES, TURN) if COMPILED else _argmin_exact_plain
+argmin_expanded = _loops.tile_loop("argmin_expanded", LANES, TURN) if COMPILED else _argmin_expanded_plain
+argmin_named = _loops.tile_loop("argmin_named", LANES, TURN) if COMPILED else _argmin_named_plain
+below = _loops.tile_loop("below", LANES, TURN) if COMPILED else _below_plain
+minimum = _loops.tile_loop("minimum", LANES, TURN) if COMPILED else _minimum_plain
+recentre_tile = _loops.tile_loop("recentre_tile", LANES, TURN) if COMPILED else _recentre_tile_plain

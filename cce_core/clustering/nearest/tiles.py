@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core._jit import jit
-from cce_core._threads import sliced
+from cce_core._threads import parallel_for
 from cce_core.clustering.nearest.tile_kernels import LANES
 
 Points = NDArray[np.float32]
@@ -168,13 +168,13 @@ def tile(x: Points, arranged: bool) -> Tiles:
         size = LANES << (count - 1).bit_length()
         while size > LANES:
             smallest = size >> 1 if size > _BELOW else LANES
-            sliced(_split, -(-n // size), max(1, _GRAIN // size), x, bits, words, size, smallest)
+            parallel_for(_split, -(-n // size), max(1, _GRAIN // size), x, bits, words, size, smallest)
             size = smallest
         words &= _PLACE
         order = words
     points = np.empty((count, d, LANES), np.float32)
     ends = np.empty((2, count if arranged else 0, d), np.float32)
-    sliced(_fill, count, max(1, _FILL_GRAIN // LANES), x, words, points, ends[0], ends[1])
+    parallel_for(_fill, count, max(1, _FILL_GRAIN // LANES), x, words, points, ends[0], ends[1])
     if not arranged:
         return Tiles(points, None, ends[0], ends[1], np.empty(0, np.int64), n)
     lows, highs = [ends[0]], [ends[1]]

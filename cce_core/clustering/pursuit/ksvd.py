@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core._jit import jit
-from cce_core._threads import sliced
+from cce_core._threads import parallel_for
 from cce_core.clustering.nearest.tiles import Points
 from cce_core.clustering.points import as_points
 from cce_core.clustering.pursuit.omp import omp
@@ -179,7 +179,7 @@ def k_svd(
     left, costs, new_costs = np.empty((n, dim)), np.empty(n), np.empty(n)
 
     def measure(atoms: Points, indices: NDArray[np.int32], weights: Points, out: NDArray[np.float64]) -> None:
-        sliced(_leave, n, max(1, _GRAIN // (s * dim)), x, atoms, indices, weights, left, out)
+        parallel_for(_leave, n, max(1, _GRAIN // (s * dim)), x, atoms, indices, weights, left, out)
 
     atoms = _start(x, k, seed)
     indices, weights = omp(x, atoms, s)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core._jit import jit
-from cce_core._threads import sliced
+from cce_core._threads import parallel_for
 from cce_core.clustering.nearest.tiles import Points
 from cce_core.clustering.points import as_points
 
@@ -195,11 +195,11 @@ def omp(X: Any, D: Any, n_nonzero: int) -> tuple[NDArray[np.int32], Points]:
         for turn in range(s):
             np.matmul(residuals.astype(np.float32), columns, out=products)
             state = (products, atoms, residuals, lengths, basis, triangle, heights, indices[rows], counts)
-            sliced(_choose, b, max(1, _GRAIN // (k + turn * dim)), turn, *state)
+            parallel_for(_choose, b, max(1, _GRAIN // (k + turn * dim)), turn, *state)
             if not (counts > turn).any():
                 break
-        grain = max(1, _GRAIN // (s * s))
-        sliced(_solve, b, grain, triangle, heights, counts, norms, sizes, indices[rows], weights[rows])
+        min_chunk = max(1, _GRAIN // (s * s))
+        parallel_for(_solve, b, min_chunk, triangle, heights, counts, norms, sizes, indices[rows], weights[rows])
     if not np.isfinite(weights).all():
         row, place = (int(i) for i in np.argwhere(~np.isfinite(weights))[0])
         raise ValueError(

@@ -88,15 +88,15 @@ def test_bags_and_projections_in_one_launch(data):
     n = int(cuts[-1])
     ids = torch.tensor(data.draw(st.lists(st.integers(0, VOCAB - 1), min_size=n, max_size=n)), dtype=torch.int64)
     generator = torch.Generator().manual_seed(n)
-    amounts = torch.randn(n, generator=generator) if data.draw(st.booleans()) else None
+    per_sample_weights = torch.randn(n, generator=generator) if data.draw(st.booleans()) else None
     memory = torch.randn(layout.n_units, layout.unit, generator=generator).to(kind)
     projection = emb._parameters.get("projection") if data.draw(st.booleans()) else None
     offsets = torch.from_numpy(cuts) if bagged else None
     to = lambda t, kind=None: None if t is None else t.detach().to(DEVICE, kind)  # noqa: E731
-    bags = to(ids), to(offsets), to(amounts)
+    bags = to(ids), to(offsets), to(per_sample_weights)
     got = cuda.vectors(to(memory), to(projection), *bags, *words, text, False)
     each = eager.gather(to(memory).double(), to(ids), None, *words, text, "memory").cpu()
-    a = torch.ones(n) if amounts is None else amounts
+    a = torch.ones(n) if per_sample_weights is None else per_sample_weights
     each = torch.cat([each, torch.ones(n, 1)], 1) * a.double()[:, None]
     owner = np.repeat(np.arange(len(lengths)), lengths) if bagged else np.arange(n)
     want = torch.zeros(len(lengths) if bagged else n, layout.dim + 1, dtype=torch.float64)
@@ -250,10 +250,10 @@ def test_autocast_leaves_an_embedding_as_it_is(kind, gpu):
 
 
 def test_a_fixed_order_is_torchs_word(monkeypatch, gpu):
-    from cce_kernels import segments
+    from cce_kernels import ordered
 
-    seen, run = [], segments.run
-    monkeypatch.setattr(segments, "run", lambda *a: seen.append(1) or run(*a))
+    seen, run = [], ordered.run
+    monkeypatch.setattr(ordered, "run", lambda *a: seen.append(1) or run(*a))
     _, there = both(("hemb", {"num_params": 400}))
     ids, found = IDS.repeat(5, 5).to(DEVICE), []
     there(ids).square().sum().backward()
@@ -308,9 +308,9 @@ print([str(one.message) for one in said if "kernels" in str(one.message)])
 )
 def test_without_kernels_plain_torch_gives_the_same_and_says_so_once(before, more, expected):
     import cce_core
-    import cce_kernels.needs
+    import cce_kernels.runtime
 
-    paths = [os.path.dirname(os.path.dirname(module.__file__)) for module in (cce_kernels.needs, cce_core)]
+    paths = [os.path.dirname(os.path.dirname(module.__file__)) for module in (cce_kernels.runtime, cce_core)]
     done = subprocess.run(
         [sys.executable, "-c", ALONE.format(before=before)],
         capture_output=True,

@@ -49,7 +49,7 @@ def test_every_slice_runs_once_and_gives_what_it_gave(ours, n):
 
     for _ in range(50):
         seen.clear()
-        given = _threads.sliced(kernel, n, 1, 7)
+        given = _threads.parallel_for(kernel, n, 1, 7)
         assert sorted(seen) == [(0, -(-n // 2)), (-(-n // 2), n)]
         assert given == 7 * -(-n // 2)
 
@@ -63,7 +63,7 @@ def test_threads_of_torch_run_them(ours):
         both.wait()
         names.add(threading.get_ident())
 
-    _threads.sliced(kernel, 2, 1)
+    _threads.parallel_for(kernel, 2, 1)
     pool = {t.ident for t in threading.enumerate() if t.name.startswith("cce")}
     assert len(names) == 2
     assert not names & pool
@@ -81,15 +81,15 @@ def test_what_a_slice_raises_is_raised_when_all_have_ended(ours, error, where):
         ended.append(start)
 
     with pytest.raises(error, match="it went wrong"):
-        _threads.sliced(kernel, 2, 1)
+        _threads.parallel_for(kernel, 2, 1)
     assert ended in ([], [1 - where])
-    assert _threads.sliced(lambda start, stop: 5, 2, 1) == 5  # and the next call is none the worse
+    assert _threads.parallel_for(lambda start, stop: 5, 2, 1) == 5  # and the next call is none the worse
 
 
 def test_slices_that_never_ran_are_no_result(ours, monkeypatch):
     monkeypatch.setattr(ours, "parallel", lambda region, data, size, flags: None)
     with pytest.raises(RuntimeError, match="CCE_TEAM=0"):
-        _threads.sliced(lambda start, stop: 1, 2, 1)
+        _threads.parallel_for(lambda start, stop: 1, 2, 1)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, TimeoutError])
@@ -112,7 +112,7 @@ def test_what_a_handler_raises_before_a_slice_begins_is_raised(ours, error, monk
     before = signal.signal(signal.SIGUSR1, handler)
     try:
         with pytest.raises(error, match="by the handler"):
-            _threads.sliced(lambda start, stop: seen.append(start), 2, 1)
+            _threads.parallel_for(lambda start, stop: seen.append(start), 2, 1)
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert seen == [0, 1]
@@ -127,7 +127,7 @@ def test_other_things_that_nobody_raises_are_still_reported(ours):
     noise, hook = [], sys.unraisablehook
     sys.unraisablehook = noise.append
     try:
-        _threads.sliced(lambda start, stop: Odd() and None, 2, 1)
+        _threads.parallel_for(lambda start, stop: Odd() and None, 2, 1)
     finally:
         sys.unraisablehook = hook
     assert [str(report.exc_value) for report in noise] == ["in a finaliser"] * 2
@@ -145,7 +145,7 @@ def test_other_threads_and_too_few_of_torch_leave_it_to_the_pool(ours):
     assert ours(kernel, [(0, 1), (1, 2), (2, 3)], ()) is None
     torch.set_num_threads(1)
     assert ours(kernel, [(0, 1), (1, 2)], ()) is None
-    assert _threads.sliced(lambda start, stop: stop, 2, 1) == 1
+    assert _threads.parallel_for(lambda start, stop: stop, 2, 1) == 1
 
 
 def test_lookups_and_gradients_have_the_same_bits(ours):
@@ -166,11 +166,11 @@ def test_lookups_and_gradients_have_the_same_bits(ours):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_child_does_without(ours):
-    _threads.sliced(lambda start, stop: None, 2, 1)
+    _threads.parallel_for(lambda start, stop: None, 2, 1)
     child = os.fork()
     if child == 0:
         _threads.team.set(openmp.TEAM)  # as an operator there would
-        right = _threads.sliced(lambda start, stop: stop, 2, 1) == 1
+        right = _threads.parallel_for(lambda start, stop: stop, 2, 1) == 1
         os._exit(0 if right else 1)
     assert os.waitpid(child, 0)[1] == 0
 
@@ -207,7 +207,7 @@ def test_operators_that_overlap_leave_the_core_to_itself(monkeypatch):
     cce.set_num_threads(2)
 
     def share():
-        _threads.sliced(lambda start, stop: 1, 2, 1)
+        _threads.parallel_for(lambda start, stop: 1, 2, 1)
 
     @openmp.used
     def theirs():

@@ -43,19 +43,19 @@ def call(emb, bags, weighted, dtype):
 
     memory = random(layout.n_units, layout.unit)
     projection = random(plan.rank + 1, DIM) if plan.rank else None
-    amounts = random(len(IDS)) if weighted else None
+    per_sample_weights = random(len(IDS)) if weighted else None
     of = (IDS, None if offsets is None else torch.tensor(offsets))
     rest = (emb._buffers.get("keys"), emb._buffers.get("pointers"), plan.text)
-    return memory, projection, amounts, of, rest, random(rows, DIM), random(rows, layout.dim)
+    return memory, projection, per_sample_weights, of, rest, random(rows, DIM), random(rows, layout.dim)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("bags", ["ids", "bags"])
 @pytest.mark.parametrize("method", ["full", "cce"])
 def test_torchs_own_checks(method, bags, weighted):
-    memory, projection, amounts, of, rest, grads, inner = call(table(method), bags, weighted, torch.float32)
-    torch.library.opcheck(torch.ops.cce.vectors.default, (memory, projection, *of, amounts, *rest, False))
-    torch.library.opcheck(torch.ops.cce.spread.default, (inner, *of, amounts, *rest))
+    memory, projection, per_sample_weights, of, rest, grads, inner = call(table(method), bags, weighted, torch.float32)
+    torch.library.opcheck(torch.ops.cce.vectors.default, (memory, projection, *of, per_sample_weights, *rest, False))
+    torch.library.opcheck(torch.ops.cce.spread.default, (inner, *of, per_sample_weights, *rest))
     torch.library.opcheck(torch.ops.cce.weigh.default, (torch.randn(len(IDS), DIM, requires_grad=True), grads, *of))
     if projection is not None:
         x = torch.randn(len(grads), len(projection), requires_grad=True)
@@ -72,8 +72,8 @@ KINDS = [(torch.float64, {}), (torch.float32, {"eps": 0.5, "atol": 1e-2, "rtol":
 @pytest.mark.parametrize("method", TABLES)
 @pytest.mark.filterwarnings("ignore:Input #:UserWarning")
 def test_gradients_of_both_orders(method, bags, weighted, dtype, settings):
-    memory, projection, amounts, of, rest, grads, inner = call(table(method), bags, weighted, dtype)
-    given = [t for t in (projection, amounts) if t is not None]
+    memory, projection, per_sample_weights, of, rest, grads, inner = call(table(method), bags, weighted, dtype)
+    given = [t for t in (projection, per_sample_weights) if t is not None]
 
     def named(tensors):
         tensors = list(tensors)
@@ -90,7 +90,7 @@ def test_gradients_of_both_orders(method, bags, weighted, dtype, settings):
     cases = [
         (lambda e, g: pooled.weigh(e, g, *of), (each, grads)),
         (vectors, (memory, *given)),
-        (spread, (inner, *([amounts] if weighted else []))),
+        (spread, (inner, *([per_sample_weights] if weighted else []))),
     ]
     if projection is not None:
         x = torch.randn(len(grads), len(projection), dtype=dtype, requires_grad=True)
@@ -176,15 +176,15 @@ def test_what_operators_refuse():
     )
     ids, offsets = of
 
-    def vectors(memory=memory, projection=projection, ids=ids, offsets=offsets, amounts=None):
-        return pooled.vectors(memory, projection, ids, offsets, amounts, *rest, False)
+    def vectors(memory=memory, projection=projection, ids=ids, offsets=offsets, per_sample_weights=None):
+        return pooled.vectors(memory, projection, ids, offsets, per_sample_weights, *rest, False)
 
     for wrong, error, match in (
         ({"memory": memory[1:]}, RuntimeError, "takes float32"),
         ({"projection": projection[1:]}, RuntimeError, "takes float32"),
         ({"ids": ids.int()}, RuntimeError, "int64 ids"),
         ({"ids": ids + VOCAB}, IndexError, "id 100 at position 0"),
-        ({"amounts": torch.ones(2)}, RuntimeError, "takes float32"),
+        ({"per_sample_weights": torch.ones(2)}, RuntimeError, "takes float32"),
         ({"offsets": offsets.int()}, RuntimeError, "int64 offsets"),
         ({"offsets": offsets + 1}, RuntimeError, r"offsets\[0\] has to be 0"),
         ({"offsets": torch.tensor([0, 7])}, RuntimeError, "can not be greater"),

@@ -17,16 +17,16 @@ from cce_core.clustering.nearest.search import search
 from cce_core.clustering.nearest.tile_kernels import (
     LANES,
     TURN,
-    _scan_named_plain,
-    _scan_plain,
-    _sift_plain,
-    _turn_plain,
-    _within_plain,
-    scan,
-    scan_named,
-    sift,
-    turn,
-    within,
+    _argmin_exact_plain,
+    _argmin_expanded_plain,
+    _argmin_named_plain,
+    _below_plain,
+    _recentre_tile_plain,
+    argmin_exact,
+    argmin_expanded,
+    argmin_named,
+    below,
+    recentre_tile,
 )
 from cce_core.clustering.nearest.tiles import FAN, tile
 
@@ -116,7 +116,7 @@ def test_loops_that_follow_the_definition_have_the_bits_of_their_plain_twins(d, 
     for plain, out in ((False, got), (True, expected)):
         turned, floats = np.full((d + 1, LANES), -7, np.float32), np.full((2, LANES), np.nan, np.float32)
         sums = np.full((k, d + 1), 0.1)
-        (_turn_plain if plain else _turn_built)(here, mid, turned, floats[0])
+        (_recentre_tile_plain if plain else _turn_built)(here, mid, turned, floats[0])
         (_apart_plain if plain else _apart_built)(here, centroids, which, floats[1])
         (_add_tile_plain if plain else _add_built)(here, which, weights, sums)
         out += [turned, floats, sums]
@@ -129,7 +129,7 @@ def test_loops_that_follow_the_definition_have_the_bits_of_their_plain_twins(d, 
 
 
 def _turn_built(here, mid, turned, lengths):
-    turn(here, mid, turned, lengths)
+    recentre_tile(here, mid, turned, lengths)
 
 
 def _apart_built(here, centroids, which, now):
@@ -141,19 +141,19 @@ def _add_built(here, labels, weights, sums):
 
 
 def _scan_built(here, centroids, count, best, which):
-    scan(here, centroids, count, best, which)
+    argmin_exact(here, centroids, count, best, which)
 
 
 def _sift_built(here, centroids, count, best, which, second):
-    sift(here, centroids, count, best, which, second)
+    argmin_expanded(here, centroids, count, best, which, second)
 
 
 def _named_built(here, rows, names, count, best, which):
-    scan_named(here, rows, names, count, best, which)
+    argmin_named(here, rows, names, count, best, which)
 
 
 def _within_built(here, centroids, count, limits, out):
-    return within(here, centroids, count, limits, out)
+    return below(here, centroids, count, limits, out)
 
 
 if COMPILED:
@@ -166,19 +166,19 @@ if COMPILED:
 
 
 def _run_scan(plain, *args):
-    (_scan_plain if plain else _scan_built)(*args)
+    (_argmin_exact_plain if plain else _scan_built)(*args)
 
 
 def _run_sift(plain, *args):
-    (_sift_plain if plain else _sift_built)(*args)
+    (_argmin_expanded_plain if plain else _sift_built)(*args)
 
 
 def _run_named(plain, *args):
-    (_scan_named_plain if plain else _named_built)(*args)
+    (_argmin_named_plain if plain else _named_built)(*args)
 
 
 def _run_within(plain, *args):
-    return (_within_plain if plain else _within_built)(*args)
+    return (_below_plain if plain else _within_built)(*args)
 
 
 # The search

@@ -62,9 +62,9 @@ def test_small_steps_with_a_jump_now_and_then(d, k, size, boxed, seed):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(300 if COMPILED else 60, d)).astype(np.float32)
     steps = [rng.normal(size=(k, d)).astype(np.float32)]
-    for turn in range(8):
+    for recentre_tile in range(8):
         move = rng.normal(size=(k, d)) * size
-        if turn % 3 == 1:
+        if recentre_tile % 3 == 1:
             move[rng.integers(0, k)] = rng.normal(size=d)
         steps.append((steps[-1] + move).astype(np.float32))
     follow(x, steps, boxed)

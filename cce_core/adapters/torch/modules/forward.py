@@ -32,14 +32,22 @@ def lookup(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool, 
         with torch.autocast(kind, enabled=False):
             return lookup(plan, arrays, ids, sparse, bags)
     if plan.plain and "rows" not in arrays:
-        offsets, amounts = (None, None) if bags is None else bags
+        offsets, per_sample_weights = (None, None) if bags is None else bags
         memory, projection = arrays[MEMORY], arrays.get("projection")
         if plan.coded:
             memory = _memory(plan, arrays, ids)
         if projection is not None and projection.dtype in HALVES:
             projection = wide(projection)
         return pooled.vectors(
-            memory, projection, ids, offsets, amounts, arrays.get("keys"), arrays.get("pointers"), plan.text, sparse
+            memory,
+            projection,
+            ids,
+            offsets,
+            per_sample_weights,
+            arrays.get("keys"),
+            arrays.get("pointers"),
+            plan.text,
+            sparse,
         )
     vectors = _KINDS[plan.kind](plan, arrays, ids, sparse)
     return vectors if bags is None else pool(vectors, ids, bags)
@@ -47,7 +55,7 @@ def lookup(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool, 
 
 def pool(vectors: Tensor, ids: Tensor, bags: Bags) -> Tensor:
     """The sum of each bag, from the vectors of all ids."""
-    return pooled.sums(pooled.weighted(vectors, bags.amounts), ids, bags.offsets)
+    return pooled.sums(pooled.weighted(vectors, bags.per_sample_weights), ids, bags.offsets)
 
 
 def _memory(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor) -> Tensor:

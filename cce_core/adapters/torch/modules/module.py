@@ -105,7 +105,7 @@ class Compressed(Stated, Weighted):
                 f"max_norm rescales rows in place, and a {method!r} table has no row of its own for every id: leave max_norm "
                 "out, or take method='full' without rank and codec"
             )
-        units = table.units()
+        units = table.block_sizes()
         for name, values in table.parameters().items():
             rows = values.reshape(-1, units[name]) if name in ("memory", "weights") else values
             self.register_parameter(name, torch.nn.Parameter(tensor_of(rows, device, dtype)))

@@ -36,7 +36,7 @@ from cce_core.adapters.torch.operators.registry import (
 from cce_core.hashing.digits import digits as core_digits
 from cce_core.method import deep_hash
 from cce_core.sketching import blocks as core
-from cce_core.sketching.batch import Batch
+from cce_core.sketching.batch import JaggedBatch
 from cce_core.sketching.descriptors import Memory, Sketch
 from cce_core.sketching.group import TableGroup
 from cce_core.sketching.layout import Layout
@@ -72,7 +72,7 @@ def _gather(
     words = words_of(ids, end)
     source = Memory(FLOAT32, array(floats(memory, layout.n_units, layout.unit)))
     group, out = TableGroup.of(_sketch(layout, keys, pointers), source), np.empty((len(words), layout.dim), np.float32)
-    left, _ = group.forward(Batch.alone(words), handover.wanted, out, _fit(weights, len(words), layout))
+    left, _ = group.forward(JaggedBatch.alone(words), handover.wanted, out, _fit(weights, len(words), layout))
     if handover.wanted:
         handover.addresses = left.kept
     return torch.from_numpy(out)
@@ -87,7 +87,7 @@ def _scatter(
     words = words_of(ids, end)
     vectors, factors = array(floats(grads, len(words), layout.dim)), _fit(weights, len(words), layout)
     group = TableGroup.of(_sketch(layout, keys, pointers))
-    out = core.scatter(group, Batch.alone(words), vectors, factors, handover.addresses)
+    out = core.scatter(group, JaggedBatch.alone(words), vectors, factors, handover.addresses)
     return torch.from_numpy(out).view(layout.n_units, layout.unit)
 
 
@@ -108,7 +108,7 @@ def scatter_sparse(
     scratch = _slots.pop((spec, part), None)  # out while it is used: an interrupt loses it, threads never share it
     scratch = core.new_slots(layout) if scratch is None else scratch
     found = core.scatter_sparse(
-        group, Batch.alone(words), array(floats(grads, len(words), layout.dim)), scratch,
+        group, JaggedBatch.alone(words), array(floats(grads, len(words), layout.dim)), scratch,
         _fit(weights, len(words), layout), handover.addresses,
     )  # fmt: skip
     _slots[spec, part] = scratch

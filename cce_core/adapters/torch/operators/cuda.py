@@ -139,7 +139,9 @@ def _frame(
     (layout, end), own = part_of(spec, part), kernels()
     assert own is not None
     vocab = None if end is None else int(end)
-    return own.sums.frame(layout, vocab, device, kind, given=given, signed=signed, whole=whole, projected=projected)
+    return own.operators.frame(
+        layout, vocab, device, kind, given=given, signed=signed, whole=whole, projected=projected
+    )
 
 
 def _within(error: Tensor, call: _Call, spec: str, part: str) -> None:
@@ -168,7 +170,7 @@ def gather(
     if call is None:
         return None
     given = call.floats.get("weights")
-    out, error = call.own.sums.gather(call.frame, call.floats["memory"], call.ids, given, *call.words)
+    out, error = call.own.operators.gather(call.frame, call.floats["memory"], call.ids, given, *call.words)
     _within(error, call, spec, part)
     return out
 
@@ -181,7 +183,7 @@ def scatter(
     if call is None:
         return None
     given = call.floats.get("weights")
-    return call.own.sums.spread(call.frame, call.floats["grads"], call.ids, given, *call.words)
+    return call.own.operators.spread(call.frame, call.floats["grads"], call.ids, given, *call.words)
 
 
 def scatter_sparse(
@@ -192,7 +194,7 @@ def scatter_sparse(
     if call is None:
         return None
     layout, given = part_of(spec, part).layout, call.floats.get("weights")
-    units, sums = call.own.sums.touched(call.frame, call.floats["grads"], call.ids, given, *call.words)
+    units, sums = call.own.operators.touched(call.frame, call.floats["grads"], call.ids, given, *call.words)
     size = (layout.n_units, layout.unit)
     return torch.sparse_coo_tensor(units[None], sums, size, check_invariants=False, is_coalesced=True)
 
@@ -205,11 +207,11 @@ def dot(
     if call is None:
         return None
     floats = call.floats
-    return call.own.sums.dot(call.frame, floats["memory"], floats["grads"], call.ids, *call.words)
+    return call.own.operators.dot(call.frame, floats["memory"], floats["grads"], call.ids, *call.words)
 
 
 def vectors(
-    memory: Tensor, projection: Tensor | None, ids: Tensor, offsets: Tensor | None, amounts: Tensor | None,
+    memory: Tensor, projection: Tensor | None, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None,
     keys: Tensor | None, pointers: Tensor | None, spec: str, sparse: bool,
 ) -> Tensor | None:  # fmt: skip
     """Ids, or bags of them, to vectors, each id times its amount, through a projection with its bias: in one launch.
@@ -217,11 +219,21 @@ def vectors(
     x[r] = [ Σ_{n ∈ r} amounts[n] · Σ_j M[b(n, j)],  Σ_{n ∈ r} amounts[n] ]            vectors[r] = x[r] · W
     """
     ends = _ends(offsets, ids.shape[0])
-    call = _call(spec, MEMORY, ids, keys, pointers, offsets, memory=memory, projection=projection, amounts=amounts)
+    call = _call(
+        spec,
+        MEMORY,
+        ids,
+        keys,
+        pointers,
+        offsets,
+        memory=memory,
+        projection=projection,
+        per_sample_weights=per_sample_weights,
+    )
     if call is None:
         return None
     floats = call.floats
-    out, error = call.own.sums.vectors(
+    out, error = call.own.operators.vectors(
         call.frame, floats["memory"], floats.get("projection"), call.ids, ends, floats.get("amounts"), *call.words
     )  # fmt: skip
     _within(error, call, spec, MEMORY)
@@ -229,17 +241,17 @@ def vectors(
 
 
 def spread(
-    grads: Tensor, ids: Tensor, offsets: Tensor | None, amounts: Tensor | None, keys: Tensor | None,
+    grads: Tensor, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None, keys: Tensor | None,
     pointers: Tensor | None, spec: str,
 ) -> Tensor | None:  # fmt: skip
     """The gradient of the memory from that of `vectors` without a projection."""
     ends = _ends(offsets, ids.shape[0])
-    call = _call(spec, MEMORY, ids, keys, pointers, offsets, grads=grads, amounts=amounts)
+    call = _call(spec, MEMORY, ids, keys, pointers, offsets, grads=grads, per_sample_weights=per_sample_weights)
     if call is None:
         return None
     floats = call.floats
-    return call.own.sums.spread(
-        call.frame, floats["grads"], call.ids, None, *call.words, offsets=ends, amounts=floats.get("amounts")
+    return call.own.operators.spread(
+        call.frame, floats["grads"], call.ids, None, *call.words, offsets=ends, per_sample_weights=floats.get("amounts")
     )  # fmt: skip
 
 
@@ -252,7 +264,7 @@ def signs(ids: Tensor, keys: Tensor, like: Tensor, spec: str) -> Tensor | None:
     hashed = tuple(column for column in layout.columns if column.kind != POINTER)
     _enough(dataclasses.replace(layout, columns=hashed), end, keys, None)
     frame = _frame(spec, MEMORY, ids.device, FLOAT32, False, True, True, 0)
-    return own.sums.signs(frame, ids.contiguous(), keys.contiguous()).to(eager.wide_type(like.dtype))
+    return own.operators.signs(frame, ids.contiguous(), keys.contiguous()).to(eager.wide_type(like.dtype))
 
 
 def features(ids: Tensor, keys: Tensor, spec: str) -> Tensor | None:

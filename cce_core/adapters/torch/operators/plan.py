@@ -86,7 +86,7 @@ def part_of(text: str, part: str) -> Part:
     method = get_method(spec.method)
     assert isinstance(method, BlockMethod)
     name, _, kind = part.partition(":")
-    layout = method.layout(spec) if name == MEMORY else method.weighing(spec)
+    layout = method.layout(spec) if name == MEMORY else method.weight_layout(spec)
     if layout is None:
         raise ValueError(f"a {spec.method!r} table has no {part}")
     if not kind:
@@ -113,7 +113,7 @@ def bases_of(text: str) -> tuple[int, ...]:
 
 
 def _halves(method: BlockMethod, spec: TableSpec) -> Iterator[str]:
-    for name, layout in ((MEMORY, method.layout(spec)), (WEIGHTS, method.weighing(spec))):
+    for name, layout in ((MEMORY, method.layout(spec)), (WEIGHTS, method.weight_layout(spec))):
         kinds = set() if layout is None else {column.kind == POINTER for column in layout.columns}
         yield from (name + (POINTED if pointed else HASHED) for pointed in sorted(kinds))
 
@@ -124,7 +124,7 @@ def plan_of(spec: TableSpec) -> Plan:
     names = tuple(name for name in array_specs(spec) if name not in ("generation", "scales"))
     base: dict[str, Any] = {"text": text, "arrays": names, "inner": spec.inner, "rank": spec.rank}
     if isinstance(method, BlockMethod):
-        weighed = "" if method.weighing(spec) is None else (MEMORY if method.weights_in_memory else WEIGHTS)
+        weighed = "" if method.weight_layout(spec) is None else (MEMORY if method.weights_in_memory else WEIGHTS)
         return Plan(
             kind="blocks",
             plain=method.is_plain(spec) and method.is_linear(spec),

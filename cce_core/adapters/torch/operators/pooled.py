@@ -36,7 +36,7 @@ from cce_core.adapters.torch.operators.registry import (
     using,
 )
 from cce_core.sketching import blocks as core
-from cce_core.sketching.batch import Batch
+from cce_core.sketching.batch import JaggedBatch
 from cce_core.sketching.projection import unwidened, widened
 
 
@@ -45,11 +45,11 @@ class Bags(NamedTuple):
 
     Attributes:
         offsets: int64 (bags + 1,), where each begins in the row of ids, and the end of the last, which is their number.
-        amounts: (n,), what every id is multiplied by; None where all are 1.
+        per_sample_weights: (n,), what every id is multiplied by; None where all are 1.
     """
 
     offsets: Tensor
-    amounts: Tensor | None
+    per_sample_weights: Tensor | None
 
 
 @functools.lru_cache(maxsize=1024)
@@ -58,31 +58,31 @@ def _projection_at(address: int, rank: int, dim: int) -> NDArray[np.int64]:
     return np.array([[address, rank, dim, 0, 0, 0]], np.int64)
 
 
-def _batch(ids: Tensor, offsets: Tensor | None, amounts: Tensor | None) -> Batch:
+def _batch(ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None) -> JaggedBatch:
     """Ids and bags as the core has them, checked but for the vocabulary."""
     words, factors = array(row(ids, "ids")), None
-    if amounts is not None:
-        factors = array(floats(amounts, len(words)))
+    if per_sample_weights is not None:
+        factors = array(floats(per_sample_weights, len(words)))
     if offsets is None:
-        return Batch(words, [0], 1, [len(words)], len(words), None, factors)
+        return JaggedBatch(words, [0], 1, [len(words)], len(words), None, factors)
     n, ends = len(words), array(row(offsets, "offsets")).view(np.int64)
     if not len(ends) or ends[0] != 0 or ends[-1] != n or (ends[1:] < ends[:-1]).any():
         eager.check_ends(offsets, n)  # raises
-    return Batch(words, [0], 1, [n], len(ends) - 1, ends[None], factors)
+    return JaggedBatch(words, [0], 1, [n], len(ends) - 1, ends[None], factors)
 
 
 # --- on the CPU -------------------------------------------------------------------------------------------------------
 
 
 def _vectors(
-    memory: Tensor, projection: Tensor | None, ids: Tensor, offsets: Tensor | None, amounts: Tensor | None,
+    memory: Tensor, projection: Tensor | None, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None,
     keys: Tensor | None, pointers: Tensor | None, spec: str, sparse: bool,
 ) -> Tensor:  # fmt: skip
-    for given in (memory, projection, amounts):
+    for given in (memory, projection, per_sample_weights):
         if given is not None and given.dtype != torch.float32:
-            return _vectors_anywhere(memory, projection, ids, offsets, amounts, keys, pointers, spec, sparse)
+            return _vectors_anywhere(memory, projection, ids, offsets, per_sample_weights, keys, pointers, spec, sparse)
     layout, end = part_of(spec, MEMORY)
-    batch, masses = _batch(ids, offsets, amounts), None
+    batch, weight_sums = _batch(ids, offsets, per_sample_weights), None
     if memory.shape != (layout.n_units, layout.unit):
         floats(memory, layout.n_units, layout.unit)  # raises
     memory = memory.contiguous()
@@ -91,7 +91,7 @@ def _vectors(
     inner = np.empty((rows, layout.dim + (projection is not None)), np.float32)
     left, outside = group.forward(batch, handover.wanted, inner)
     if outside:
-        _check.ids_within(batch.words, end or 0)  # raises
+        _check.ids_within(batch.ids, end or 0)  # raises
     if handover.wanted:
         handover.addresses = left.kept
     if projection is None:
@@ -99,25 +99,25 @@ def _vectors(
     rank, dim, projection = layout.dim, projection.shape[-1], projection.contiguous()
     if projection.shape != (rank + 1, dim):
         floats(projection, rank + 1, dim)  # raises
-    if offsets is not None or amounts is not None:
-        masses = batch.masses([0])
+    if offsets is not None or per_sample_weights is not None:
+        weight_sums = batch.weight_sums([0])
     out = np.empty((rows, dim), np.float32)
-    widened(_projection_at(projection.data_ptr(), rank, dim), masses, inner, out)
+    widened(_projection_at(projection.data_ptr(), rank, dim), weight_sums, inner, out)
     if handover.wanted:
         handover.inner = torch.from_numpy(inner)
     return torch.from_numpy(out)
 
 
 def _spread(
-    grads: Tensor, ids: Tensor, offsets: Tensor | None, amounts: Tensor | None, keys: Tensor | None,
+    grads: Tensor, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None, keys: Tensor | None,
     pointers: Tensor | None, spec: str,
 ) -> Tensor:  # fmt: skip
-    if not in_core(grads, amounts):
-        return _spread_anywhere(grads, ids, offsets, amounts, keys, pointers, spec)
+    if not in_core(grads, per_sample_weights):
+        return _spread_anywhere(grads, ids, offsets, per_sample_weights, keys, pointers, spec)
     layout, end = part_of(spec, MEMORY)
-    batch, kept = _batch(ids, offsets, amounts), handover.addresses
+    batch, kept = _batch(ids, offsets, per_sample_weights), handover.addresses
     if end is not None and kept is None:  # else the forward pass has looked at them
-        _check.ids_within(batch.words, end)
+        _check.ids_within(batch.ids, end)
     keys, pointers = None if keys is None else keys.contiguous(), None if pointers is None else pointers.contiguous()
     group = group_of(spec, MEMORY, None, keys, pointers)
     vectors = array(floats(grads, batch.rows, layout.dim))
@@ -154,9 +154,9 @@ def of_ids(rows: Tensor, ids: Tensor, offsets: Tensor | None) -> Tensor:
     return rows if offsets is None else rows.index_select(0, blocks.bags(offsets, ids))
 
 
-def weighted(values: Tensor, amounts: Tensor | None) -> Tensor:
+def weighted(values: Tensor, per_sample_weights: Tensor | None) -> Tensor:
     """A row for every id, times its amount."""
-    return values if amounts is None else values * amounts[:, None]
+    return values if per_sample_weights is None else values * per_sample_weights[:, None]
 
 
 def sums(values: Tensor, ids: Tensor, offsets: Tensor | None) -> Tensor:
@@ -172,33 +172,33 @@ def counts(ids: Tensor, offsets: Tensor, keep: Tensor | None = None) -> Tensor:
     return offsets.diff() if keep is None else sums(keep.to(torch.int64), ids, offsets)
 
 
-def _masses(like: Tensor, ids: Tensor, offsets: Tensor | None, amounts: Tensor | None) -> Tensor:
+def _masses(like: Tensor, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None) -> Tensor:
     """What the ids of each row weigh together, in the type of `like`; whole numbers are added up exactly, however many."""
-    if amounts is None:
+    if per_sample_weights is None:
         return like.new_ones(ids.shape) if offsets is None else counts(ids, offsets).to(like.dtype)
-    kind = like.dtype if amounts.device.type == "mps" else torch.float64  # which mps does not have
-    return sums(amounts.to(kind), ids, offsets).to(like.dtype)
+    kind = like.dtype if per_sample_weights.device.type == "mps" else torch.float64  # which mps does not have
+    return sums(per_sample_weights.to(kind), ids, offsets).to(like.dtype)
 
 
 def _vectors_anywhere(
-    memory: Tensor, projection: Tensor | None, ids: Tensor, offsets: Tensor | None, amounts: Tensor | None,
+    memory: Tensor, projection: Tensor | None, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None,
     keys: Tensor | None, pointers: Tensor | None, spec: str, sparse: bool,
 ) -> Tensor:  # fmt: skip
     each = blocks.gather(memory, ids, None, keys, pointers, spec, MEMORY)
-    out = sums(weighted(each, amounts), ids, offsets)
+    out = sums(weighted(each, per_sample_weights), ids, offsets)
     if projection is None:
         return out
-    inner = torch.cat([out, _masses(out, ids, offsets, amounts)[:, None]], 1)
+    inner = torch.cat([out, _masses(out, ids, offsets, per_sample_weights)[:, None]], 1)
     if handover.wanted:
         handover.inner = inner
     return inner @ projection.to(inner.dtype)
 
 
 def _spread_anywhere(
-    grads: Tensor, ids: Tensor, offsets: Tensor | None, amounts: Tensor | None, keys: Tensor | None,
+    grads: Tensor, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None, keys: Tensor | None,
     pointers: Tensor | None, spec: str,
 ) -> Tensor:  # fmt: skip
-    each = weighted(eager.wide(of_ids(grads, ids, offsets)), amounts)
+    each = weighted(eager.wide(of_ids(grads, ids, offsets)), per_sample_weights)
     return blocks.scatter(each, ids, None, keys, pointers, spec, MEMORY)
 
 
@@ -215,7 +215,7 @@ def _weigh_anywhere(each: Tensor, grads: Tensor, ids: Tensor, offsets: Tensor | 
 
 
 def _vectors_like(
-    memory: Tensor, projection: Tensor | None, ids: Tensor, offsets: Tensor | None, amounts: Tensor | None,
+    memory: Tensor, projection: Tensor | None, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None,
     keys: Tensor | None, pointers: Tensor | None, spec: str, sparse: bool,
 ) -> Tensor:  # fmt: skip
     rows = ids.shape[0] if offsets is None else offsets.shape[0] - 1
@@ -224,7 +224,7 @@ def _vectors_like(
 
 
 def _spread_like(
-    grads: Tensor, ids: Tensor, offsets: Tensor | None, amounts: Tensor | None, keys: Tensor | None,
+    grads: Tensor, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None, keys: Tensor | None,
     pointers: Tensor | None, spec: str,
 ) -> Tensor:  # fmt: skip
     layout = part_of(spec, MEMORY).layout
@@ -252,13 +252,13 @@ def _slope(
 
 
 def _save_vectors(ctx: Context, inputs: Inputs) -> None:
-    memory, projection, ids, offsets, amounts, keys, pointers, ctx.spec, ctx.sparse = inputs
+    memory, projection, ids, offsets, per_sample_weights, keys, pointers, ctx.spec, ctx.sparse = inputs
     ctx.kind, read = memory.dtype, projection is not None or ctx.needs_input_grad[5]
-    ctx.save_for_backward(memory if read else None, projection, ids, offsets, amounts, keys, pointers)
+    ctx.save_for_backward(memory if read else None, projection, ids, offsets, per_sample_weights, keys, pointers)
 
 
 def _back_vectors(ctx: Context, grad: Tensor) -> Any:
-    memory, projection, ids, offsets, amounts, *rest = ctx.saved_tensors
+    memory, projection, ids, offsets, per_sample_weights, *rest = ctx.saved_tensors
     bags, rest = (ids, offsets), [*rest, ctx.spec]
     to_memory = to_projection = to_amounts = None
     if ctx.needs_input_grad[5]:
@@ -266,30 +266,30 @@ def _back_vectors(ctx: Context, grad: Tensor) -> Any:
     if projection is not None:
         inner = ctx.inner
         if inner is None or torch.is_grad_enabled():
-            inner = vectors(memory, None, *bags, amounts, *rest, False)
-            inner = torch.cat([inner, _masses(inner, *bags, amounts)[:, None]], 1)
+            inner = vectors(memory, None, *bags, per_sample_weights, *rest, False)
+            inner = torch.cat([inner, _masses(inner, *bags, per_sample_weights)[:, None]], 1)
         grad, to_projection = unwiden(grad, inner, projection)
     if ctx.needs_input_grad[1]:
         if ctx.sparse:
-            each = weighted(of_ids(grad, *bags), amounts)
+            each = weighted(of_ids(grad, *bags), per_sample_weights)
             to_memory = using(ctx.addresses, blocks.scatter_sparse, each, ids, None, *rest, MEMORY)
         else:
-            to_memory = using(ctx.addresses, spread, grad, *bags, amounts, *rest)
+            to_memory = using(ctx.addresses, spread, grad, *bags, per_sample_weights, *rest)
         to_memory = eager.narrow(to_memory, ctx.kind)
     return to_memory, to_projection, None, None, to_amounts, None, None, None, None
 
 
 def _save_spread(ctx: Context, inputs: Inputs) -> None:
-    grads, ids, offsets, amounts, keys, pointers, ctx.spec = inputs
-    ctx.save_for_backward(grads if ctx.needs_input_grad[4] else None, ids, offsets, amounts, keys, pointers)
+    grads, ids, offsets, per_sample_weights, keys, pointers, ctx.spec = inputs
+    ctx.save_for_backward(grads if ctx.needs_input_grad[4] else None, ids, offsets, per_sample_weights, keys, pointers)
 
 
 def _back_spread(ctx: Context, grad: Tensor) -> Any:
-    grads, ids, offsets, amounts, *rest = ctx.saved_tensors
+    grads, ids, offsets, per_sample_weights, *rest = ctx.saved_tensors
     bags, rest = (ids, offsets), [*rest, ctx.spec]
     to_grads = to_amounts = None
     if ctx.needs_input_grad[1]:
-        to_grads = vectors(grad, None, *bags, amounts, *rest, False)
+        to_grads = vectors(grad, None, *bags, per_sample_weights, *rest, False)
     if ctx.needs_input_grad[4]:
         to_amounts = _slope(grad, None, grads, bags, rest)
     return to_grads, None, None, to_amounts, None, None, None

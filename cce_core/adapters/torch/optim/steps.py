@@ -28,7 +28,7 @@ def update(optimizer: Optimizer, p: Tensor, grad: Gradient, unit: int, step: int
     rows: slice | Tensor = slice(None)
     if isinstance(grad, tuple):
         index, grad = grad
-        if optimizer.moves_all():
+        if optimizer.updates_all():
             grad = torch.zeros_like(p).index_copy_(0, index, grad)
         else:
             rows = index

@@ -16,11 +16,11 @@ import dataclasses
 
 from cce_core.sketching.layout import HASH, Column, Layout
 from cce_core.storage.codec import FLOAT32
-from cce_kernels import lookup, scatter, segments
+from cce_kernels import lookup, ordered, scatter
 from cce_kernels.addresses import GIVEN, fetch, wrapped
+from cce_kernels.launch import CODEC, COLUMNS, MEMORY, SCALES, TERMS, WCODEC, WIDTH, Addresses, Launch, Part
 from cce_kernels.lookup import TILE, ids_at, term
-from cce_kernels.needs import call, tl, torch, triton
-from cce_kernels.parts import CODEC, COLUMNS, MEMORY, SCALES, TERMS, WCODEC, WIDTH, Addresses, Launch, Part
+from cce_kernels.runtime import call, tl, torch, triton
 
 _CODEC, _MEMORY, _SCALES = tl.constexpr(CODEC), tl.constexpr(MEMORY), tl.constexpr(SCALES)
 _WIDTH, _COLUMNS, _TERMS = tl.constexpr(WIDTH), tl.constexpr(COLUMNS), tl.constexpr(TERMS)
@@ -136,8 +136,10 @@ def frame(
         plain = tuple(c._replace(a=0) if c.kind == HASH else c for c in layout.columns)
         layout = dataclasses.replace(layout, columns=plain)
     n = len(layout.columns)
-    weighing = Layout((Column(GIVEN, 0, n, 1),), 1, n, n, n) if given else None
-    part = _Outline(layout, None, codec=codec, vocab=vocab, weighing=weighing, where=device, whole=whole, out=projected)
+    weight_layout = Layout((Column(GIVEN, 0, n, 1),), 1, n, n, n) if given else None
+    part = _Outline(
+        layout, None, codec=codec, vocab=vocab, weight_layout=weight_layout, where=device, whole=whole, out=projected
+    )
     return Launch([part])
 
 
@@ -163,7 +165,7 @@ def gather(
 
 def vectors(
     frame: Launch, memory: torch.Tensor, projection: torch.Tensor | None, ids: torch.Tensor, offsets: torch.Tensor | None,
-    amounts: torch.Tensor | None, keys: torch.Tensor | None, pointers: torch.Tensor | None,
+    per_sample_weights: torch.Tensor | None, keys: torch.Tensor | None, pointers: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Vectors of ids, or sums of bags of them, each id times its amount, and through a projection with a bias.
 
@@ -174,7 +176,7 @@ def vectors(
         memory, ids, keys, pointers: as for `gather`.
         projection: float32 (inner + 1, dim), or None.
         offsets: int64 (bags + 1), where bags begin, and the end of the last; None takes each id for a row.
-        amounts: float32 (n,), or None where all are 1.
+        per_sample_weights: float32 (n,), or None where all are 1.
 
     Returns:
         float32 (rows, dim), and the place of the first id out of range, as for `gather`.
@@ -188,14 +190,14 @@ def vectors(
     error = torch.full((1,), lookup.GOOD, dtype=torch.int64, device=device)
     if rows:
         at, projected = _addresses(memory, keys, pointers, None), 0 if projection is None else projection.data_ptr()
-        lookup.run(frame, ids, offsets, None, amounts, lookup.SUM, out, error, None, None, at, projected)
+        lookup.run(frame, ids, offsets, None, per_sample_weights, lookup.SUM, out, error, None, None, at, projected)
     return out, error
 
 
 def spread(
     frame: Launch, grads: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor | None, keys: torch.Tensor | None,
     pointers: torch.Tensor | None, deterministic: bool | None = None, offsets: torch.Tensor | None = None,
-    amounts: torch.Tensor | None = None,
+    per_sample_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """The scatter: float32 (units, unit), by atomic additions; or in a fixed order, by default where torch wants that.
 
@@ -210,21 +212,21 @@ def spread(
     if len(ids) == 0:
         return out
     if torch.are_deterministic_algorithms_enabled() if deterministic is None else deterministic:
-        units, sums = touched(frame, grads, ids, weights, keys, pointers, offsets, amounts)
+        units, sums = touched(frame, grads, ids, weights, keys, pointers, offsets, per_sample_weights)
         out[units] = sums
         return out
     at = _addresses(None, keys, pointers, weights)
-    scatter.run(frame, ids, offsets, None, amounts, lookup.SUM, grads, frame.origin, out, None, at=at)
+    scatter.run(frame, ids, offsets, None, per_sample_weights, lookup.SUM, grads, frame.origin, out, None, at=at)
     return out
 
 
 def touched(
     frame: Launch, grads: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor | None, keys: torch.Tensor | None,
-    pointers: torch.Tensor | None, offsets: torch.Tensor | None = None, amounts: torch.Tensor | None = None,
+    pointers: torch.Tensor | None, offsets: torch.Tensor | None = None, per_sample_weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """The scatter's touched units alone, ascending, int64 (m,), and their sums in a fixed order, float32 (m, unit)."""
     at = _addresses(None, keys, pointers, weights)
-    memory, _ = segments.run(frame, ids, offsets, None, amounts, lookup.SUM, grads, at)
+    memory, _ = ordered.run(frame, ids, offsets, None, per_sample_weights, lookup.SUM, grads, at)
     return memory
 
 

@@ -8,9 +8,9 @@ an index of every addition in device memory, 20 bytes each, and sorts it; what c
 from __future__ import annotations
 
 from cce_kernels.addresses import GIVEN, NONE, fetch, wrapped
+from cce_kernels.launch import CODEC, COLUMNS, LEFT, MEMORY, OWN, SCALES, TERMS, WIDTH, Addresses, Launch
 from cce_kernels.lookup import MEAN, TILE, bag_of, ids_at, term
-from cce_kernels.needs import INTERPRETED, call, power_of_two, tl, torch, triton
-from cce_kernels.parts import CODEC, COLUMNS, LEFT, MEMORY, OWN, SCALES, TERMS, WIDTH, Addresses, Launch
+from cce_kernels.runtime import INTERPRETED, call, power_of_two, tl, torch, triton
 
 _WIDTH, _LEFT = tl.constexpr(WIDTH), tl.constexpr(LEFT)
 _CODEC, _MEMORY, _SCALES = tl.constexpr(CODEC), tl.constexpr(MEMORY), tl.constexpr(SCALES)
@@ -23,7 +23,7 @@ NOWHERE = 2**62  # the place of an addition that does not count: past the last
 
 
 @triton.jit
-def _write_down(
+def _emit(
     rows, columns, memory_at, keys_at, pointers_at, weights_at, ids, offsets, padding, factors, grads, keys,
     sources, coefficients, weight_keys, slopes, n_rows, grad_stride, unit,
     N: tl.constexpr, C: tl.constexpr, W: tl.constexpr, U: tl.constexpr, TERMS: tl.constexpr, KINDS: tl.constexpr,
@@ -193,7 +193,7 @@ def run(
     block = launch.rows_of_a_tile(TILE, n_rows)
     nothing = launch.rows
     if n_rows and n:
-        call(_write_down, (triton.cdiv(n_rows, block),),
+        call(_emit, (triton.cdiv(n_rows, block),),
             launch.rows, launch.columns, *at, ids, nothing if offsets is None else offsets,
             nothing if padding is None else padding, grads if factors is None else factors, grads, keys, sources,
             coefficients, weight_keys, slopes, n_rows, grads.stride(0), layout.unit, N=block, U=power_of_two(units),

@@ -20,7 +20,7 @@ from cce_core.sketching.layout import HASH, KIND, POINTER, Layout
 from cce_core.storage.codec import BFLOAT16, FLOAT32, INT4, INT8
 from cce_core.storage.codec import codec as get_codec
 from cce_kernels.addresses import COLUMN, GIVEN, MIXED, NONE
-from cce_kernels.needs import floats, on_device, power_of_two, torch, triton
+from cce_kernels.runtime import floats, on_device, power_of_two, torch, triton
 
 FIELDS = 19
 (
@@ -83,7 +83,7 @@ class Part:
     scales: torch.Tensor | None = None
     codec: int = FLOAT32
     vocab: int | None = None
-    weighing: Layout | None = None
+    weight_layout: Layout | None = None
     weights: torch.Tensor | None = None
     source: int = 0
     left: int = 0
@@ -101,7 +101,7 @@ class Part:
             if self.scales is None:
                 raise ValueError("an int8 or int4 memory needs its scales, one float32 for each 64 floats")
             floats("scales", self.scales, (-(-self.layout.size // 64),))
-        columns = self.layout.columns + (() if self.weighing is None else self.weighing.columns)
+        columns = self.layout.columns + (() if self.weight_layout is None else self.weight_layout.columns)
         n_keys = 1 + max((c.b for c in columns if c.kind == HASH), default=-1)
         per_id = self.layout.bits_per_id if any(c.kind == POINTER for c in columns) else 0
         n_words = -(-(self.vocab or 0) * per_id // 64)
@@ -110,8 +110,8 @@ class Part:
                 raise TypeError(f"{name} must be 64-bit words (torch.uint64 or torch.int64), got {words.dtype}")
             if needed > (0 if words is None else words.numel()):
                 raise ValueError(f"{name} must hold {needed:,} words, got {0 if words is None else words.numel():,}")
-        if self.weights is not None and self.weighing is not None:
-            floats("weights", self.weights, (self.weighing.size,))
+        if self.weights is not None and self.weight_layout is not None:
+            floats("weights", self.weights, (self.weight_layout.size,))
 
     @property
     def device(self) -> torch.device:
@@ -141,10 +141,10 @@ class Part:
         out = np.zeros((len(self.layout.columns), 2, COLUMN), np.int64)
         out[:, 0, :-1] = self.layout.array
         out[:, 1, KIND] = NONE
-        if self.weighing is not None:
-            w = self.weighing.width
+        if self.weight_layout is not None:
+            w = self.weight_layout.width
             for j in range(len(out)):
-                out[j, 1, :-1] = self.weighing.array[j // w]
+                out[j, 1, :-1] = self.weight_layout.array[j // w]
                 out[j, 1, -1] = j % w
         return out
 
@@ -168,7 +168,7 @@ def parts_of(spec: TableSpec, arrays: Arrays, source: int = 0, left: int = 0, fi
     """
     method = get_method(spec.method)
     assert isinstance(method, BlockMethod)
-    layout, weighing = method.layout(spec), method.weighing(spec)
+    layout, weight_layout = method.layout(spec), method.weight_layout(spec)
     expected = {name: array for name, array in method.arrays(spec).items() if name != "generation"}
     missing = sorted(set(expected) - set(arrays)) + (["projection"] if spec.rank and "projection" not in arrays else [])
     if missing:
@@ -176,18 +176,18 @@ def parts_of(spec: TableSpec, arrays: Arrays, source: int = 0, left: int = 0, fi
     if spec.rank:
         floats("projection", arrays["projection"], (spec.rank + 1, spec.dim))
     keys, pointers = arrays.get("keys"), arrays.get("pointers")
-    weights = None if weighing is None or method.weights_in_memory else arrays["weights"]
+    weights = None if weight_layout is None or method.weights_in_memory else arrays["weights"]
     part = Part(
         layout, arrays["memory"], keys, pointers, arrays.get("scales"), get_codec(spec.codec).number, spec.vocab,
-        weighing, weights, source, left, final,
+        weight_layout, weights, source, left, final,
     )  # fmt: skip
     if not method.appends_weights(spec):
         return [dataclasses.replace(part, projection=arrays["projection"])] if spec.rank and final >= 0 else [part]
-    assert weighing is not None
+    assert weight_layout is not None
     assert weights is not None
     final = -1 if spec.rank else final
     more = Part(
-        weighing, weights, keys, pointers, vocab=spec.vocab, source=source, left=left + layout.dim,
+        weight_layout, weights, keys, pointers, vocab=spec.vocab, source=source, left=left + layout.dim,
         final=final if final < 0 else final + layout.dim,
     )  # fmt: skip
     return [dataclasses.replace(part, final=final), more]
@@ -252,10 +252,12 @@ class Launch:
             "KINDS": kinds,
             "WKIND": NONE if not found else found[0] if len(found) == 1 else MIXED,
             "CODEC": _all_one([p.codec for p in self.parts]),
-            "WCODEC": _all_one([row[WCODEC] for row, p in zip(rows.tolist(), self.parts) if p.weighing] or [FLOAT32]),
+            "WCODEC": _all_one(
+                [row[WCODEC] for row, p in zip(rows.tolist(), self.parts) if p.weight_layout] or [FLOAT32]
+            ),
             "SIGNED": any(layout.signed for layout in layouts),
             "WRAP": any(_wraps(layout, layout.width) for layout in layouts),
-            "WWRAP": any(_wraps(p.weighing, p.weighing.width) for p in self.parts if p.weighing),
+            "WWRAP": any(_wraps(p.weight_layout, p.weight_layout.width) for p in self.parts if p.weight_layout),
             "ALIGN": math.gcd(16, *steps) if all(aligned) else 1,
             "OUT": math.gcd(16, *(n for p in self.parts for n in (p.layout.width, p.left, max(p.final, 0)))),
             "BOUNDED": any(p.vocab is not None for p in self.parts),
