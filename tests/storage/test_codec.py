@@ -13,7 +13,7 @@ from reference import codec as naive
 
 import cce_core as cce
 from cce_core._jit import COMPILED
-from cce_core.learning import cluster
+from cce_core.learning.codebooks import Learner
 from cce_core.storage.codec import BLOCK, CODECS, codec
 
 ROUNDED = CODECS[1:]
@@ -189,15 +189,15 @@ def test_stochastic_rounding_keeps_no_float_values_that_a_later_step_rounds_anew
 @pytest.mark.parametrize("rounding", ["straight-through", "stochastic"])
 def test_values_that_are_asked_for_while_a_clustering_ends_are_the_new_ones(rounding, monkeypatch):
     table = cce.make_table("cce", 60, 8, num_params=512, codec="bfloat16", rank=0, rounding=rounding, seed=1)
-    changes, asking = cluster._changes, threading.Thread(target=table.parameters)
+    change, asking = Learner.change, threading.Thread(target=table.parameters)
 
-    def then_asked(*made):
-        out = changes(*made)
+    def then_asked(learner):
+        out = change(learner)
         asking.start()
         asking.join(0.2)
         return out
 
-    monkeypatch.setattr(cluster, "_changes", then_asked)
+    monkeypatch.setattr(Learner, "change", then_asked)
     table.cluster()
     asking.join()
     at_most = 2.0**-8 * np.abs(table.stored.decoded())  # of bfloat16, where exact values are kept
