@@ -39,7 +39,7 @@ OF_RATINGS: dict[str, Any] = {"lr": 1e-3, "weight_decay": 1e-2, "epochs": 20, "b
 OF_PAIRS: dict[str, Any] = {"lr": 5e-3, "weight_decay": 1e-2, "epochs": 8, "batch_size": 2048}
 LARGE: dict[str, dict[str, Any]] = {"gowalla": {"batch_size": 4096}}
 # Narrow rows want larger rates; and, of few ratings, a decay that keeps ids alike until data tell them apart.
-ROWS_OF_RATINGS, ROWS_OF_PAIRS = {"lr": 2e-3, "weight_decay": 0.5}, {"lr": 1e-2}
+ROWS_OF_RATINGS, ROWS_OF_PAIRS = {"lr": 2e-3, "weight_decay": 0.5}, {"lr": 1e-2, "last_cluster": 7}
 
 
 class GMF:
@@ -326,7 +326,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--n-chunks", type=int, default=4, help="chunks of a vector (default: %(default)s)")
     parser.add_argument("--epochs", type=int, help=f"passes over the data (default: {both('epochs')})")
     parser.add_argument(
-        "--last-cluster", type=int, help="cluster after each epoch up to this one (default: 3/4 of them)"
+        "--last-cluster",
+        type=int,
+        help="cluster after each epoch up to this one, vq once (default: 3/4 of them; vq of interactions 7)",
     )
     parser.add_argument(
         "--cluster-by", choices=("ids", "counts"), default="ids", help="an id counts once, or as often as it was seen"

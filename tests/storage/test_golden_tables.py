@@ -21,7 +21,9 @@ def test_a_file_gives_the_vectors_that_were_looked_up(name, mmap):
     method, options = CASES[name]
     assert (table.spec.method, table.spec.dim) == (method, make_tables.DIM)
     assert table.generation == int(table.method.learns)
-    if method == "dhe":
+    if (
+        method == "dhe" or table.spec.rank
+    ):  # products of matrices: their last bits depend on the machine, and on compiling
         np.testing.assert_allclose(table.lookup(IDS), VECTORS[name], rtol=1e-5, atol=1e-6)
     else:
         np.testing.assert_array_equal(table.lookup(IDS), VECTORS[name])
