@@ -28,7 +28,7 @@ import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-MODULES = ("codecs", "dhe", "hashing", "kmeans", "lookup", "packing", "scatter", "segments", "steps", "sums")
+MODULES = ("codecs", "dhe", "hashing", "kmeans", "lookup", "operators", "ordered", "packing", "scatter", "steps")
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
@@ -120,13 +120,13 @@ CASES = [
     *[("lookup", "_lookup", n, LOOKUP, m) for n, m in LOOKUPS.items()],
     *[("scatter", "_scatter", n, SCATTER, {**m, "SLOPES": n == "all"}) for n, m in
       {"cce": CCE, "all": ALL, "hnet": HNET, "mean int8": MEAN8, "given": GIVEN}.items()],
-    ("segments", "_emit", "cce", WRITE, {**CCE, "U": 1}),
-    ("segments", "_emit", "given", WRITE, {**GIVEN, "U": 1}),
-    ("sums", "_dot", "cce", DOT, DOTTED),
-    ("sums", "_dot", "signs", DOT, {**DOTTED, "C": 2, "KINDS": HASH, "TERMS": 1, "SIGNED": True}),
-    ("segments", "_emit", "all", WRITE, {**ALL, "U": 8, "MEAN": True, "FACTORS": False}),
-    ("segments", "_sum_pieces", "first", SUMS, {"N": 128, "U": 8, "ORDERED": True, "SCALED": True}),
-    ("segments", "_sum_pieces", "float64", {**SUMS, "values": "*fp64", "out": "*fp64"},
+    ("ordered", "_emit", "cce", WRITE, {**CCE, "U": 1}),
+    ("ordered", "_emit", "given", WRITE, {**GIVEN, "U": 1}),
+    ("operators", "_dot", "cce", DOT, DOTTED),
+    ("operators", "_dot", "signs", DOT, {**DOTTED, "C": 2, "KINDS": HASH, "TERMS": 1, "SIGNED": True}),
+    ("ordered", "_emit", "all", WRITE, {**ALL, "U": 8, "MEAN": True, "FACTORS": False}),
+    ("ordered", "_sum_pieces", "first", SUMS, {"N": 128, "U": 8, "ORDERED": True, "SCALED": True}),
+    ("ordered", "_sum_pieces", "float64", {**SUMS, "values": "*fp64", "out": "*fp64"},
      {"N": 64, "U": 16, "ORDERED": False, "SCALED": False}),
     *[("steps", "_step", f"rule {rule}", STEP, {"N": 256, "U": 8, "RULE": rule, "INDEXED": rule > 1}) for rule in range(5)],
     *[("kmeans", "_assign", f"d {d}", ASSIGN, {"N": 128, "K": 16, "D": d, "PACK": d == 8}) for d in (1, 8, 64)],

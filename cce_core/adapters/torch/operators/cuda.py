@@ -26,7 +26,7 @@ from cce_core.adapters.torch.operators.plan import MEMORY, part_of, spec_of
 from cce_core.sketching.layout import POINTER, Layout
 from cce_core.storage.codec import BFLOAT16, FLOAT32, codec
 
-_MODULES = ("cluster", "codecs", "dhe", "lookup", "steps", "sums", "tables")
+_MODULES = ("cluster", "codecs", "dhe", "lookup", "operators", "steps", "tables")
 _CODECS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
 _CODES = {"uint16": torch.uint16, "int8": torch.int8, "uint8": torch.uint8}
 
@@ -99,7 +99,7 @@ def _call(
     rows = n if offsets is None else offsets.shape[0] - 1
     dim = floats["projection"].shape[-1] if "projection" in floats else 0
     shapes = {
-        "memory": (layout.n_units, layout.unit), "grads": (rows, layout.dim), "weights": (n, m), "amounts": (n,),
+        "memory": (layout.n_units, layout.unit), "grads": (rows, layout.dim), "weights": (n, m), "per_sample_weights": (n,),
         "projection": (layout.dim + 1, dim),
     }  # fmt: skip
     for name, tensor in floats.items():
@@ -234,7 +234,7 @@ def vectors(
         return None
     floats = call.floats
     out, error = call.own.operators.vectors(
-        call.frame, floats["memory"], floats.get("projection"), call.ids, ends, floats.get("amounts"), *call.words
+        call.frame, floats["memory"], floats.get("projection"), call.ids, ends, floats.get("per_sample_weights"), *call.words
     )  # fmt: skip
     _within(error, call, spec, MEMORY)
     return out
@@ -251,7 +251,8 @@ def spread(
         return None
     floats = call.floats
     return call.own.operators.spread(
-        call.frame, floats["grads"], call.ids, None, *call.words, offsets=ends, per_sample_weights=floats.get("amounts")
+        call.frame, floats["grads"], call.ids, None, *call.words, offsets=ends,
+        per_sample_weights=floats.get("per_sample_weights"),
     )  # fmt: skip
 
 
