@@ -90,7 +90,7 @@ def make_modules(split: Any, args: argparse.Namespace) -> tuple[Module, Module]:
         if args.num_bytes:  # one number, or one for the users and one for the items
             budget = {"num_bytes": int(np.atleast_1d(args.num_bytes)[-k])}
         own = {"n_chunks": args.n_chunks, "rank": args.rank, "codec": getattr(args, "codec", None)}
-        own["rounding"] = getattr(args, "rounding", "straight-through")
+        own["rounding"] = getattr(args, "rounding", None) or "straight-through"
         options = {**own, "seed": 2 * args.seed + k, **(budget if budgeted else {})}
         if args.method == "full":  # torch's own begins far from where this model trains
             first = cce.make_table("full", n, args.dim, **options).lookup(np.arange(n))
