@@ -22,6 +22,8 @@ def tile_loop(name: str, lanes: int, turn: int) -> Any:
         lanes: points of a tile, side by side in a register.
         turn: centroids that are looked at together, and what lists are padded to.
     """
+    if name not in ("argmin_exact", "argmin_expanded", "argmin_named", "below", "minimum", "recentre_tile"):
+        raise ValueError(f"no loop over tiles is called {name!r}")
     named, listing, turning = name == "argmin_named", name == "below", name == "recentre_tile"
     lowering = turning or name == "minimum"
     exact = lowering or name in ("argmin_exact", "argmin_named")

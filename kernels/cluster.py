@@ -23,8 +23,7 @@ from cce_core.learning.cluster import ClusterReport, report_of
 from cce_core.learning.codebooks import Learner, WorkingSet
 from cce_core.learning.sampling import some_ids
 from cce_core.learning.sparse_codes import SparseCodesLearner, dictionary
-from cce_core.method import get_method
-from cce_core.method.block import BlockMethod
+from cce_core.method import block_method, get_method
 from cce_core.method.spec import SAMPLES, TableSpec
 from cce_core.sketching.layout import HASH, POINTER, Layout
 from cce_core.storage.codec import codec as get_codec
@@ -105,8 +104,7 @@ class _Learner(Learner):
 
     def __init__(self, tables: Tables, k: int, vectors: Any, weights: Any, points: int, batch: int) -> None:
         self.tables, self.k, self.spec, self.arrays = tables, k, tables.specs[k], tables.arrays[k]
-        spec, method = self.spec, get_method(self.spec.method)
-        assert isinstance(method, BlockMethod)
+        spec, method = self.spec, block_method(self.spec.method)
         if method.post_training and vectors is None:
             raise ValueError(f"a {spec.method!r} table learns from a trained one: give its vectors")
         self.layout, self.vocab = method.layout(spec), spec.vocab or 0

@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cce_core.method import get_method
-from cce_core.method.block import BlockMethod
+from cce_core.method import block_method
 from cce_core.method.spec import TableSpec
 from cce_core.sketching.layout import HASH, KIND, POINTER, Layout
 from cce_core.storage.codec import BFLOAT16, FLOAT32, INT4, INT8
@@ -166,8 +165,7 @@ def parts_of(spec: TableSpec, arrays: Arrays, source: int = 0, left: int = 0, fi
 
     Products of chunks (`final` is −1), and projections of two parts, are left to torch.
     """
-    method = get_method(spec.method)
-    assert isinstance(method, BlockMethod)
+    method = block_method(spec.method)
     layout, weight_layout = method.layout(spec), method.weight_layout(spec)
     expected = {name: array for name, array in method.arrays(spec).items() if name != "generation"}
     missing = sorted(set(expected) - set(arrays)) + (["projection"] if spec.rank and "projection" not in arrays else [])

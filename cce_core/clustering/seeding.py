@@ -252,11 +252,9 @@ def parallel_places(tiles: Tiles, k: int, weights: Points, seed: int) -> NDArray
         if turn == _TURNS or fresh.size == 0:
             break
         places = np.append(places, fresh)
-    weight_sums = np.bincount(near, padded, minlength=len(places)).astype(np.float32)
+    masses = np.bincount(near, padded, minlength=len(places)).astype(np.float32)
     few = tile(tiles.rows(places), True)
-    found = spread_places(
-        few, k, few.back(weight_sums), derive_key(seed, _TURNS + 1), trials_of(k, tiles.points.shape[1])
-    )
+    found = spread_places(few, k, few.back(masses), derive_key(seed, _TURNS + 1), trials_of(k, tiles.points.shape[1]))
     return places[found if few.order is None else few.order[found]]
 
 

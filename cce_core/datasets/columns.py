@@ -119,9 +119,8 @@ class Form:
                 self.width = max(len(fields), len(wanted))
                 self.names += ["..."] * (self.width - len(wanted))
                 return False
-            if len(fields) == 2 and sorted(filter(None, roles)) != sorted(
-                wanted
-            ):  # `customer,product`, or `movie,customer`
+            # `customer,product`, or `movie,customer`
+            if len(fields) == 2 and sorted(filter(None, roles)) != sorted(wanted):
                 roles = list(reversed(wanted)) if roles[0] == wanted[1] or roles[1] == wanted[0] else list(wanted)
         elif not any(roles):
             return False

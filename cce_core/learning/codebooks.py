@@ -122,8 +122,8 @@ class Means:
 
     def means(self) -> NDArray[np.float32]:
         """float32 (size,); 0 where nothing lies."""
-        self.sums.reshape(len(self.seen), -1)[:] /= np.maximum(self.seen, 1)[:, None]
-        return self.sums
+        rows = self.sums.reshape(len(self.seen), -1)
+        return np.divide(rows, np.maximum(self.seen, 1)[:, None], dtype=np.float32).reshape(-1)
 
 
 class Learner:

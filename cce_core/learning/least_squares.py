@@ -11,8 +11,9 @@ from scipy.sparse.linalg import LinearOperator, cg
 
 from cce_core.learning.cluster import cluster
 from cce_core.learning.targets import Source
-from cce_core.method import get_method
+from cce_core.method import block_method, get_method
 from cce_core.method.block import BlockMethod
+from cce_core.method.spec import TableSpec
 from cce_core.method.state import TableState
 from cce_core.sketching import blocks
 from cce_core.sketching.batch import JaggedBatch
@@ -41,18 +42,24 @@ def learn(table: TableState, vectors: Floats, **settings: Any) -> None:
     if method.learns:
         cluster(table, vectors=vectors, **settings)
         return
-    if not isinstance(method, BlockMethod) or method.weights_in_memory or not method.is_linear(spec):
+    if not linear_in_memory(spec):
         raise ValueError(
             f"method {spec.method!r} is not linear in its memory, so a trained table cannot be solved for: "
             "take 'pq', 'cce', 'sparse' or a linear method, or train it to imitate the table"
         )
-    if method.appends_weights(spec):
+    if block_method(spec.method).appends_weights(spec):
         raise ValueError("weights='concat' makes coordinates of the weights: take another kind of weights")
     source = Source(table, vectors, _BATCH)
     if source.projection is not None:
         table.parameters()["projection"][:] = source.projection
-    table.parameters()["memory"][:] = _solved(table, method, source)
+    table.parameters()["memory"][:] = _solved(table, block_method(spec.method), source)
     table.requantize()
+
+
+def linear_in_memory(spec: TableSpec) -> bool:
+    """Whether a table's vectors, before any projection, are linear in its memory."""
+    method = get_method(spec.method)
+    return isinstance(method, BlockMethod) and not method.weights_in_memory and method.is_linear(spec)
 
 
 def _solved(table: TableState, method: BlockMethod, source: Source) -> Floats:

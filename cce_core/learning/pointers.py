@@ -21,9 +21,8 @@ from cce_core.clustering import KMeans, assign, update
 from cce_core.hashing.mix import derive_key
 from cce_core.learning.codebooks import Learner, cost
 from cce_core.learning.targets import Source
-from cce_core.method import get_method
+from cce_core.method import block_method
 from cce_core.method.arrays import array_specs
-from cce_core.method.block import BlockMethod
 from cce_core.method.spec import ROWS, SAMPLES, TableSpec
 from cce_core.method.state import TableState
 from cce_core.sketching import blocks
@@ -56,8 +55,8 @@ class PointersLearner(Learner):
         max_bytes: int,
         source: Source | None,
     ) -> None:
-        method, self.spec = get_method(table.spec.method), get_method(table.spec.method).served(table.spec)
-        assert isinstance(method, BlockMethod)
+        method = block_method(table.spec.method)
+        self.spec = method.served(table.spec)
         self.table, self.source, self.group = table, source, table.group
         self.layout = method.layout(self.spec)
         self.vocab = self.walked = table.spec.vocab or 0

@@ -216,18 +216,18 @@ class SharedPoints:
         self.weights = np.ones(len(x)) if weights is None else np.asarray(weights, np.float64)
         heaviest = ranks.most(float(self.weights.max(initial=0.0)))
         self.largest = largest = ranks.most(float(np.abs(x).max(initial=0.0)))
-        self.sums, self.weight_sums = Exact(n, largest * heaviest), Exact(n, heaviest)
+        self.sums, self.masses = Exact(n, largest * heaviest), Exact(n, heaviest)
         self.costs = Exact(n, 4 * largest * largest * x.shape[1] * heaviest)
         self.values = self.sums.rounded(x * self.weights[:, None])
-        self.mass = self.weight_sums.rounded(self.weights)
-        self.total = float(ranks.sum(np.array([self.mass.sum()]))[0]) * self.weight_sums.step
+        self.mass = self.masses.rounded(self.weights)
+        self.total = float(ranks.sum(np.array([self.mass.sum()]))[0]) * self.masses.step
         self.first = sum(int(one[0]) for one in ranks.gather(np.array([len(x)]))[: ranks.rank])
 
     def means(self, labels: NDArray[Any], k: int) -> tuple[NDArray[np.float32], Floats]:
         """The mean of each cluster over all ranks, and its mass; 0 for one without."""
         own = np.hstack([self.sums.by_label(self.values, labels, k), np.bincount(labels, self.mass, k)[:, None]])
         everyone = self.ranks.sum(own)
-        mass = everyone[:, -1] * self.weight_sums.step
+        mass = everyone[:, -1] * self.masses.step
         means = everyone[:, :-1] * self.sums.step / np.where(mass > 0, mass, 1.0)[:, None]
         return means.astype(np.float32), mass
 
@@ -305,7 +305,7 @@ class SharedWindows(SharedPoints):
         m, cells = len(centroids), self._cells(labels, len(centroids)).reshape(-1)
         mass = np.repeat(self.mass, self.x.shape[1])
         sums = self.ranks.sum(np.stack([np.bincount(cells, v, m) for v in (self.values.reshape(-1), mass)]))
-        means = sums[0] * self.sums.step / np.where(sums[1] > 0, sums[1] * self.weight_sums.step, 1.0)
+        means = sums[0] * self.sums.step / np.where(sums[1] > 0, sums[1] * self.masses.step, 1.0)
         return np.where(sums[1] > 0, means, centroids).astype(np.float32)
 
     def apart(self, memory: NDArray[np.float32], labels: NDArray[np.int32]) -> Floats:

@@ -31,7 +31,7 @@ def dictionary(
     Args:
         x: the sampled vectors, (n, dim).
         counts: what each counts, or None.
-        layout, weighing: of the atoms and of their weights.
+        layout, weight_layout: of the atoms and of their weights.
         n_iter: most iterations; K-SVD makes a few at most.
         seed: of the start.
     """

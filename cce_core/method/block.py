@@ -149,7 +149,7 @@ class BlockMethod(Method):
             if direct is not grads:
                 slopes += grads[:, sketch.layout.dim :]
             name = "memory" if self.weights_in_memory else "weights"
-            more = _scattered(table, name, table.weigher_group, batch, slopes, None, None, dense)
+            more = _scattered(table, name, table.weight_group, batch, slopes, None, None, dense)
             out[name] = out[name] + more if name in out else more  # type: ignore[operator]
         return out
 
@@ -158,7 +158,7 @@ class BlockMethod(Method):
         drawn = blocks.signs(table.sketch, ids) if table.sketch.layout.signed else None
         if table.weight_sketch is None:
             return drawn, None
-        found = blocks.lookup(table.weigher_group, ids)
+        found = blocks.lookup(table.weight_group, ids)
         return found if drawn is None else found * drawn, found
 
 

@@ -33,7 +33,7 @@ class TableState:
         specs: type, shape and unit of each array, by name.
         arrays: the arrays themselves, as `specs` say.
         layout: the addresses, for methods that are made of blocks; None for others.
-        weighing: the addresses of the weights of the blocks, where they have any.
+        weight_layout: the addresses of the weights of the blocks, where they have any.
         plain: whether a vector is a sum of blocks and no more, which the loops for many tables take.
 
     Attributes:
@@ -131,7 +131,7 @@ class TableState:
         return TableGroup([self.part()])
 
     @functools.cached_property
-    def weigher_group(self) -> TableGroup:
+    def weight_group(self) -> TableGroup:
         """The same of the weights."""
         assert self.weight_sketch is not None
         own = self._arrays.get("weights")  # else they lie in the memory

@@ -60,7 +60,7 @@ class JaggedBatch:
         return np.ascontiguousarray(self.ids[start : start + self.step * self.counts[table] : self.step])
 
     def alone_of(self, table: int) -> JaggedBatch:
-        """The rows of one table by itself: its ids in their order, instead of what they are, with their bags and amounts."""
+        """The rows of one table by itself: its ids in their order, instead of what they are, with their bags and weights."""
         n = self.counts[table]
         offsets = None if self.offsets is None else self.offsets[table : table + 1]
         per_sample_weights = None if self.weights is None else self.weights[self.part(table)]

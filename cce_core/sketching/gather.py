@@ -80,9 +80,8 @@ def _make_gather(number: int) -> Callable[..., int]:
             low, last, bag, starts = start, stop, start, place[OFFSET]
             if offsets is not None:
                 low, last = offsets[starts + start], offsets[starts + stop]
-            together = (
-                2 if part[PAIRS] == 1 and per_sample_weights is None and weights is None else 1
-            )  # columns of a sum of bags
+            # Columns of a sum of bags.
+            together = 2 if part[PAIRS] == 1 and per_sample_weights is None and weights is None else 1
             if adds:
                 for row in range(start, stop):
                     at_left = row * stride + part[OUT_OFFSET]

@@ -206,7 +206,9 @@ class Collection(Passes):
             out = []
             for t, table in enumerate(self.tables):
                 of_ids = self._of_ids(seen, t, grads)
-                of_ids = _check.as_float32("gradients", of_ids, of_ids.shape)  # amounts may make them infinite
+                of_ids = _check.as_float32(
+                    "gradients", of_ids, of_ids.shape
+                )  # per-sample weights may make them infinite
                 out.append(table.gradients(seen.batch.of(t), seen.alone.get(t), of_ids, dense))
             return out
 

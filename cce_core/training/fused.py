@@ -295,10 +295,8 @@ def _touched(
     writer.begin()
     for group, plan, left, (source, slopes) in zip(both.groups, plans, seen.left, found):
         _begin_step(optimizer, plan)
-        slots, group.slots = (
-            group.slots,
-            None,
-        )  # out while it is used: an interrupt loses it, a forked child makes its own
+        # Out while they are used: an interrupt loses them, a forked child makes its own.
+        slots, group.slots = group.slots, None
         if slots is None:
             slots = np.full(plan.n_slots, -1, np.int32)
         n = len(group.parts)

@@ -141,7 +141,7 @@ class Optimizer(abc.ABC):
             if isinstance(gradient, SparseGradient):
                 self.update_rows(flat, gradient, units[name], state)
             else:
-                self._update(flat, gradient.reshape(-1), units[name], state)
+                self.update_dense(flat, gradient.reshape(-1), units[name], state)
         table.requantize()
         if len(states) > known:
             table.training_bytes["optimiser"] = self.state_bytes(table)
@@ -234,14 +234,14 @@ class Optimizer(abc.ABC):
             self._states[table] = (now, states)
         return states
 
-    def _update(self, p: NDArray[Any], g: NDArray[Any], unit: int, state: State) -> None:
+    def update_dense(self, p: NDArray[Any], g: NDArray[Any], unit: int, state: State) -> None:
         """Update all of a flat parameter from its whole gradient."""
         self.apply(p, None, g, unit, state)
 
     def update_rows(self, p: NDArray[Any], gradient: SparseGradient, unit: int, state: State) -> None:
         """Update a flat parameter from the gradient of its touched units; by way of the whole one where all moves."""
         if self.updates_all():
-            self._update(p, gradient.dense(), unit, state)
+            self.update_dense(p, gradient.dense(), unit, state)
         else:
             self.apply(p, gradient.index, gradient.values, unit, state)
 

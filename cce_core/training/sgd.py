@@ -55,7 +55,7 @@ class SGD(Optimizer):
         """The learning rate."""
         return (self.lr,)
 
-    def _update(self, p: NDArray[Any], g: NDArray[Any], unit: int, state: State) -> None:
+    def update_dense(self, p: NDArray[Any], g: NDArray[Any], unit: int, state: State) -> None:
         lr, decay = np.float32(self.lr), np.float32(self.weight_decay)
         if self.momentum:
             buffer = state.array("momentum", p.size)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from campaigns.trial import in_child
+from campaigns.trial import in_child, nothing_lost
 
 from cce_core._jit import COMPILED
 
@@ -24,6 +24,6 @@ def campaign(request: pytest.FixtureRequest) -> Callable[..., None]:
         counts, notes = in_child(function, *args, **more)
         for name, count in counts.items():
             figures[name] = figures.get(name, 0) + count
-        assert not notes, "\n".join(notes)
+        nothing_lost(counts, notes)
 
     return run

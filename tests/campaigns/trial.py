@@ -90,6 +90,13 @@ def in_child(
     return counts, notes
 
 
+def nothing_lost(counts: dict[str, int], notes: list[str]) -> None:
+    """AssertionError if a trial lost anything, or tried nothing."""
+    assert not notes, "\n".join(notes)
+    assert not counts.get("lost"), f"{counts['lost']} were lost"
+    assert any(counts.values()), "nothing was tried"
+
+
 def child() -> None:
     """What runs in the child: the function, and at last the tally as a line of JSON, also if the function raised."""
     file, name, args, patience = sys.argv[1:]

@@ -169,9 +169,9 @@ def test_update_equals_its_definition(data, problem):
     weights = data.draw(st.none() | hnp.arrays(np.int64, len(x), elements=st.integers(0, 3)))
     assume(weights is None or weights.any())
     centroids, counts = update(x, labels, k, weights)
-    expected, weight_sums = twin.update(x, labels, k, weights)
+    expected, masses = twin.update(x, labels, k, weights)
     assert same_bits(centroids, expected)
-    assert same_bits(counts, weight_sums)
+    assert same_bits(counts, masses)
 
 
 def test_update_sums_blocks_in_float64():

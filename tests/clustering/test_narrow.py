@@ -58,13 +58,13 @@ def check_groups(km, x, truth, scale, weights=None):
     assert km.transform(x).dtype == np.float64
     assert np.allclose(km.transform(x), distances, rtol=1e-6, atol=0)
     assert km.score(x, sample_weight=weights) == pytest.approx(-inertia, rel=1e-3)
-    min_chunk = np.spacing(np.abs(x).max(axis=0))
+    spacing = np.spacing(np.abs(x).max(axis=0))
     for c in np.unique(labels):
         mine, mass = x[labels == c], None if weights is None else weights[labels == c]
         origin = x.min(axis=0)
         mean = origin + np.average(mine - origin, axis=0, weights=mass)
         assert (
-            np.abs(km.cluster_centers_[c] - mean) <= 8 * U * 160 * scale + 16 * min_chunk + 16 * U * abs_small(x)
+            np.abs(km.cluster_centers_[c] - mean) <= 8 * U * 160 * scale + 16 * spacing + 16 * U * abs_small(x)
         ).all()
 
 

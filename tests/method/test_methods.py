@@ -198,12 +198,12 @@ def test_a_budget_is_kept_and_used(method, kind, data):
     used = strategies.served(table).num_params if kind == "num_params" else strategies.served(table).ledger().total
     assert used <= budget
     if method == "ldim":
-        min_chunk, full = 4 * (vocab + dim) + 64, table.spec.rank == dim  # the rank is a whole number
+        a_row, full = 4 * (vocab + dim) + 64, table.spec.rank == dim  # the rank is a whole number
     else:
-        min_chunk = 2 * dim * 4 + (vocab * max(chunks, 2) // 8 + 8)  # a row more in float32, or a bit more a pointer
+        a_row = 2 * dim * 4 + (vocab * max(chunks, 2) // 8 + 8)  # a row more in float32, or a bit more a pointer
         full = method in ("qr", "pq", "vq", "sparse", "sparse2") and table.spec.sizes[0] >= vocab
     if not (full or said):  # said: with pointers and keys the full table would be outgrown
-        assert used >= min(0.9 * budget, budget - min_chunk)
+        assert used >= min(0.9 * budget, budget - a_row)
 
 
 @given(tables())

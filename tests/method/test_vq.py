@@ -83,10 +83,9 @@ def test_a_budget_of_bytes_is_that_of_the_codes_and_is_used(vocab, dim, rank, st
     assert then == naive.code_bytes(rows, *sizes) <= budget
     assert table.ledger().total == naive.row_bytes(vocab, dim, table.spec.rank, codec)
     full, last = rows == min(vocab, 2**16), rows & (rows - 1) == 0
-    min_chunk = naive.memory_bytes(stages * (table.spec.rank or dim), codec) + 8
-    assert (
-        full or last or then >= min(0.9 * budget, budget - min_chunk)
-    )  # last: a row more would be a bit more for every id
+    a_row = naive.memory_bytes(stages * (table.spec.rank or dim), codec) + 8
+    # Last: a row more would be a bit more for every id.
+    assert full or last or then >= min(0.9 * budget, budget - a_row)
     table.cluster(n_iter=1)
     assert table.ledger().total == then
 

@@ -62,11 +62,8 @@ def test_a_phase_is_entered_from_the_other_alone(tmp_path):
     [
         ({"vocab": None}, ValueError, "needs a vocab"),
         ({"num_bytes": 8}, cce.BudgetError, "the least that fits is"),
-        (
-            {"vocab": 100_000, "num_bytes": 12_000},
-            cce.BudgetError,
-            "the least that fits is 12,",
-        ),  # a bit an id is 12,500
+        # A bit per id is 12,500 bytes.
+        ({"vocab": 100_000, "num_bytes": 12_000}, cce.BudgetError, "the least that fits is 12,"),
         ({"stages": 0}, ValueError, "stages must be between 1 and 16"),
         ({"stages": 1.5}, TypeError, "stages must be a whole number"),
         ({"phase": "dust"}, ValueError, "phase must be one of rows, codes"),

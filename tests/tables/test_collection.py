@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -152,45 +150,6 @@ def test_sums_of_ragged_bags_do_not_depend_on_the_threads(padded):
             words = own[starts[bag] : starts[bag + 1]]
             expected = table.lookup(words[words != 3] if padded else words).astype(np.float64).sum(0)
             np.testing.assert_allclose(part[bag], expected, rtol=1e-4, atol=1e-4)
-
-
-def calls_of(program):
-    """How many functions of the library a call runs, the compiled ones that Python calls among them, once all is prepared."""
-    found, house = [], str(Path(cce.__file__).parent)
-
-    def note(frame, event, argument):
-        if event == "call" and frame.f_code.co_filename.startswith(house):
-            found.append(frame.f_code.co_name)
-
-    for _ in range(2):
-        program()
-    before = sys.getprofile()
-    sys.setprofile(note)
-    try:
-        program()
-    finally:
-        sys.setprofile(before)
-    return found
-
-
-@pytest.mark.skipif(not COMPILED, reason="loops that are not compiled are made of many calls")
-@pytest.mark.parametrize("rank", [0, 4])
-def test_what_every_call_costs_is_little(rank):
-    """However many tables there are."""
-    tables = [cce.make_table("cce", 500, 8, num_params=4000, rank=rank, seed=k) for k in range(26)]
-    both, rng = cce.Collection(tables), np.random.default_rng(0)
-    for n in (1, 4096):
-        ids = rng.integers(0, 500, n)
-        assert 3 <= len(calls_of(lambda ids=ids: tables[0].lookup(ids))) <= 6
-    ids = rng.integers(0, 500, (4, 26))
-    for optimizer, most in ((cce.Adam(1e-3), 18), (cce.SGD(1e-3), 24), (cce.Adagrad(1e-3, rowwise=True), 24)):
-
-        def step(optimizer=optimizer):
-            seen = both.forward(ids)
-            optimizer.update(both, seen, seen.vectors)
-
-        found = calls_of(step)
-        assert 12 <= len(found) <= most, found
 
 
 @pytest.mark.parametrize(("dim", "rank"), [(8, 4), (12, 4), (32, 12)])

@@ -137,6 +137,9 @@ def test_fused_optimisers_behave_as_torchs():
     version = emb.memory._version
     assert steps.step(closure) < first
     assert emb.memory._version > version  # the step is seen by autograd
+    FusedSGD([torch.nn.Parameter(torch.ones(2))], momentum=1.0)
+    with pytest.raises(TypeError, match="momentum"):  # also once 1.0, which equals it, has been taken
+        FusedSGD([torch.nn.Parameter(torch.ones(2))], momentum=True)
     with pytest.raises(ValueError, match="lr"):
         FusedSGD(emb.parameters(), lr=-1.0)
     with pytest.raises(ValueError, match="betas"):

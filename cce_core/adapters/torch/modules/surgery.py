@@ -19,8 +19,8 @@ from cce_core.adapters.torch.modules.states import Averages
 from cce_core.adapters.torch.modules.tied import TiedLinear
 from cce_core.hashing.mix import derive_key
 from cce_core.learning.cluster import ClusterReport
+from cce_core.learning.least_squares import linear_in_memory
 from cce_core.method import get_method
-from cce_core.method.block import BlockMethod
 from cce_core.tables.table import Table
 
 _SAMPLE = 4096  # ids that tell a table's scale
@@ -344,8 +344,7 @@ def _made(module: nn.Embedding | nn.EmbeddingBag, fresh: bool, options: dict[str
 @torch.no_grad()
 def _scale(made: Compressed, weight: torch.Tensor) -> None:
     """Bring a new table to the scale of the one it replaces, where that is a matter of its memory alone."""
-    method = get_method(made.spec.method)
-    if not isinstance(method, BlockMethod) or method.weights_in_memory or not method.is_linear(made.spec):
+    if not linear_in_memory(made.spec):
         return
     n = weight.shape[0]
     ids = torch.linspace(0, n - 1, min(n, _SAMPLE), device=weight.device).long()

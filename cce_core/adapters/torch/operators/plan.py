@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cce_core.method import get_method
+from cce_core.method import block_method, get_method
 from cce_core.method.arrays import array_specs as array_specs
 from cce_core.method.block import BlockMethod
 from cce_core.method.checked import checked
@@ -83,8 +83,7 @@ def part_of(text: str, part: str) -> Part:
     Pointed columns by themselves read rows of whole words, one row an id that is the row's number.
     """
     spec = spec_of(text)
-    method = get_method(spec.method)
-    assert isinstance(method, BlockMethod)
+    method = block_method(spec.method)
     name, _, kind = part.partition(":")
     layout = method.layout(spec) if name == MEMORY else method.weight_layout(spec)
     if layout is None:

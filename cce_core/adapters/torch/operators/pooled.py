@@ -246,7 +246,7 @@ def _weigh_like(each: Tensor, grads: Tensor, ids: Tensor, offsets: Tensor | None
 def _slope(
     memory: Tensor, projection: Tensor | None, grads: Tensor, bags: tuple[Tensor, Tensor | None], rest: list[Any]
 ) -> Tensor:  # fmt: skip
-    """The gradient of the amounts."""
+    """The gradient of the per-sample weights."""
     each = vectors(memory, projection, bags[0], None, None, *rest, False)
     return weigh(each, grads, *bags)
 
@@ -260,9 +260,9 @@ def _save_vectors(ctx: Context, inputs: Inputs) -> None:
 def _back_vectors(ctx: Context, grad: Tensor) -> Any:
     memory, projection, ids, offsets, per_sample_weights, *rest = ctx.saved_tensors
     bags, rest = (ids, offsets), [*rest, ctx.spec]
-    to_memory = to_projection = to_amounts = None
+    to_memory = to_projection = to_weights = None
     if ctx.needs_input_grad[5]:
-        to_amounts = _slope(memory, projection, grad, bags, rest)
+        to_weights = _slope(memory, projection, grad, bags, rest)
     if projection is not None:
         inner = ctx.inner
         if inner is None or torch.is_grad_enabled():
@@ -276,7 +276,7 @@ def _back_vectors(ctx: Context, grad: Tensor) -> Any:
         else:
             to_memory = using(ctx.addresses, spread, grad, *bags, per_sample_weights, *rest)
         to_memory = eager.narrow(to_memory, ctx.kind)
-    return to_memory, to_projection, None, None, to_amounts, None, None, None, None
+    return to_memory, to_projection, None, None, to_weights, None, None, None, None
 
 
 def _save_spread(ctx: Context, inputs: Inputs) -> None:
@@ -287,12 +287,12 @@ def _save_spread(ctx: Context, inputs: Inputs) -> None:
 def _back_spread(ctx: Context, grad: Tensor) -> Any:
     grads, ids, offsets, per_sample_weights, *rest = ctx.saved_tensors
     bags, rest = (ids, offsets), [*rest, ctx.spec]
-    to_grads = to_amounts = None
+    to_grads = to_weights = None
     if ctx.needs_input_grad[1]:
         to_grads = vectors(grad, None, *bags, per_sample_weights, *rest, False)
     if ctx.needs_input_grad[4]:
-        to_amounts = _slope(grad, None, grads, bags, rest)
-    return to_grads, None, None, to_amounts, None, None, None
+        to_weights = _slope(grad, None, grads, bags, rest)
+    return to_grads, None, None, to_weights, None, None, None
 
 
 def _back_unwiden(ctx: Context, to_inner: Tensor, to_projection: Tensor) -> Any:

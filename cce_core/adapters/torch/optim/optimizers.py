@@ -25,7 +25,7 @@ from cce_core.training.state import State
 Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=64, typed=True)  # True is no momentum, though it equals 1.0
 def _known(kind: Callable[..., Optimizer], *numbers: Any, **flags: Any) -> Optimizer:
     return kind(*numbers, **flags)
 
@@ -121,7 +121,7 @@ def in_core(optimizer: Optimizer, p: Tensor, grad: Gradient, unit: int, step: in
         touched = SparseGradient(array(index).view(np.int64), array(values).reshape(-1, unit), flat.size)
         optimizer.update_rows(flat, touched, unit, state)
     else:
-        optimizer._update(flat, array(grad), unit, state)
+        optimizer.update_dense(flat, array(grad), unit, state)
     for name, moment in state.arrays.items():
         if name not in arrays:
             arrays[name] = torch.from_numpy(moment).clone()
