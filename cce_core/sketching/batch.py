@@ -19,7 +19,7 @@ _IDS_A_THREAD = 1 << 13
 _FIRST, _INT64, _UINT64 = range(1), np.dtype(np.int64), np.dtype(np.uint64)
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, slots=True)
 class JaggedBatch:
     """The ids of a call, checked but for their vocabularies, as flat words.
 
@@ -52,7 +52,8 @@ class JaggedBatch:
         """One table's ids, of any shape and integer type."""
         usual = type(ids) is np.ndarray and (ids.dtype == _INT64 or ids.dtype == _UINT64) and ids.flags.c_contiguous
         words = ids.view(_UINT64) if usual else _check.as_ids(ids)
-        return cls(words.reshape(-1), _FIRST, 1, [words.size], words.size, shape=words.shape)
+        shape, n = words.shape, words.size
+        return cls(words if len(shape) == 1 else words.reshape(-1), _FIRST, 1, [n], n, shape=shape)
 
     def of(self, table: int) -> NDArray[np.uint64]:
         """The ids of one table."""

@@ -52,6 +52,9 @@ class Left(NamedTuple):
     where: NDArray[np.int64] | None = None
 
 
+_NOTHING = Left(None, None)
+
+
 class TableGroup:
     """Tables whose blocks one compiled call moves: of one codec, and all projected or none.
 
@@ -156,7 +159,7 @@ class TableGroup:
                 widen_rows(0, batch.rows, *rest)
             else:
                 parallel_for(widen_rows, batch.rows, min_chunk, *rest)
-        return Left(kept, inner, call_args), bool(outside)
+        return (Left(kept, inner, call_args) if keep or inner is not None else _NOTHING), bool(outside)
 
 
 def _in_pairs(layout: Layout, memory: Memory) -> bool:

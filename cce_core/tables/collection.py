@@ -139,7 +139,7 @@ class Collection(Passes):
             >>> bool(np.allclose(bag[0], table.lookup([0, 2, 2]).mean(0))), bag[1]
             (True, array([0., 0.], dtype=float32))
         """
-        return self._pass(read(ids, offsets, lengths, weights, mode, padding_id, len(self.tables)), False).vectors
+        return self._read(read(ids, offsets, lengths, weights, mode, padding_id, len(self.tables)), False)[0]
 
     def forward(
         self,
@@ -161,17 +161,17 @@ class Collection(Passes):
         """
         batch = read(ids, offsets, lengths, weights, mode, padding_id, len(self.tables))
         batch.ids = batch.ids.copy()  # the caller's array may be another batch's by the time of the backward pass
-        return self._pass(batch, True)
+        return self._pass(batch)
 
     # --- the way back -------------------------------------------------------------------------------------------------
 
     def checked(self, seen: Any, grads: Any) -> tuple[ForwardPass, NDArray[np.float32]]:
         """A pass that may be used, and gradients of its vectors as contiguous float32; not yet whether they are finite."""
         if not isinstance(seen, ForwardPass):
-            seen = self._pass(read(seen, None, None, None, "sum", None, len(self.tables)), True)
+            seen = self._pass(read(seen, None, None, None, "sum", None, len(self.tables)))
         usual = seen.owner is self and seen.clocks == list(map(CLOCK, self.guards))
         if not usual and not self.fresh(seen):
-            seen = self._pass(seen.batch, True)  # trained since: what was kept may be out of date
+            seen = self._pass(seen.batch)  # trained since: what was kept may be out of date
         if not isinstance(grads, np.ndarray) or grads.dtype != np.float32 or not grads.flags.c_contiguous:
             grads = _check.as_float32("gradients", grads, seen.vectors.shape)
         if grads.shape != seen.vectors.shape:
@@ -206,9 +206,8 @@ class Collection(Passes):
             out = []
             for t, table in enumerate(self.tables):
                 of_ids = self._of_ids(seen, t, grads)
-                of_ids = _check.as_float32(
-                    "gradients", of_ids, of_ids.shape
-                )  # per-sample weights may make them infinite
+                # Per-sample weights may make them infinite.
+                of_ids = _check.as_float32("gradients", of_ids, of_ids.shape)
                 out.append(table.gradients(seen.batch.of(t), seen.alone.get(t), of_ids, dense))
             return out
 

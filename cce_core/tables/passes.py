@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
+from cce_core._arrays import Floats
 from cce_core._guard import Guard, Still
 from cce_core._threads import parallel_for
 from cce_core.sketching.batch import JaggedBatch, pool_max
@@ -22,6 +23,8 @@ from cce_core.storage.codec import FLOAT32
 
 _NO_WORDS = np.empty(0, np.uint64)
 CLOCK, _item, _odd = attrgetter("clock"), methodcaller("item"), (1).__and__
+# Vectors, and of `ForwardPass`: clocks, generations, left, alone.
+_Read = tuple[Floats, list[int], list[int], list[Left], dict[int, Left]]
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -60,60 +63,65 @@ class Passes:
     tables: Sequence[Any]
     groups: Sequence[TableGroup]
     guards: Sequence[Guard]
-    phased: Sequence[
-        tuple[Any, Any]
-    ] = ()  # tables whose phase may change, each with the spec that its group was made of
+    # Tables whose phase may change, each with the spec that its group was made of.
+    phased: Sequence[tuple[Any, Any]] = ()
     _alone: Sequence[int]  # the tables that no group holds
     _ages: Sequence[NDArray[np.int64]]  # of every table its generation
     _slices: list[slice]  # the columns of every table
 
-    def _pass(self, batch: JaggedBatch, keep: bool, still: bool = False) -> ForwardPass:
+    def _read(self, batch: JaggedBatch, keep: bool, still: bool = False) -> _Read:
         """Look up; again behind shut doors, if a table changed meanwhile."""
         if self.phased and any(table.spec is not spec for table, spec in self.phased):
             self._regroup()
-        clocks = list(map(CLOCK, self.guards))
+        guards, alone = self.guards, self._alone
+        clocks = list(map(CLOCK, guards))
+        ages = list(map(_item, self._ages)) if keep else []
         out = np.empty((batch.rows, self._slices[-1].stop), np.float32)
-        seen = ForwardPass(out, batch, self, clocks, list(map(_item, self._ages)), [], {})
-        alone: Sequence[int] = range(len(self._slices)) if batch.mode == "max" else self._alone
-        if batch.mode != "max":
+        lefts, apart = [], {}
+        if batch.mode == "max":
+            alone = range(len(self._slices))
+        else:
             for group in self.groups:
                 left, outside = group.forward(batch, keep, out)
-                seen.left.append(left)
+                lefts.append(left)
                 if outside:
                     for t in group.tables:
                         self._known(t, batch)
         for t in alone:
-            self._by_itself(t, seen, keep)
-        if not still and (list(map(CLOCK, self.guards)) != clocks or any(map(_odd, clocks))):
-            with Still(self.guards):
-                return self._pass(batch, keep, True)
-        if batch.shape is not None:
-            seen.vectors = seen.vectors.reshape(*batch.shape, out.shape[1])
-        return seen
+            out, apart[t] = self._by_itself(t, batch, keep, out)
+        if not still and (list(map(CLOCK, guards)) != clocks or any(map(_odd, clocks))):
+            with Still(guards):
+                return self._read(batch, keep, True)
+        if batch.shape is not None and len(batch.shape) != 1:
+            out = out.reshape(*batch.shape, out.shape[1])
+        return out, clocks, ages, lefts, apart
+
+    def _pass(self, batch: JaggedBatch) -> ForwardPass:
+        """Look up, and keep what the backward pass needs."""
+        out, clocks, ages, lefts, apart = self._read(batch, True)
+        return ForwardPass(out, batch, self, clocks, ages, lefts, apart)
 
     def _regroup(self) -> None:
         """Group the tables as they are now."""
 
-    def _by_itself(self, t: int, seen: ForwardPass, keep: bool) -> None:
-        """The vectors of a table by itself, pooled to rows."""
-        batch, out, own = seen.batch, seen.vectors, self._slices[t]
+    def _by_itself(self, t: int, batch: JaggedBatch, keep: bool, out: Floats) -> tuple[Floats, Left]:
+        """`out` with the vectors of a table by itself, pooled to rows, and what its lookup leaves."""
+        own = self._slices[t]
         self._known(t, batch)
         vectors, left = self.tables[t].look_up(batch.of(t), keep)
         if batch.mode == "max":
             ends = np.arange(batch.rows + 1) if batch.offsets is None else batch.offsets[t]
-            into, where = (
-                np.empty((batch.rows, vectors.shape[1]), np.float32),
-                np.empty((batch.rows, vectors.shape[1]), np.int64),
-            )
-            parallel_for(pool_max, batch.rows, 1 << 10, ends, vectors, into, where)
-            out[:, own], left = into, left._replace(where=where)
+            shape = batch.rows, vectors.shape[1]
+            highest, where = np.empty(shape, np.float32), np.empty(shape, np.int64)
+            parallel_for(pool_max, batch.rows, 1 << 10, ends, vectors, highest, where)
+            out[:, own], left = highest, left._replace(where=where)
         elif batch.offsets is not None or batch.weights is not None:
             _sum(vectors, batch.alone_of(t), own.start, out)
         elif len(self._slices) == 1:
-            seen.vectors = vectors
+            out = vectors
         else:
             out[:, own] = vectors
-        seen.alone[t] = left
+        return out, left
 
     def _known(self, t: int, batch: JaggedBatch) -> None:
         """IndexError that names the first id of a table that is outside its vocabulary."""

@@ -116,7 +116,7 @@ class Table(TableState, Passes):
             >>> table.lookup(7).shape
             (8,)
         """
-        return self._pass(JaggedBatch.alone(ids), False).vectors
+        return self._read(JaggedBatch.alone(ids), False)[0]
 
     def forward(self, ids: Any) -> ForwardPass:
         """`lookup`, with what `backward` of the same ids would otherwise have to work out again.
@@ -140,7 +140,7 @@ class Table(TableState, Passes):
             >>> gradients = table.backward(seen, np.ones((2, 8)))
         """
         # A copy: the caller's array may be another batch's by the time of the backward pass.
-        return self._pass(JaggedBatch.alone(_check.as_ids(ids).copy()), True)
+        return self._pass(JaggedBatch.alone(_check.as_ids(ids).copy()))
 
     def look_up(self, ids: NDArray[np.uint64], keep: bool) -> tuple[NDArray[np.float32], Left]:
         """The vectors of flat ids that are known to be in the vocabulary, and what that leaves for a backward pass."""
