@@ -8,6 +8,7 @@ torch's embeddings writes into their `weight`. So the list that it makes is corr
 from __future__ import annotations
 
 import functools
+import weakref
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ from cce_core import _check
 from cce_core.adapters.torch.distributed.ranks import ranks_of
 
 _LISTED = "_build_params_for_reducer"
+_wrappers: weakref.WeakKeyDictionary[torch.nn.Module, weakref.WeakSet[DistributedDataParallel]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def expect_sparse(owner: type[Any]) -> None:
@@ -30,10 +34,22 @@ def expect_sparse(owner: type[Any]) -> None:
     @functools.wraps(listed)
     def build(self: DistributedDataParallel) -> Any:
         parameters, expected = listed(self)
-        ours = {id(p) for m in self.module.modules() if isinstance(m, owner) for p in m.sparse_parameters()}
+        tables = [m for m in self.module.modules() if isinstance(m, owner)]
+        for table in tables:
+            _wrappers.setdefault(table, weakref.WeakSet()).add(self)
+        ours = {id(p) for m in tables for p in m.sparse_parameters()}
         return parameters, [flag or id(p) in ours for p, flag in zip(parameters, expected, strict=True)]
 
     setattr(DistributedDataParallel, _LISTED, build)
+
+
+def refuse_wrapped(module: torch.nn.Module) -> None:
+    """RuntimeError if the module's parameters, which are to have another shape, are in the buckets of a wrapped model."""
+    if _wrappers.get(module):
+        raise RuntimeError(
+            "DistributedDataParallel has made room for this table's gradients as they are, and clustering is to change their "
+            "shape"
+        )
 
 
 def leave_out_pointers(model: torch.nn.Module, group: distributed.ProcessGroup | None = None) -> list[str]:
