@@ -336,8 +336,9 @@ class Compressed(Phased, Weighted):
             A `ClusterReport`.
 
         Raises:
-            ValueError: the method learns nothing, a `vq` table was clustered and not reopened, the weights do not fit, no optimiser
-                trains a memory that is to have another shape, or `averaged` holds no table of this sketch. The module is as before.
+            ValueError: the method learns nothing, a `vq` table was clustered and not reopened, the weights do not fit, no
+                optimiser trains a memory that is to have another shape, or `averaged` holds no table of this sketch. The module
+                is as before.
             RuntimeError: the ranks of a group hold different tables.
         """
         optimizers, remap = optimizers_of(optimizer), _check.choice("moments", moments, HOW) == HOW[0]

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from cce_core import _check
+from cce_core.adapters.torch.modules.learning import cluster_
 from cce_core.adapters.torch.modules.module import Optimizers
-from cce_core.adapters.torch.modules.surgery import cluster_
 from cce_core.learning.cluster import ClusterReport
 
 _TIMES = 6  # more often was not found to be better
