@@ -13,6 +13,7 @@ from cce_core.adapters.torch.distributed.ddp import leave_out_pointers as leave_
 from cce_core.adapters.torch.modules.bag import EmbeddingBag as EmbeddingBag
 from cce_core.adapters.torch.modules.embedding import Embedding as Embedding
 from cce_core.adapters.torch.modules.learning import cluster_ as cluster_
+from cce_core.adapters.torch.modules.learning import parameter_groups as parameter_groups
 from cce_core.adapters.torch.modules.learning import reopen_ as reopen_
 from cce_core.adapters.torch.modules.legacy import make_embedding as make_embedding
 from cce_core.adapters.torch.modules.schedule import ClusterSchedule as ClusterSchedule

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 
 import numpy as np
 import pytest
@@ -14,12 +15,15 @@ from torch import nn  # noqa: E402
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn  # noqa: E402
 
 from cce_core.adapters.torch import (  # noqa: E402
+    ClusterSchedule,
     Embedding,
     EmbeddingBag,
     FusedAdagrad,
     FusedAdam,
     FusedSGD,
+    TiedLinear,
     cluster_,
+    parameter_groups,
     reopen_,
 )
 
@@ -184,3 +188,87 @@ def test_whole_models_are_clustered_once_and_opened_again():
         reopen_(nn.ModuleDict({"b": model["b"]}))
     with pytest.raises(TypeError, match=r"torch\.nn\.Module"):
         reopen_(3)
+
+
+# --- when -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", ["epoch", "step"])
+def test_a_schedule_knows_the_time_of_each_table(unit):
+    """`cce` in the first two thirds, `vq` after three quarters of the epochs or at the end of all steps, once; exhaustively."""
+    for total in range(2 if unit == "epoch" else 4, 14):
+        model = nn.ModuleDict({"a": made(), "b": Embedding(VOCAB, DIM, method="cce", num_params=300, seed=0)})
+        schedule = ClusterSchedule(**{unit + "s": total}, weights={"a": torch.ones(VOCAB)}, n_iter=1)
+        call, seen = (schedule.after_epoch if unit == "epoch" else schedule.after_step), {}
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for now in range(1, total + 3):
+            for name in call(model, optimizer):
+                seen.setdefault(name, []).append(now)
+            if now == total // 2:
+                state, schedule = schedule.state_dict(), ClusterSchedule(weights={"a": torch.ones(VOCAB)}, n_iter=1)
+                schedule.load_state_dict(state)
+                call = schedule.after_epoch if unit == "epoch" else schedule.after_step
+        assert seen == {"a": [schedule.late], "b": list(schedule.at)}
+        assert schedule.late == (total if unit == "step" else 3 * total // 4)
+    again = ClusterSchedule(epochs=4, weights={"c": torch.ones(VOCAB)})
+    with pytest.raises(ValueError, match="weights names 'c'"):
+        again.after_epoch(model)
+
+
+def test_one_epoch_of_rows_alone():
+    model, schedule = nn.Sequential(made()), ClusterSchedule(epochs=1)
+    assert (schedule.at, schedule.late) == ((), 1)
+    assert list(schedule.after_epoch(model)) == ["0"]
+    assert model[0].phase == "codes"
+    assert schedule.after_epoch(model) == {}
+    with pytest.raises(ValueError, match="one epoch has no end to cluster after"):
+        ClusterSchedule(epochs=1).after_epoch(Embedding(VOCAB, DIM, method="cce", num_params=300))
+
+
+def test_trainers_that_end_sooner_or_count_otherwise():
+    """Lightning's steps are those of all optimisers, and both trainers may stop: what was not clustered is at the end."""
+    for counts in ([2, 4, 6, 8], [2, 4], [3, 7, 9], []):
+        model = nn.Sequential(made())
+        schedule = ClusterSchedule()
+        trainer = types.SimpleNamespace(max_epochs=1, estimated_stepping_batches=8, global_step=0, optimizers=[])
+        schedule.on_train_start(trainer, model)
+        for trainer.global_step in counts:
+            schedule.on_train_batch_end(trainer, model, None, None, 0)
+            assert (model[0].phase == "codes") == (trainer.global_step >= 8)
+        schedule.on_train_end(trainer, model)
+        assert model[0].phase == "codes"
+        assert len(schedule.reports) == 1
+    model, schedule = nn.Sequential(made()), ClusterSchedule()
+    state = types.SimpleNamespace(num_train_epochs=4, max_steps=40, global_step=0, epoch=0.0)
+    schedule.on_train_begin(None, state, None)
+    for state.epoch in (1.0, 2.0):
+        schedule.on_epoch_end(None, state, None, model=model)
+    assert model[0].phase == "rows"
+    schedule.on_train_end(None, state, None, model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    assert model[0].phase == "codes"
+    ClusterSchedule().on_train_end(None, state, None, model=model)
+
+
+def test_narrow_tables_have_a_rate_of_their_own():
+    emb = made()
+    wide = Embedding(9, DIM)
+    model = nn.ModuleDict({"a": emb, "b": emb, "wide": wide, "head": TiedLinear(emb, bias=True)})
+    groups = parameter_groups(model, lr=0.1, tables_lr=0.5)
+    assert [g["lr"] for g in groups] == [0.1, 0.5]
+    assert [[id(p) for p in g["params"]] for g in groups] == [
+        [id(wide.memory), id(model["head"].bias)],
+        [id(emb.memory), id(emb.projection)],
+    ]
+    optimizer = torch.optim.Adam(groups)
+    train(emb, optimizer)
+    cluster_(model, optimizer)
+    train(emb, optimizer)
+    assert [g["lr"] for g in parameter_groups(wide, lr=0.1, tables_lr=0.5)] == [0.1]
+    assert [g["lr"] for g in parameter_groups(emb, lr=0.1, tables_lr=0.5)] == [0.5]
+    for arguments, error in (({"lr": -1, "tables_lr": 1}, ValueError), ({"lr": 1, "tables_lr": "x"}, TypeError)):
+        with pytest.raises(error, match="lr must be"):
+            parameter_groups(model, **arguments)
+    with pytest.raises(ValueError, match="no parameters to train"):
+        parameter_groups(nn.Flatten(), lr=1, tables_lr=1)
+    with pytest.raises(TypeError, match=r"torch\.nn\.Module"):
+        parameter_groups([wide], lr=1, tables_lr=1)

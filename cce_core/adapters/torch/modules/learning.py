@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -56,23 +56,23 @@ def cluster_(
             f"the table {done[0]!r} was clustered: it is in phase 'codes', and is clustered again after reopen_(model) alone; "
             "ClusterSchedule knows the time of each table"
         )
-    return cluster_tables(tables, optimizer, weights, averaged, settings)
+    return cluster_tables(tables, list(tables), optimizer, weights, averaged, settings)
 
 
 def cluster_tables(
-    tables: Mapping[str, Compressed], optimizer: Optimizers, weights: Mapping[str, Weights] | None, averaged: Averages,
-    settings: Mapping[str, Any],
+    tables: Mapping[str, Compressed], names: Sequence[str], optimizer: Optimizers, weights: Mapping[str, Weights] | None,
+    averaged: Averages, settings: Mapping[str, Any],
 ) -> dict[str, ClusterReport]:  # fmt: skip
-    """`cluster_` of some tables by name."""
+    """`cluster_` of some of the tables that learn."""
     weights = {} if weights is None else _check.instance("weights", weights, Mapping, "a dict by the tables' names")
     if unknown := [name for name in weights if name not in tables]:
         raise ValueError(
             f"weights names {unknown[0]!r}, which is no table that learns; those are {', '.join(tables) or 'none'}"
         )
-    copies = _copies(tables, averaged)
+    copies = _copies({name: tables[name] for name in names}, averaged)
     return {
-        name: m.cluster(optimizer=optimizer, weights=weights.get(name), averaged=copies[name], **settings)
-        for name, m in tables.items()
+        name: tables[name].cluster(optimizer=optimizer, weights=weights.get(name), averaged=copies[name], **settings)
+        for name in names
     }
 
 
@@ -109,6 +109,42 @@ def reopen_(
     for name, table in tables.items():
         table.reopen(optimizer=optimizer, moments=moments, averaged=copies[name])
     return list(tables)
+
+
+def parameter_groups(model: nn.Module, *, lr: float, tables_lr: float) -> list[dict[str, Any]]:
+    """A model's parameters for a torch optimiser, with a learning rate of its own for tables of narrow rows (a rank).
+
+    Narrow rows learn through their projection, and want a few times the rate of whole vectors.
+
+    Args:
+        model: any module.
+        lr: of all other parameters.
+        tables_lr: of the memories and projections of compressed tables with a rank.
+
+    Returns:
+        At most two groups, {"params": [...], "lr": ...}, every parameter in one.
+
+    Raises:
+        ValueError: a rate is below 0, or the model has no parameters.
+
+    Example:
+        >>> import torch
+        >>> from cce_core.adapters.torch import Embedding, parameter_groups
+        >>> model = torch.nn.Sequential(Embedding(1000, 16, method="vq", num_bytes=3000), torch.nn.Linear(16, 1))
+        >>> optimizer = torch.optim.Adagrad(parameter_groups(model, lr=0.01, tables_lr=0.1))
+        >>> [(group["lr"], len(group["params"])) for group in optimizer.param_groups]
+        [(0.01, 2), (0.1, 2)]
+    """
+    _check.instance("model", model, nn.Module, "a torch.nn.Module")
+    rates = _check.number("lr", lr, 0.0), _check.number("tables_lr", tables_lr, 0.0)
+    tables = [m for m in model.modules() if isinstance(m, Compressed) and m.spec.rank]
+    narrow = {id(parameter) for table in tables for parameter in table.parameters()}
+    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = [], []
+    for parameter in model.parameters():
+        groups[id(parameter) in narrow].append(parameter)
+    if not any(groups):
+        raise ValueError("the model has no parameters to train")
+    return [{"params": some, "lr": rate} for some, rate in zip(groups, rates, strict=True) if some]
 
 
 def learning(model: nn.Module) -> dict[str, Compressed]:
