@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from cce_core.adapters.torch import guard
+from cce_core.adapters.torch.distributed import ddp
 from cce_core.adapters.torch.distributed.ranks import Ranks
 from cce_core.adapters.torch.modules import device_cluster
 from cce_core.adapters.torch.operators import cuda
@@ -39,6 +40,8 @@ def cluster(
         settings: of the clustering.
     """
     spec = module.spec
+    if module.phase is not None:
+        module._check_free()  # before the work
     if ranks is None and not module.shard_pointers and _on_gpu(module) and device_cluster.clusters(spec, settings):
         new = {name: getattr(module, name).detach().clone() for name in array_specs(spec) if name != "scales"}
         report = device_cluster.cluster(spec, new, weights=weights, **settings)
@@ -120,6 +123,8 @@ def adopt(
         for one in (module, *copies):
             one._settled()
             one._mark.follows = one is not module
+            for wrapper in ddp.wrappers(one) if text != before.text else ():
+                ddp.rebuild(wrapper)
         module._mark.made = module._mark.known
 
 

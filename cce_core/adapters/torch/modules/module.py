@@ -395,7 +395,7 @@ class Compressed(Phased, Weighted):
     def _take(self, table: Table) -> None:
         """Make a table's numbers this module's, in place."""
         with guard.changing():
-            put(*self._becoming(table.spec, clustering.tensors_of(table)))
+            self._become(table.spec, clustering.tensors_of(table))
             self._settled()
 
     def _changes(self, new: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:

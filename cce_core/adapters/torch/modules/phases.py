@@ -73,16 +73,12 @@ class Phased(Stated):
         """What makes this module the table of that spec with these arrays, its stamp among them; nothing is changed yet.
 
         Raises:
-            RuntimeError: the parameters would have another shape, but are sharded.
+            RuntimeError: the memory would have another shape, but is sharded, or in a wrapped model that cannot follow.
         """
         plan = plan_of(spec)
         if plan.text == self._plan.text:
             return self._changes(new), []
-        if any(hasattr(p, "full_tensor") for p in self.parameters()):
-            raise RuntimeError(
-                "a table whose parameters are sharded over processes cannot change its phase: cluster it before fully_shard"
-            )
-        ddp.refuse_wrapped(self)
+        self._check_free()
         specs, changes, calls = array_specs(spec), [(self.generation, new["generation"])], []
         calls += replacing(self.memory, new[MEMORY].reshape(-1, self.memory.shape[1]))
         if spec.rank:
@@ -99,6 +95,21 @@ class Phased(Stated):
         calls.append(functools.partial(self.__dict__.update, _spec=spec, _plan=plan))
         return changes, calls
 
+    def _check_free(self) -> None:
+        """RuntimeError where the memory cannot have another shape."""
+        if any(hasattr(p, "full_tensor") for p in self.parameters()):
+            raise RuntimeError(
+                "a table whose parameters are sharded over processes cannot change its phase: cluster it before fully_shard"
+            )
+        ddp.wrappers(self)  # raises, where one cannot follow
+
+    def _become(self, spec: TableSpec, new: Mapping[str, Tensor]) -> None:
+        """Become it, within a change."""
+        other = spec.options != self._spec.options
+        put(*self._becoming(spec, new))
+        for wrapper in ddp.wrappers(self) if other else ():
+            ddp.rebuild(wrapper)
+
     # --- states -------------------------------------------------------------------------------------------------------
 
     def _load_from_state_dict(self, state_dict: MutableMapping[str, Any], prefix: str, *rest: Any) -> None:
@@ -111,10 +122,10 @@ class Phased(Stated):
         grads = [(parameter, parameter.grad) for parameter in self.parameters()]
         new = {name: state_dict[prefix + name] for name in array_specs(spec) if prefix + name in state_dict}
         with guard.writing(self), guard.changing():
-            put(*self._becoming(spec, new))
+            self._become(spec, new)
             super()._load_from_state_dict(state_dict, prefix, *rest)
             if len(errors) > known:
-                put(*self._becoming(before, held))
+                self._become(before, held)
                 self._settled()
                 for parameter, grad in grads:
                     parameter.grad = grad
