@@ -168,5 +168,4 @@ def _scattered(
 ) -> Gradient:  # fmt: skip
     if dense:
         return blocks.scatter(group, batch, grads, weights, kept)
-    with table.slots(name, group.sketch.layout) as slots:
-        return blocks.scatter_sparse(group, batch, grads, slots, weights, kept)
+    return blocks.scatter_sparse(group, batch, grads, weights, kept)

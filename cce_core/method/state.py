@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -15,7 +14,6 @@ from cce_core._guard import Changing, Guard
 from cce_core.hashing.mix import derive_key
 from cce_core.method.memory import QuantizedMemory
 from cce_core.method.spec import COUNTS, ArraySpec, TableSpec
-from cce_core.sketching import blocks
 from cce_core.sketching.descriptors import Memory, Sketch
 from cce_core.sketching.group import Member, TableGroup
 from cce_core.sketching.layout import Layout
@@ -61,7 +59,6 @@ class TableState:
         self.guard = Guard()
         self.age = self._arrays.get("generation", _NEVER)
         self._counts, self._passes = self._arrays.get("counts"), 0
-        self._slots: dict[str, NDArray[Any]] = {}
         self.training_bytes: dict[str, int] = {}
         phase = dict(spec.options).get("phase")
         self.phase = None if phase is None else str(phase)
@@ -148,7 +145,7 @@ class TableState:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.guard, self._slots = Guard(), {}
+        self.guard = Guard()
         if self.phase is not None:
             self.prepare()
 
@@ -158,9 +155,9 @@ class TableState:
         return made
 
     def _state(self, memo: dict[int, Any]) -> dict[str, Any]:
-        with self.guard.door:  # groups hold addresses; guard and scratch are each table's own
+        with self.guard.door:  # groups hold addresses; the guard is each table's own
             kept = {n: v for n, v in dict(self.__dict__).items() if not n.endswith(("group", "groups", "guards"))}
-            del kept["guard"], kept["_slots"]
+            del kept["guard"]
             return copy.deepcopy(kept, memo)
 
     @property
@@ -194,19 +191,8 @@ class TableState:
         interrupt, and the groups, which are all that a lookup reads, are among them.
         """
         other.prepare()
-        own = ("guard", "guards", "_slots", "training_bytes")
+        own = ("guard", "guards", "training_bytes")
         held, new = dict(self.__dict__), {name: v for name, v in other.__dict__.items() if name not in own}
         with Changing((self.guard,)):
-            self.__dict__.update(new, _slots={}, training_bytes={})
+            self.__dict__.update(new, training_bytes={})
         del held  # what the old ones were made of goes here, not while they are exchanged
-
-    @contextlib.contextmanager
-    def slots(self, name: str, layout: Layout) -> Iterator[NDArray[Any]]:
-        """Scratch for the sparse gradient of an array.
-
-        It is taken out while it is used: an interrupt loses it, and two threads never share it.
-        """
-        slots = self._slots.pop(name, None)
-        slots = blocks.new_slots(layout) if slots is None else slots
-        yield slots
-        self._slots[name] = slots

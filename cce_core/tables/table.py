@@ -208,8 +208,7 @@ class Table(TableState, Passes):
             np.matmul(np.ones(len(vectors), np.float32), vectors, out=slope[-1])
         if self._counts is not None and all(map(_finite, out.values())):  # else no step is taken
             self.count(ids)
-        held = [array.nbytes for array in (*out.values(), *self._slots.values())]
-        self.training_bytes["gradient"] = sum(held)
+        self.training_bytes["gradient"] = sum(gradient.nbytes for gradient in out.values())
         return out
 
     # --- learning the sketch ------------------------------------------------------------------------------------------

@@ -24,16 +24,16 @@ from cce_core.sketching.descriptors import SIZE as SIZE_OF_PART
 from cce_core.sketching.gradient import Gradient
 from cce_core.sketching.group import TableGroup
 from cce_core.sketching.projection import narrow_rows, slope_rows, unwidened
-from cce_core.sketching.scatter import compact_rows, owned, release_rows, scatter_range
+from cce_core.sketching.scatter import compact_rows, owned, places_for, scatter_range
 from cce_core.tables.collection import Collection
 from cce_core.tables.passes import ForwardPass
 from cce_core.tables.table import Table
 from cce_core.training.rules import ADAM, ROWWISE, SGD, update_dense, update_rows
 from cce_core.training.state import Fused, State
 
-# Of a parameter's row: the addresses of its values, of two arrays of state and of its slots, where its gradient begins, its
-# floats and its unit.
-VALUES, FIRST, SECOND, SLOTS, START, SIZE, GRAIN = range(7)
+# Of a parameter's row: the addresses of its values and of two arrays of state, where its gradient begins, its floats and its
+# unit.
+VALUES, FIRST, SECOND, START, SIZE, GRAIN = range(6)
 
 _FLOATS_A_THREAD = 1 << 15
 _SMALL = 1 << 12  # words: a batch below it is one call of one thread
@@ -48,13 +48,11 @@ class Prepared:
 
     Attributes:
         rule: the formula.
-        rows: int64 (parameters, 7): the memories, then the projections.
+        rows: int64 (parameters, 6): the memories, then the projections.
         states: theirs.
         numbers: float64 (parameters, 6), the constants of a step.
         held: the arrays whose addresses stand in `rows`.
         projections: the rows of the projections, whose gradients here begin at 0.
-        slots: int64 (memories,), where the slots of each begin among those of all, in bytes.
-        n_slots: of all.
         call_args: where the words of the last batch lay.
         crowded: whether that batch touched most of the memories.
     """
@@ -65,8 +63,6 @@ class Prepared:
     numbers: NDArray[np.float64]
     held: list[Any]
     projections: NDArray[np.int64]
-    slots: NDArray[np.int64]
-    n_slots: int
     call_args: Any = None
     crowded: bool = False
 
@@ -103,8 +99,9 @@ def _scatter_zeroed(
         begin, end = owned(low, high, parts[p])
         out[parts[p, MEMORY_OFFSET] + begin : parts[p, MEMORY_OFFSET] + end] = np.float32(0.0)
     scatter_range(
-        low, high, parts, columns, words, call_args, offsets, per_sample_weights, None, kept, None, stride, vectors, out
-    )
+        low, high, parts, columns, words, call_args, offsets, per_sample_weights, None, kept, None, None, False,
+        stride, vectors, out,
+    )  # fmt: skip
 
 
 @jit
@@ -136,21 +133,21 @@ def _touched_range(
 ) -> None:  # fmt: skip
     """Gradients of the touched units that begin in the floats [low, high) of all memories, and the formula on each."""
     for k in range(parts.shape[0]):
-        part, size, unit, memory_offset = parts[k], rows[k, SIZE], rows[k, GRAIN], parts[k, MEMORY_OFFSET]
+        part, unit, memory_offset = parts[k], rows[k, GRAIN], parts[k, MEMORY_OFFSET]
         begin, end = owned(low, high, part)
         if begin >= end or call_args[k, COUNT] == 0:
             continue
-        slots = array_at(rows[k, SLOTS], size // unit, np.int32)
-        most = min((end - begin) // unit, call_args[k, COUNT] * part[COLUMNS] * (part[WIDTH] // unit))
-        units = np.empty(most, np.int64)
-        count = compact_rows(begin, end, part, columns, words, call_args[k], kept, slots, units)
+        own = (end - begin) // unit
+        most = min(own, call_args[k, COUNT] * part[COLUMNS] * (part[WIDTH] // unit))
+        units, slots = np.empty(most, np.int64), np.full(places_for(most, own), -1, np.int32)
+        spread = len(slots) < own
+        count = compact_rows(begin, end, part, columns, words, call_args[k], kept, slots, units, spread)
         index, flat = units[:count], np.zeros(count * unit, np.float32)
         scatter_range(
             memory_offset + begin, memory_offset + end, parts[k : k + 1], columns, words, call_args[k : k + 1], offsets,
             per_sample_weights, None, kept,
-            slots, stride, vectors, flat,
+            slots, units, spread, stride, vectors, flat,
         )  # fmt: skip
-        release_rows(slots, index)
         p, a, b = _arrays(kernel_id, rows[k])
         update_rows(0, count, kernel_id, unit, index, p, flat, a, b, numbers[k])
 
@@ -199,7 +196,7 @@ def _plan(optimizer: Fused, both: Collection, group: TableGroup) -> Prepared:
                 state = optimizer.state_of(table, name)
                 arrays = optimizer.state_arrays(values.size, unit, state)
                 addresses = [address_of(a) for a in (values, *arrays)]
-                rows.append((*addresses, *[0] * (4 - len(addresses)), start, values.size, unit))
+                rows.append((*addresses, *[0] * (3 - len(addresses)), start, values.size, unit))
                 states.append(state)
                 held += [values, *arrays]
                 start += values.size
@@ -207,13 +204,9 @@ def _plan(optimizer: Fused, both: Collection, group: TableGroup) -> Prepared:
                 gradient = 0 if name == "memory" else table.training_bytes["gradient"]
                 table.training_bytes["gradient"] = gradient + values.nbytes  # at most
     array = np.array(rows, np.int64)
-    memories, projections = array[: len(group.parts)], array[len(group.parts) :].copy()
+    projections = array[len(group.parts) :].copy()
     projections[:, START] -= group.size
-    units = memories[:, SIZE] // memories[:, GRAIN]
-    slots = 4 * (np.cumsum(units) - units)
-    return Prepared(
-        optimizer.kernel_id, array, states, np.zeros((len(rows), 6)), held, projections, slots, int(units.sum())
-    )
+    return Prepared(optimizer.kernel_id, array, states, np.zeros((len(rows), 6)), held, projections)
 
 
 def _begin_step(optimizer: Fused, plan: Prepared) -> None:
@@ -295,12 +288,6 @@ def _touched(
     writer.begin()
     for group, plan, left, (source, slopes) in zip(both.groups, plans, seen.left, found):
         _begin_step(optimizer, plan)
-        # Out while they are used: an interrupt loses them, a forked child makes its own.
-        slots, group.slots = group.slots, None
-        if slots is None:
-            slots = np.full(plan.n_slots, -1, np.int32)
-        n = len(group.parts)
-        plan.rows[:n, SLOTS] = slots.__array_interface__["data"][0] + plan.slots
         args = (
             plan.kernel_id, group.parts, group.columns, batch.ids, left.call_args, offsets, batch.weights, left.kept,
             source.shape[1], source.reshape(-1), plan.rows, plan.numbers,
@@ -309,10 +296,10 @@ def _touched(
             _touched_range(0, group.size, *args)
         else:
             parallel_for(_touched_range, group.size, -(-group.size // 64), *args)
-        group.slots = slots
         parallel_for(
-            _rule_range, slopes.size, _FLOATS_A_THREAD, plan.kernel_id, plan.projections, plan.numbers[n:], slopes
-        )
+            _rule_range, slopes.size, _FLOATS_A_THREAD, plan.kernel_id, plan.projections,
+            plan.numbers[len(group.parts) :], slopes,
+        )  # fmt: skip
     return True
 
 
