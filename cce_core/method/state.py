@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from cce_core._guard import Changing, Guard
 from cce_core.hashing.mix import derive_key
-from cce_core.method.memory import QuantizedMemory
+from cce_core.method.memory import Change, QuantizedMemory
 from cce_core.method.spec import COUNTS, ArraySpec, TableSpec
 from cce_core.sketching.descriptors import Memory, Sketch
 from cce_core.sketching.group import Member, TableGroup
@@ -92,6 +93,13 @@ class TableState:
                 self.training_bytes["values"] = self.stored.training_bytes
         return trained
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of `parameters()`, for which nothing is decoded."""
+        shapes = {name: array.shape for name, array in self._parameters.items()}
+        if self.spec.codec != "float32":
+            shapes["memory"] = (self.layout.size,)
+        return shapes
+
     def buffers(self) -> dict[str, NDArray[Any]]:
         """The arrays that are learned or drawn but not trained: hash `keys`, packed `pointers`, the `generation`.
 
@@ -112,6 +120,13 @@ class TableState:
             if self.spec.codec != "float32":
                 self.stored.requantize()
                 self.training_bytes["values"] = self.stored.training_bytes
+
+    def update_rows(self, index: NDArray[np.int64], change: Change) -> None:
+        """Change some units of a memory with a codec, at the cost of those alone: see `QuantizedMemory.update_rows`."""
+        with Changing((self.guard,)):
+            made = self.stored.update_rows(index, self._units["memory"], change)
+            made = max(made, self.training_bytes.get("scratch", 0))  # another time: of the gradient
+            self.training_bytes |= {"values": self.stored.training_bytes, "scratch": made}
 
     def block_sizes(self) -> dict[str, int]:
         """Floats of the blocks that each parameter is made of: what "row" means to sparse gradients and optimisers."""
@@ -168,10 +183,7 @@ class TableState:
     @property
     def num_params(self) -> int:
         """Trained numbers in all."""
-        sizes = {name: array.size for name, array in self._parameters.items()}
-        if self.spec.codec != "float32":
-            sizes["memory"] = self.layout.size
-        return sum(sizes.values())
+        return sum(math.prod(shape) for shape in self.shapes().values())
 
     @property
     def generation(self) -> int:

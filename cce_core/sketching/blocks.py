@@ -74,9 +74,20 @@ def scatter_sparse(
     return SparseGradient(index, values, layout.size)
 
 
+def most_touched(layout: Layout, n: int) -> int:
+    """The most units that n ids may touch."""
+    return min(layout.n_units, n * len(layout.columns) * (layout.width // layout.unit))
+
+
+def scratch_bytes(layout: Layout, n: int) -> int:
+    """Bytes of what numbers the units that n ids touch."""
+    most = most_touched(layout, n)
+    return 8 * most + (4 if most < 2**31 else 8) * places_for(most, layout.n_units)
+
+
 def _to_number(layout: Layout, n: int) -> tuple[NDArray[np.int64], Slots]:
     """Scratch for the units that n ids touch: what they are, and an empty hash table of their numbers."""
-    most = min(layout.n_units, n * len(layout.columns) * (layout.width // layout.unit))
+    most = most_touched(layout, n)
     places = places_for(most, layout.n_units)
     return np.empty(most, np.int64), np.full(places, -1, np.int32 if most < 2**31 else np.int64)
 

@@ -197,6 +197,7 @@ class Table(TableState, Passes):
     ) -> dict[str, Gradient]:
         """`backward` of flat ids that are known to be in the vocabulary, with what their lookup has left."""
         saved = None if left is None else (left.kept, None) if self.plain else left.kept
+        self.training_bytes["scratch"] = 0
         if self._projection is None:
             out = self.method.backward(self, ids, saved, vectors, dense)
         else:

@@ -9,6 +9,7 @@ them at once. Either way a thread owns what it writes, so that results do not de
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from cce_core import _check
 from cce_core._guard import Writer
 from cce_core._jit import jit
 from cce_core._threads import parallel_for
+from cce_core.sketching import blocks
 from cce_core.sketching.block_ops import array_at
 from cce_core.sketching.descriptors import COLUMNS, COUNT, MEMORY_OFFSET, UNIT, WIDTH, address_of
 from cce_core.sketching.descriptors import SIZE as SIZE_OF_PART
@@ -54,7 +56,7 @@ class Prepared:
         held: the arrays whose addresses stand in `rows`.
         projections: the rows of the projections, whose gradients here begin at 0.
         call_args: where the words of the last batch lay.
-        crowded: whether that batch touched most of the memories.
+        whole: whether that batch took whole gradients: the step moves all, or it touched most of the memories.
     """
 
     kernel_id: int
@@ -64,7 +66,7 @@ class Prepared:
     held: list[Any]
     projections: NDArray[np.int64]
     call_args: Any = None
-    crowded: bool = False
+    whole: bool = False
 
 
 @jit
@@ -149,7 +151,7 @@ def _touched_range(
             slots, units, spread, stride, vectors, flat,
         )  # fmt: skip
         p, a, b = _arrays(kernel_id, rows[k])
-        update_rows(0, count, kernel_id, unit, index, p, flat, a, b, numbers[k])
+        update_rows(0, count, kernel_id, unit, index, None, p, flat, a, b, numbers[k])
 
 
 def update(optimizer: Fused, both: Collection, seen: Any, grads: Any) -> None:
@@ -164,8 +166,10 @@ def update(optimizer: Fused, both: Collection, seen: Any, grads: Any) -> None:
             plans = optimizer.prepare(both, seen.generations, _plan)
         first, call_args = plans[0], seen.left[0].call_args
         if first.call_args is not call_args:  # batches are mostly of one size
-            first.call_args, first.crowded = call_args, kernel_id != ADAM and _crowded(both, seen)
-        if first.crowded or (kernel_id == ADAM and optimizer.updates_all()):
+            first.call_args = call_args
+            first.whole = optimizer.updates_all() if kernel_id == ADAM else _crowded(both, seen)
+            _note(both, seen, first.whole)
+        if first.whole:
             _dense(optimizer, writer, both, seen, grads, plans)
         elif not _touched(optimizer, writer, both, seen, grads, plans):
             return one_by_one(optimizer, both, seen, grads)
@@ -181,6 +185,18 @@ def _crowded(both: Collection, seen: ForwardPass) -> bool:
         units += int((parts[:, SIZE_OF_PART] // parts[:, UNIT]).sum())
         blocks += int((left.call_args[:, COUNT] * parts[:, COLUMNS] * (parts[:, WIDTH] // parts[:, UNIT])).sum())
     return _CROWDED * blocks >= units
+
+
+def _note(both: Collection, seen: ForwardPass, whole: bool) -> None:
+    """Bytes that a step of such a batch takes, and gives back."""
+    for group, left in zip(both.groups, seen.left):
+        for t, place in zip(group.tables, left.call_args):
+            table, n = both.tables[t], int(place[COUNT])
+            shapes, layout = table.shapes(), table.layout
+            sparse = blocks.most_touched(layout, n) * (8 + 4 * layout.unit)
+            memory = 4 * layout.size if whole else sparse
+            table.training_bytes["gradient"] = memory + 4 * math.prod(shapes.get("projection", (0,)))
+            table.training_bytes["scratch"] = 0 if whole else blocks.scratch_bytes(layout, n)
 
 
 def _plan(optimizer: Fused, both: Collection, group: TableGroup) -> Prepared:
@@ -201,8 +217,6 @@ def _plan(optimizer: Fused, both: Collection, group: TableGroup) -> Prepared:
                 held += [values, *arrays]
                 start += values.size
                 table.training_bytes["optimiser"] = optimizer.state_bytes(table)
-                gradient = 0 if name == "memory" else table.training_bytes["gradient"]
-                table.training_bytes["gradient"] = gradient + values.nbytes  # at most
     array = np.array(rows, np.int64)
     projections = array[len(group.parts) :].copy()
     projections[:, START] -= group.size
