@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from cce_core._guard import Changing, Guard
 from cce_core.hashing.mix import derive_key
-from cce_core.method.memory import QuantizedMemory
+from cce_core.method.memory import Change, QuantizedMemory
 from cce_core.method.spec import COUNTS, ArraySpec, TableSpec
-from cce_core.sketching import blocks
 from cce_core.sketching.descriptors import Memory, Sketch
 from cce_core.sketching.group import Member, TableGroup
 from cce_core.sketching.layout import Layout
@@ -61,7 +60,6 @@ class TableState:
         self.guard = Guard()
         self.age = self._arrays.get("generation", _NEVER)
         self._counts, self._passes = self._arrays.get("counts"), 0
-        self._slots: dict[str, NDArray[Any]] = {}
         self.training_bytes: dict[str, int] = {}
         phase = dict(spec.options).get("phase")
         self.phase = None if phase is None else str(phase)
@@ -95,6 +93,13 @@ class TableState:
                 self.training_bytes["values"] = self.stored.training_bytes
         return trained
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of `parameters()`, for which nothing is decoded."""
+        shapes = {name: array.shape for name, array in self._parameters.items()}
+        if self.spec.codec != "float32":
+            shapes["memory"] = (self.layout.size,)
+        return shapes
+
     def buffers(self) -> dict[str, NDArray[Any]]:
         """The arrays that are learned or drawn but not trained: hash `keys`, packed `pointers`, the `generation`.
 
@@ -115,6 +120,13 @@ class TableState:
             if self.spec.codec != "float32":
                 self.stored.requantize()
                 self.training_bytes["values"] = self.stored.training_bytes
+
+    def update_rows(self, index: NDArray[np.int64], change: Change) -> None:
+        """Change some units of a memory with a codec, at the cost of those alone: see `QuantizedMemory.update_rows`."""
+        with Changing((self.guard,)):
+            made = self.stored.update_rows(index, self._units["memory"], change)
+            made = max(made, self.training_bytes.get("scratch", 0))  # another time: of the gradient
+            self.training_bytes |= {"values": self.stored.training_bytes, "scratch": made}
 
     def block_sizes(self) -> dict[str, int]:
         """Floats of the blocks that each parameter is made of: what "row" means to sparse gradients and optimisers."""
@@ -148,7 +160,7 @@ class TableState:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.guard, self._slots = Guard(), {}
+        self.guard = Guard()
         if self.phase is not None:
             self.prepare()
 
@@ -158,9 +170,9 @@ class TableState:
         return made
 
     def _state(self, memo: dict[int, Any]) -> dict[str, Any]:
-        with self.guard.door:  # groups hold addresses; guard and scratch are each table's own
+        with self.guard.door:  # groups hold addresses; the guard is each table's own
             kept = {n: v for n, v in dict(self.__dict__).items() if not n.endswith(("group", "groups", "guards"))}
-            del kept["guard"], kept["_slots"]
+            del kept["guard"]
             return copy.deepcopy(kept, memo)
 
     @property
@@ -171,10 +183,7 @@ class TableState:
     @property
     def num_params(self) -> int:
         """Trained numbers in all."""
-        sizes = {name: array.size for name, array in self._parameters.items()}
-        if self.spec.codec != "float32":
-            sizes["memory"] = self.layout.size
-        return sum(sizes.values())
+        return sum(math.prod(shape) for shape in self.shapes().values())
 
     @property
     def generation(self) -> int:
@@ -194,19 +203,8 @@ class TableState:
         interrupt, and the groups, which are all that a lookup reads, are among them.
         """
         other.prepare()
-        own = ("guard", "guards", "_slots", "training_bytes")
+        own = ("guard", "guards", "training_bytes")
         held, new = dict(self.__dict__), {name: v for name, v in other.__dict__.items() if name not in own}
         with Changing((self.guard,)):
-            self.__dict__.update(new, _slots={}, training_bytes={})
+            self.__dict__.update(new, training_bytes={})
         del held  # what the old ones were made of goes here, not while they are exchanged
-
-    @contextlib.contextmanager
-    def slots(self, name: str, layout: Layout) -> Iterator[NDArray[Any]]:
-        """Scratch for the sparse gradient of an array.
-
-        It is taken out while it is used: an interrupt loses it, and two threads never share it.
-        """
-        slots = self._slots.pop(name, None)
-        slots = blocks.new_slots(layout) if slots is None else slots
-        yield slots
-        self._slots[name] = slots

@@ -197,6 +197,7 @@ class Table(TableState, Passes):
     ) -> dict[str, Gradient]:
         """`backward` of flat ids that are known to be in the vocabulary, with what their lookup has left."""
         saved = None if left is None else (left.kept, None) if self.plain else left.kept
+        self.training_bytes["scratch"] = 0
         if self._projection is None:
             out = self.method.backward(self, ids, saved, vectors, dense)
         else:
@@ -208,8 +209,7 @@ class Table(TableState, Passes):
             np.matmul(np.ones(len(vectors), np.float32), vectors, out=slope[-1])
         if self._counts is not None and all(map(_finite, out.values())):  # else no step is taken
             self.count(ids)
-        held = [array.nbytes for array in (*out.values(), *self._slots.values())]
-        self.training_bytes["gradient"] = sum(held)
+        self.training_bytes["gradient"] = sum(gradient.nbytes for gradient in out.values())
         return out
 
     # --- learning the sketch ------------------------------------------------------------------------------------------
