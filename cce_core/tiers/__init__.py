@@ -1,0 +1,3 @@
+"""Tables for ids without end: who has a row of its own, who might earn one, and who must give it up."""
+
+from cce_core.tiers.id_map import IdMap as IdMap
