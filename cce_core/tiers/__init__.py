@@ -1,3 +1,4 @@
 """Tables for ids without end: who has a row of its own, who might earn one, and who must give it up."""
 
+from cce_core.tiers.frequency import FrequencySketch as FrequencySketch
 from cce_core.tiers.id_map import IdMap as IdMap
