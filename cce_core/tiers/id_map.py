@@ -40,14 +40,34 @@ def map_key(seed: int) -> int:
 
 
 @jit
+def partner(fingerprint: np.uint64, bucket: np.uint64, key: np.uint64, n_buckets: np.uint64) -> np.uint64:
+    """The other bucket of a fingerprint that may lie in this one."""
+    other = multiply_high(keyed(fingerprint, key), n_buckets)
+    return other + n_buckets * np.uint64(other < bucket) - bucket
+
+
+@jit
 def candidate_buckets(word: np.uint64, key: np.uint64, n_buckets: np.uint64, bits: np.uint64) -> Any:
     """The fingerprint of an id, and the first slots of its two buckets."""
     h = keyed(premix(word), key)
     fingerprint = _one + (((h & _low) * ((_one << bits) - _one)) >> _32)
     first = multiply_high(h, n_buckets)
-    other = multiply_high(keyed(fingerprint, key), n_buckets)
-    other += n_buckets * np.uint64(other < first)
-    return fingerprint, first << _two, (other - first) << _two
+    return fingerprint, first << _two, partner(fingerprint, first, key, n_buckets) << _two
+
+
+@jit
+def identity(fingerprint: np.uint64, slot: np.uint64, other: np.uint64) -> np.uint64:
+    """All that a map knows of an id, from a slot of each of its buckets: one word, never 0, that equal ids and twins share."""
+    return (min(slot, other) >> _two) << _32 | fingerprint
+
+
+@jit
+def owner(words: Any, slot: np.uint64, key: np.uint64, n_buckets: np.uint64, bits: np.uint64) -> np.uint64:
+    """The identity of who has a slot; 0 if nobody has."""
+    fingerprint, bucket = read_bits(words, slot * bits, bits), slot >> _two
+    if fingerprint == _zero:
+        return _zero
+    return identity(fingerprint, slot, partner(fingerprint, bucket, key, n_buckets) << _two)
 
 
 @jit
@@ -145,6 +165,9 @@ class IdMap:
         seed: of the hash, 0 to 2^64 − 1.
         words: the array of a map of the same sizes and seed, as `arrays` gives it, also mapped from a file. None: an empty map.
 
+    Attributes:
+        args: key, words, buckets and bits, as the compiled functions take them.
+
     Raises:
         TypeError, ValueError: sizes out of range, or words of another type or length.
 
@@ -186,7 +209,7 @@ class IdMap:
                 f"{self.n_slots} slots and {bits} bits gives it; got {words.dtype} {words.shape}"
             )
         self.words = words
-        self._args = np.uint64(map_key(self.seed)), words, np.uint64(self.n_slots // SLOTS), np.uint64(self.bits)
+        self.args = np.uint64(map_key(self.seed)), words, np.uint64(self.n_slots // SLOTS), np.uint64(self.bits)
 
     def __repr__(self) -> str:
         return f"<IdMap: {self.n_slots:,} slots, {100 * self.load:.1f} % full, {self.bits} bits each>"
@@ -234,14 +257,14 @@ class IdMap:
         """
         given = _check.as_ids(ids)
         rows = np.empty(given.shape, np.int32)
-        parallel_for(_find_many, given.size, _IDS_A_THREAD, given.reshape(-1), *self._args, rows.reshape(-1))
+        parallel_for(_find_many, given.size, _IDS_A_THREAD, given.reshape(-1), *self.args, rows.reshape(-1))
         return rows
 
     def candidates(self, ids: Any) -> NDArray[np.int32]:
         """The rows that ids may have: int32 (*ids.shape, 8). If both buckets of an id are one, its rows come twice."""
         given = _check.as_ids(ids)
         out = np.empty((*given.shape, 2 * SLOTS), np.int32)
-        key, _, buckets, bits = self._args
+        key, _, buckets, bits = self.args
         args = given.reshape(-1), key, buckets, bits, out.reshape(-1, 2 * SLOTS)
         parallel_for(_candidates_many, given.size, _IDS_A_THREAD, *args)
         return out
@@ -291,7 +314,7 @@ class IdMap:
         given: Ids = _check.as_ids(ids)
         self._writeable()
         rows = np.empty(given.shape, np.int32)
-        kernel(given.reshape(-1), *self._args, rows.reshape(-1))
+        kernel(given.reshape(-1), *self.args, rows.reshape(-1))
         return rows
 
     def _writeable(self) -> None:

@@ -71,3 +71,17 @@ class IdMap:
             sum(f << self.bits * k for k, f in enumerate(prints[at : at + per_word]))
             for at in range(0, len(prints), per_word)
         ]
+
+
+def twins(n_slots, seed, count=3):
+    """Pairs of ids that a map with fingerprints of 16 bits cannot tell apart."""
+    naive, seen, found = IdMap(n_slots, 16, seed), {}, []
+    for i in range(20_000):
+        name = naive.name(i)
+        if name in seen:
+            found.append((seen[name], i))
+            if len(found) == count:
+                break
+        seen[name] = i
+    assert len(found) == count
+    return found

@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from reference.id_map import IdMap as Naive
+from reference.id_map import twins
 
 from cce_core import set_num_threads
 from cce_core._jit import COMPILED
@@ -18,20 +19,6 @@ from cce_core.storage.files import load_arrays, save_arrays
 from cce_core.tiers import IdMap
 
 EXTREMES = [0, 1, -1, 2**63 - 1, -(2**63), 2**63, 2**64 - 1]
-
-
-def twins(n_slots, seed, count=3):
-    """Pairs of ids that a map with fingerprints of 16 bits cannot tell apart."""
-    naive, seen, found = Naive(n_slots, 16, seed), {}, []
-    for i in range(20_000):
-        name = naive.name(i)
-        if name in seen:
-            found.append((seen[name], i))
-            if len(found) == count:
-                break
-        seen[name] = i
-    assert len(found) == count
-    return found
 
 
 def both(n_slots, bits=16, seed=0):
