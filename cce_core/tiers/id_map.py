@@ -82,6 +82,22 @@ def seek(words: Any, fingerprint: np.uint64, first: np.uint64, second: np.uint64
 
 
 @jit
+def shared_row(owner: np.uint64, key: np.uint64, n_slots: np.uint64, n_shared: np.uint64) -> np.uint64:
+    """The row of those that follow the own ones which an identity shares."""
+    return n_slots + multiply_high(keyed(premix(owner), key), n_shared)
+
+
+@jit
+def own_or_shared(
+    word: np.uint64, key: np.uint64, words: Any, n_slots: np.uint64, n_shared: np.uint64, bits: np.uint64
+) -> np.uint64:
+    """The own row of an id; without one its shared row, which is found by what a map knows of it, not by the id itself."""
+    fingerprint, first, second = candidate_buckets(word, key, n_slots >> _two, bits)
+    slot = seek(words, fingerprint, first, second, bits)
+    return np.uint64(slot) if slot >= 0 else shared_row(identity(fingerprint, first, second), key, n_slots, n_shared)
+
+
+@jit
 def put(words: Any, fingerprint: np.uint64, first: np.uint64, second: np.uint64, bits: np.uint64) -> np.int64:
     """Put a fingerprint that is in neither bucket where more slots are free, the first bucket if as many; −1 if none is."""
     slot, most = np.int64(-1), 0
@@ -111,6 +127,12 @@ def _candidates_many(start: int, stop: int, ids: Any, key: np.uint64, buckets: A
         _, first, second = candidate_buckets(ids[n], key, buckets, bits)
         for s in range(SLOTS):
             out[n, s], out[n, SLOTS + s] = np.int64(first) + s, np.int64(second) + s
+
+
+@jit
+def _shared_many(owners: Any, key: np.uint64, n_slots: np.uint64, n_shared: np.uint64, rows: Any) -> None:
+    for n in range(owners.shape[0]):
+        rows[n] = shared_row(owners[n], key, n_slots, n_shared)
 
 
 @jit
@@ -268,6 +290,13 @@ class IdMap:
         args = given.reshape(-1), key, buckets, bits, out.reshape(-1, 2 * SLOTS)
         parallel_for(_candidates_many, given.size, _IDS_A_THREAD, *args)
         return out
+
+    def shared_rows(self, owners: NDArray[np.uint64], n_shared: int) -> NDArray[np.int64]:
+        """The shared rows of identities, as `Admissions` names owners: n_slots to n_slots + n_shared − 1, int64 (n,)."""
+        n_shared = _check.integer("n_shared", n_shared, 1, 2**32)
+        rows = np.empty(len(owners), np.int64)
+        _shared_many(owners, self.args[0], np.uint64(self.n_slots), np.uint64(n_shared), rows)
+        return rows
 
     def insert(self, ids: Any) -> NDArray[np.int32]:
         """Give rows to ids, in order; who has one keeps it.

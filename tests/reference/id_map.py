@@ -27,6 +27,15 @@ class IdMap:
         fingerprint, first, second = self.buckets(i)
         return frozenset((first, second)), fingerprint
 
+    def identity(self, i):
+        """What is known of an id, as one word."""
+        buckets, fingerprint = self.name(i)
+        return min(buckets) * 2**32 + fingerprint
+
+    def own_or_shared(self, i, n_shared):
+        h = keyed(premix(self.identity(i)), self.key)
+        return self.rows.get(self.name(i), len(self.owner) + (h * n_shared >> 64))
+
     def find(self, ids):
         return [self.rows.get(self.name(i), -1) for i in ids]
 
