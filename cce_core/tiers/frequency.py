@@ -130,12 +130,12 @@ class FrequencySketch:
             raise ValueError(f"bits must be 4 or 8, got {bits}")
         self.bits, self.depth, self.seed = int(bits), _check.integer("depth", depth, 1, _MOST_DEPTH), _check.seed(seed)
         self.half_life = None if half_life is None else _check.integer("half_life", half_life, 1, 2**62)
-        n_words = _check.size("num_bytes", num_bytes) // 8 - 1
+        n_words = _check.size("num_bytes", num_bytes) // 8 - 2
         self.width = n_words * 64 // self.bits // self.depth
         if self.width < 1:
-            least = 8 + 8 * -(-self.depth * self.bits // 64)
+            least = 16 + 8 * -(-self.depth * self.bits // 64)
             raise ValueError(f"num_bytes must be at least {least} for {depth} cells of {bits} bits, got {num_bytes:,}")
-        expected = {"words": (np.uint64, (n_words,)), "clock": (np.int64, (1,))}
+        expected = {"words": (np.uint64, (n_words,)), "clock": (np.int64, (2,))}
         if arrays is None:
             arrays = {name: np.zeros(shape, dtype) for name, (dtype, shape) in expected.items()}
         _check.instance("arrays", arrays, dict, "a dict of arrays")
@@ -168,6 +168,11 @@ class FrequencySketch:
         return self.words.nbytes + self.clock.nbytes
 
     @property
+    def mass(self) -> int:
+        """N, the sum of the counts of all ids, rounded down at each half-life."""
+        return int(self.clock[1])
+
+    @property
     def largest(self) -> int:
         """Where cells stop counting."""
         return 2**self.bits - 1
@@ -182,6 +187,7 @@ class FrequencySketch:
         given = _check.as_ids(ids)
         self._writeable()
         _add_many(given.reshape(-1), *self._args)
+        self.clock[1] += given.size
 
     def estimate(self, ids: Any) -> NDArray[np.int32]:
         """How often ids were met lately: int32 in the shape of ids, 0 to 15 or 255."""
@@ -197,10 +203,11 @@ class FrequencySketch:
             Whether a half-life ended, and all counts were halved.
         """
         self._writeable()
-        self.clock += 1
+        self.clock[0] += 1
         ends = self.half_life is not None and int(self.clock[0]) % self.half_life == 0
         if ends:
             parallel_for(_halve_many, len(self.words), _WORDS_A_THREAD, self.words, _LOW_BITS[self.bits])
+            self.clock[1] >>= 1
         return ends
 
     def _writeable(self) -> None:

@@ -27,14 +27,16 @@ class IdMap:
         fingerprint, first, second = self.buckets(i)
         return frozenset((first, second)), fingerprint
 
-    def identity(self, i):
-        """What is known of an id, as one word."""
-        buckets, fingerprint = self.name(i)
+    def identity(self, name):
+        """All that is known of an id, as one word."""
+        buckets, fingerprint = name
         return min(buckets) * 2**32 + fingerprint
 
+    def shared(self, identity, n_shared):
+        return keyed(premix(identity), self.key) * n_shared >> 64
+
     def own_or_shared(self, i, n_shared):
-        h = keyed(premix(self.identity(i)), self.key)
-        return self.rows.get(self.name(i), len(self.owner) + (h * n_shared >> 64))
+        return self.rows.get(self.name(i), len(self.owner) + self.shared(self.identity(self.name(i)), n_shared))
 
     def find(self, ids):
         return [self.rows.get(self.name(i), -1) for i in ids]

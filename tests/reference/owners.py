@@ -48,10 +48,6 @@ class Owners:
                 newcomers += [] if i in newcomers else [i]
         return newcomers
 
-    def identity(self, name):
-        buckets, fingerprint = name
-        return min(buckets) * 2**32 + fingerprint
-
     def step(self, newcomers):
         """(new owner, row, its count, owner before or 0, its count) for each row that is given away."""
         coin, changes = derive_key(self.seed, 0x6475656C, self.now), []
@@ -67,10 +63,10 @@ class Owners:
                 row = victim(self.policy, candidates, self.counts, self.seen, self.young, self.now)
                 if row is None or not wins(self.policy, found[i], self.counts[row]):
                     continue
-                before, rival = self.identity(self.map.owner[row]), self.counts[row]
+                before, rival = self.map.identity(self.map.owner[row]), self.counts[row]
                 self.map.clear([row])
                 assert self.map.insert([i]) == [row]
-            changes.append((self.identity(self.map.name(i)), row, found[i], before, rival))
+            changes.append((self.map.identity(self.map.name(i)), row, found[i], before, rival))
             # Five quarters, of which the first may be nearly over.
             self.counts[row], self.seen[row], self.young[row] = found[i], self.now, 5 if self.policy.grace else 0
         self.now += 1

@@ -110,7 +110,7 @@ def test_the_shared_row_of_an_owner_is_known_without_its_id():
     rows, naive, sketch = made(64, 50, 1)
     ids = np.arange(40, dtype=np.uint64)
     before = blocks.addresses(sketch, ids)[:, 0]
-    owners = np.array([naive.identity(int(i)) for i in ids], np.uint64)
+    owners = np.array([naive.identity(naive.name(int(i))) for i in ids], np.uint64)
     assert rows.shared_rows(owners, 50).tolist() == before.tolist()
     rows.insert(ids)
     assert (blocks.addresses(sketch, ids)[:, 0] < 64).all()

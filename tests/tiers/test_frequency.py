@@ -22,7 +22,7 @@ EXTREMES = [0, 1, -1, 2**63 - 1, -(2**63), 2**63, 2**64 - 1]
 
 
 def both(n_words, **sizes):
-    real = FrequencySketch(8 * n_words + 8, **sizes)
+    real = FrequencySketch(8 * n_words + 16, **sizes)
     return real, naive.Sketch(real.width, **sizes)
 
 
@@ -101,7 +101,7 @@ def test_every_short_life_of_a_small_sketch(bits, depth):
 def test_the_error_is_within_its_bounds(depth, width, half_life):
     """For every id from below; from above for all but e^−depth of them, and plain counting would err half as much again."""
     n = 4_000 if COMPILED else 400
-    real = FrequencySketch(8 + depth * width, depth=depth, half_life=half_life, seed=3)
+    real = FrequencySketch(16 + depth * width, depth=depth, half_life=half_life, seed=3)
     plain, exact = naive.Sketch(real.width, 8, depth, half_life, 3, plain=True), naive.Exact(half_life)
     for batch in np.array_split(stream(n), 10):
         real.add(batch)
@@ -112,6 +112,7 @@ def test_the_error_is_within_its_bounds(depth, width, half_life):
             one.step()
     ids = list(exact.real)
     count, found = np.array([exact.real[i] for i in ids]), real.estimate(ids)
+    assert count.sum() - 2 < real.mass <= count.sum()
     assert (found > count - 1).all()
     assert found.max() < 255
     over = found - count
@@ -132,6 +133,7 @@ def test_what_is_met_no_more_is_forgotten(half_life):
         assert real.estimate(5) == 255 >> n // half_life
         assert real.step() == ((n + 1) % half_life == 0)
     assert not real.words.any()
+    assert real.mass == 300 >> 8
 
 
 def test_who_is_met_as_often_as_ever_stays_where_it_is():
@@ -156,7 +158,7 @@ def test_full_cells_count_no_further(bits, most):
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("depth", [1, 2, 3, 5])
 def test_a_budget_is_kept_and_used(bits, depth):
-    for budget in (8 + 8 * -(-depth * bits // 64), 50, 51, 1000, 4096):
+    for budget in (16 + 8 * -(-depth * bits // 64), 50, 51, 1000, 4096):
         real = FrequencySketch(budget, bits=bits, depth=depth)
         assert real.nbytes == sum(array.nbytes for array in real.arrays().values())
         assert budget - 8 < real.nbytes <= budget
@@ -213,10 +215,10 @@ def test_a_run_that_is_saved_in_the_middle_goes_on_with_the_same_bits(tmp_path):
 
 
 def test_bad_sizes_say_what_is_wrong():
-    with pytest.raises(ValueError, match="num_bytes must be at least 16 for 3 cells of 8 bits, got 15"):
-        FrequencySketch(15)
-    with pytest.raises(ValueError, match="at least 24 for 9 cells"):
-        FrequencySketch(23, depth=9)
+    with pytest.raises(ValueError, match="num_bytes must be at least 24 for 3 cells of 8 bits, got 23"):
+        FrequencySketch(23)
+    with pytest.raises(ValueError, match="at least 32 for 9 cells"):
+        FrequencySketch(31, depth=9)
     with pytest.raises(ValueError, match="bits must be 4 or 8, got 16"):
         FrequencySketch(100, bits=16)
     with pytest.raises(ValueError, match="depth must be between 1 and 16, got 0"):
@@ -224,7 +226,7 @@ def test_bad_sizes_say_what_is_wrong():
     with pytest.raises(ValueError, match="half_life must be between 1 and"):
         FrequencySketch(100, half_life=0)
     good = FrequencySketch(100).arrays()
-    for bad in ({**good, "words": good["words"][:-1]}, {**good, "clock": np.zeros(1, np.int32)}):
+    for bad in ({**good, "words": good["words"][:-1]}, {**good, "clock": np.zeros(2, np.int32)}):
         with pytest.raises(ValueError, match="must be a contiguous .* as many bytes"):
             FrequencySketch(100, arrays=bad)
     with pytest.raises(TypeError, match="clock must be an array, got None"):
@@ -242,6 +244,6 @@ def test_nothing_is_lost_on_bad_ids():
 
 
 def test_the_name_says_its_sizes():
-    assert repr(FrequencySketch(1008, half_life=1000)) == (
+    assert repr(FrequencySketch(1016, half_life=1000)) == (
         "<FrequencySketch: 3 × 333 cells of 8 bits, halved every 1,000 steps>"
     )
