@@ -156,6 +156,9 @@ def as_ids(ids: Any, name: str = "ids") -> NDArray[np.uint64]:
         return array.view(np.uint64)
     if array.size == 0 and (array.dtype == object or not hasattr(ids, "dtype")):
         array = array.astype(np.int64)  # np.asarray([]) is float64: an empty list holds no wrong id
+    if array.dtype == np.float64 and isinstance(ids, (list, tuple)):
+        exact = np.array(ids, object)  # np.asarray([-1, 2**64 - 1]) is float64 too
+        array = exact if all(isinstance(value, (int, np.integer)) for value in exact.flat) else array
     if array.dtype == object:
         array = _as_words(array, name)
     if array.dtype.kind not in "iu":

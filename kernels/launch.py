@@ -15,7 +15,7 @@ import numpy as np
 
 from cce_core.method import block_method
 from cce_core.method.spec import TableSpec
-from cce_core.sketching.layout import HASH, KIND, POINTER, Layout
+from cce_core.sketching.layout import HASH, KIND, MAP, POINTER, Layout
 from cce_core.storage.codec import BFLOAT16, FLOAT32, INT4, INT8
 from cce_core.storage.codec import codec as get_codec
 from cce_kernels.addresses import COLUMN, GIVEN, MIXED, NONE
@@ -101,6 +101,8 @@ class Part:
                 raise ValueError("an int8 or int4 memory needs its scales, one float32 for each 64 floats")
             floats("scales", self.scales, (-(-self.layout.size // 64),))
         columns = self.layout.columns + (() if self.weight_layout is None else self.weight_layout.columns)
+        if any(c.kind == MAP for c in columns):
+            raise ValueError("addresses by a map of own rows are found on the CPU, by the compiled loops, alone")
         n_keys = 1 + max((c.b for c in columns if c.kind == HASH), default=-1)
         per_id = self.layout.bits_per_id if any(c.kind == POINTER for c in columns) else 0
         n_words = -(-(self.vocab or 0) * per_id // 64)

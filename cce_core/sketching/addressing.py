@@ -10,7 +10,8 @@ from cce_core._jit import jit
 from cce_core.hashing.mix import keyed, multiply_high, multiply_high_32, premix
 from cce_core.sketching.block_ops import load_bits
 from cce_core.sketching.descriptors import LAST, STEP, WORD
-from cce_core.sketching.layout import BASE, HASH, IDENTITY, KIND, PER_ID, POINTER, ROWS, STRIDE, A, B
+from cce_core.sketching.layout import BASE, HASH, IDENTITY, KIND, MAP, PER_ID, POINTER, ROWS, STRIDE, A, B
+from cce_core.tiers.id_map import own_or_shared
 
 TILE = 256  # ids whose addresses are found before their blocks are moved
 _zero, _one, _three, _low = np.uint64(0), np.uint64(1), np.uint64(3), np.uint64(0xFFFFFFFF)
@@ -64,6 +65,10 @@ def find(start: int, stop: int, ids: Any, column: Any, keys: Any, pointers: Any,
     elif kind == IDENTITY:
         for n in range(n_ids):
             at[n] = base + stride * ids[first + n]
+    elif kind == MAP:
+        bits = np.uint64(column[PER_ID])
+        for n in range(n_ids):
+            at[n] = base + stride * own_or_shared(ids[first + n], keys[b], pointers, a, count - a, bits)
     else:
         for n in range(n_ids):
             at[n] = base + stride * ((ids[first + n] // a) % count)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-IDENTITY, HASH, POINTER, DIGIT = 0, 1, 2, 3
+IDENTITY, HASH, POINTER, DIGIT, MAP = 0, 1, 2, 3, 4
 KIND, BASE, STRIDE, ROWS, A, B, REGION, PER_ID = range(8)  # of the compiled loops' array: PER_ID is the layout's
 
 
@@ -20,12 +20,14 @@ class Column(NamedTuple):
     A block that passes the end of its region, `base + region`, goes on at the region's start.
 
     Attributes:
-        kind: IDENTITY (the id), HASH (of the id, under this column's key), POINTER (packed), DIGIT ((id // a) mod rows).
+        kind: IDENTITY (the id), HASH (of the id, under this column's key), POINTER (packed), DIGIT ((id // a) mod rows), MAP (an
+            own row by the fingerprints that stand in place of pointers, or else one of the rest, which ids share by hash).
         base: the first float of the region that the column addresses.
         stride: floats from one index to the next.
         rows: how many indices there are.
-        a: for HASH, 1 where a sign is drawn as well; for POINTER, the bit offset within an id; for DIGIT, the divisor.
-        b: for HASH, which key is its own; for POINTER, its bits.
+        a: for HASH, 1 where a sign is drawn as well; for POINTER, the bit offset within an id; for DIGIT, the divisor; for MAP,
+            how many of the rows are own ones, which come first.
+        b: for HASH and MAP, which key is its own; for POINTER, its bits.
         region: floats of the region; 0 says rows · stride.
     """
 
@@ -53,7 +55,8 @@ class Layout:
         width: floats a block.
         size: floats of the memory.
         unit: the largest block that divides every address and the width: the grain of a sparse gradient.
-        bits_per_id: bits of all packed pointers of an id, those of other layouts of the table included.
+        bits_per_id: bits of all packed pointers of an id, those of other layouts of the table included; for a MAP, those of a
+            fingerprint.
     """
 
     columns: tuple[Column, ...]
@@ -86,7 +89,7 @@ class Layout:
     @functools.cached_property
     def n_hashes(self) -> int:
         """Keys that the hash columns need."""
-        return 1 + max((c.b for c in self.columns if c.kind == HASH), default=-1)
+        return 1 + max((c.b for c in self.columns if c.kind in (HASH, MAP)), default=-1)
 
     @functools.cached_property
     def signed(self) -> bool:

@@ -37,6 +37,15 @@ def _bytes_of(array: NDArray[Any]) -> NDArray[np.uint8]:
     return array.reshape(-1).view(np.uint8)
 
 
+def digest(arrays: Mapping[str, NDArray[Any]], text: str = "") -> str:
+    """16 hexadecimal digits of contiguous arrays with their names, types and shapes, and of a text that says what they are."""
+    total = _digest(text)
+    for name in sorted(arrays):
+        total.update(_label(name, arrays[name]))
+        total.update(_bytes_of(arrays[name]).data)
+    return str(total.hexdigest())
+
+
 def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]], spec: Mapping[str, Any]) -> None:
     """Write arrays and a spec to one file; where anything fails, a file that was there before stays as it was.
 
@@ -58,21 +67,21 @@ def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]]
     kept = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     kept = {name: array.astype(array.dtype.newbyteorder("<"), copy=False) for name, array in kept.items()}
     text = json.dumps(dict(spec), sort_keys=True)
-    entries, digest, piece = headers.place(kept), _digest(text), np.empty(_PIECE, np.uint8)
+    entries, total, piece = headers.place(kept), _digest(text), np.empty(_PIECE, np.uint8)
     start = len(headers.written(entries, text))
     with replacing(path) as file:
         for name in sorted(kept):
-            digest.update(_label(name, kept[name]))
+            total.update(_label(name, kept[name]))
             file.seek(start + entries[name].begin)
             data = _bytes_of(kept[name])
             for low in range(0, data.size, _PIECE):
                 # A copy is what is summed up and written: a file holds its checksum also where another thread trains.
                 part = piece[: min(_PIECE, data.size - low)]
                 np.copyto(part, data[low : low + _PIECE])
-                digest.update(part.data)
+                total.update(part.data)
                 _write(file, part.data)
         file.seek(0)
-        _write(file, memoryview(headers.written(entries, text, digest.hexdigest())))
+        _write(file, memoryview(headers.written(entries, text, total.hexdigest())))
 
 
 def _write(file: FileIO, data: memoryview) -> None:
@@ -114,13 +123,8 @@ def load_arrays(
     if data.size < header.nbytes:
         raise FileFormatError(f"{path} is torn: it was shortened while it was read")
     arrays = {name: _tensor(data, entry) for name, entry in header.entries.items()}
-    if verify == "all":
-        digest = _digest(header.text)
-        for name in sorted(arrays):
-            digest.update(_label(name, arrays[name]))
-            digest.update(_bytes_of(arrays[name]).data)
-        if digest.hexdigest() != header.checksum:
-            raise FileFormatError(f"{path} is damaged: its checksum does not hold; restore it from a copy")
+    if verify == "all" and digest(arrays, header.text) != header.checksum:
+        raise FileFormatError(f"{path} is damaged: its checksum does not hold; restore it from a copy")
     return arrays, spec
 
 

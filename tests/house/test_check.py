@@ -153,8 +153,14 @@ def test_ids_too_wide_for_64_bits():
 @given(st.lists(st.integers(-(2**63), 2**64 - 1)))
 def test_pythons_integers_are_words(numbers):
     """Also where NumPy finds no type for all of them, as for an id below zero beside one of 2^63."""
-    words = _check.as_ids(np.array(numbers, object))
-    assert words.tolist() == [number % 2**64 for number in numbers]
+    for ids in (np.array(numbers, object), numbers, [numbers], tuple(numbers)):
+        words = _check.as_ids(ids)
+        assert words.reshape(-1).tolist() == [number % 2**64 for number in numbers]
+
+
+@pytest.mark.parametrize("ids", [[0, 2**64 - 1, -7], [[2**63], [-1]], (-(2**63), 2**63)])
+def test_lists_that_numpy_takes_for_floats_are_exact(ids):
+    assert _check.as_ids(ids).reshape(-1).tolist() == [int(i) % 2**64 for i in np.array(ids, object).reshape(-1)]
 
 
 class Lent:

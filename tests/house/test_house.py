@@ -80,6 +80,7 @@ RANKS = {
     "storage": 1,
     "sketching": 2,
     "clustering": 2,
+    "tiers": 2,
     "method": 3,
     "learning": 4,
     "tables": 5,

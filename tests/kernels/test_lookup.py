@@ -72,6 +72,15 @@ def test_unbounded_tables_take_every_word():
     same(table, on(table).lookup(tensor(ids)), table.lookup(ids))
 
 
+def test_a_map_of_own_rows_is_refused():
+    from cce_core.sketching.layout import MAP, Column, Layout
+
+    layout = Layout((Column(MAP, 0, 4, 10, a=8),), 1, 4, 40, 4, bits_per_id=16)
+    words = tensor(np.zeros(2, np.int64))
+    with pytest.raises(ValueError, match="a map of own rows are found on the CPU"):
+        Part(layout, tensor(np.zeros(40, np.float32)), words[:1], words)
+
+
 def test_addresses_past_32_bits():
     """A pointer of 40 bits, and a region whose floats are more than 2^32: the address itself, with no such memory at hand."""
     from cce_core.sketching.layout import HASH, POINTER, Column, Layout

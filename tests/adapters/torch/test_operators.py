@@ -37,6 +37,17 @@ def inputs(emb, dtype):
     return memory, weights, grads, ids, (keys, pointers, emb._plan.text, "memory")
 
 
+def test_a_map_of_own_rows_is_left_to_the_compiled_loops():
+    from cce_core.sketching.layout import MAP, Column, Layout
+
+    layout, words = (
+        Layout((Column(MAP, 0, 4, 10, a=8),), 1, 4, 40, 4, bits_per_id=16),
+        torch.zeros(2, dtype=torch.int64),
+    )
+    with pytest.raises(NotImplementedError, match="a map of own rows are found on the CPU"):
+        eager.addresses(layout, torch.arange(3), words[:1], words)
+
+
 # A layout of each kind: rows, hashed rows, chunks, windows that wrap, digits, pointers.
 BLOCKS = ["full", "bloom", "ce", "robe", "qr", "cce", "cce_robe", "sparse"]
 

@@ -17,7 +17,7 @@ from cce_core import _check
 from cce_core.adapters.torch.operators.plan import bases_of, part_of, spec_of
 from cce_core.hashing import mix
 from cce_core.method import deep_hash
-from cce_core.sketching.layout import HASH, IDENTITY, POINTER, Column, Layout
+from cce_core.sketching.layout import DIGIT, HASH, IDENTITY, POINTER, Column, Layout
 from cce_core.storage.codec import BLOCK, codec
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -96,8 +96,10 @@ def _column(column: Column, per_id: int, ids: Tensor, keys: Tensor | None, point
         index = read_bits(pointers, ids * per_id + column.a, column.b).clamp(max=column.rows - 1)
     elif column.kind == IDENTITY:
         index = ids
-    else:
+    elif column.kind == DIGIT:
         index = (ids // column.a) % column.rows
+    else:
+        raise NotImplementedError("addresses by a map of own rows are found on the CPU, by the compiled loops, alone")
     return column.base + column.stride * index
 
 

@@ -1,0 +1,351 @@
+"""Ids to own rows, in 2 bytes per row: buckets of fingerprints, two choices per id, and the slot *is* the row.
+
+    h  = hash(id; key)                  f = 1 + ⌊(h mod 2^32) · (2^bits − 1) / 2^32⌋          the fingerprint, never 0
+    b₁ = ⌊h · n_buckets / 2^64⌋         b₂ = (⌊hash'(f; key) · n_buckets / 2^64⌋ − b₁) mod n_buckets
+
+An id may lie in any of the 4 slots of b₁ and of b₂. The second bucket follows from the first and the fingerprint, and the first
+from the second in the same way (as in a cuckoo filter): two ids are told apart if and only if {b₁, b₂} or f differs, wherever
+they lie. An id is put where more slots are free and stays there, so that its slot's number can be the number of its row.
+
+The fingerprints are packed pointers of 16 or 32 bits in 64-bit words (`storage/packed.py`): a bucket is a word or two. Version 1
+is frozen: hash, fingerprint and buckets are part of saved files.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cce_core import _check
+from cce_core._arrays import Ids
+from cce_core._jit import jit
+from cce_core._threads import parallel_for
+from cce_core.hashing.mix import derive_key, keyed, multiply_high, premix
+from cce_core.storage.files import digest
+from cce_core.storage.packed import Packing, read_bits, write_bits
+
+SLOTS = 4  # of a bucket
+BITS = (16, 32)  # of a fingerprint
+_STREAM = 0x69646D6170  # "idmap"
+_MOST_SLOTS = 2**31 - SLOTS
+_IDS_A_THREAD = 1 << 13
+_zero, _one, _two, _32, _low = np.uint64(0), np.uint64(1), np.uint64(2), np.uint64(32), np.uint64(2**32 - 1)
+
+
+def map_key(seed: int) -> int:
+    """The key of the hash of an `IdMap` of that seed."""
+    return derive_key(seed, _STREAM)
+
+
+@jit
+def partner(fingerprint: np.uint64, bucket: np.uint64, key: np.uint64, n_buckets: np.uint64) -> np.uint64:
+    """The other bucket of a fingerprint that may lie in this one."""
+    other = multiply_high(keyed(fingerprint, key), n_buckets)
+    return other + n_buckets * np.uint64(other < bucket) - bucket
+
+
+@jit
+def candidate_buckets(word: np.uint64, key: np.uint64, n_buckets: np.uint64, bits: np.uint64) -> Any:
+    """The fingerprint of an id, and the first slots of its two buckets."""
+    h = keyed(premix(word), key)
+    fingerprint = _one + (((h & _low) * ((_one << bits) - _one)) >> _32)
+    first = multiply_high(h, n_buckets)
+    return fingerprint, first << _two, partner(fingerprint, first, key, n_buckets) << _two
+
+
+@jit
+def identity(fingerprint: np.uint64, slot: np.uint64, other: np.uint64) -> np.uint64:
+    """All that a map knows of an id, from a slot of each of its buckets: one word, never 0, that equal ids and twins share."""
+    return (min(slot, other) >> _two) << _32 | fingerprint
+
+
+@jit
+def owner(words: Any, slot: np.uint64, key: np.uint64, n_buckets: np.uint64, bits: np.uint64) -> np.uint64:
+    """The identity of who has a slot; 0 if nobody has."""
+    fingerprint, bucket = read_bits(words, slot * bits, bits), slot >> _two
+    if fingerprint == _zero:
+        return _zero
+    return identity(fingerprint, slot, partner(fingerprint, bucket, key, n_buckets) << _two)
+
+
+@jit
+def seek(words: Any, fingerprint: np.uint64, first: np.uint64, second: np.uint64, bits: np.uint64) -> np.int64:
+    """The slot among those of two buckets that holds a fingerprint; −1 if none does."""
+    for start in (first, second):
+        for s in range(SLOTS):
+            slot = start + np.uint64(s)
+            if read_bits(words, slot * bits, bits) == fingerprint:
+                return np.int64(slot)
+    return np.int64(-1)
+
+
+@jit
+def shared_row(owner: np.uint64, key: np.uint64, n_slots: np.uint64, n_shared: np.uint64) -> np.uint64:
+    """The row of those that follow the own ones which an identity shares."""
+    return n_slots + multiply_high(keyed(premix(owner), key), n_shared)
+
+
+@jit
+def own_or_shared(
+    word: np.uint64, key: np.uint64, words: Any, n_slots: np.uint64, n_shared: np.uint64, bits: np.uint64
+) -> np.uint64:
+    """The own row of an id; without one its shared row, which is found by what a map knows of it, not by the id itself."""
+    fingerprint, first, second = candidate_buckets(word, key, n_slots >> _two, bits)
+    slot = seek(words, fingerprint, first, second, bits)
+    return np.uint64(slot) if slot >= 0 else shared_row(identity(fingerprint, first, second), key, n_slots, n_shared)
+
+
+@jit
+def put(words: Any, fingerprint: np.uint64, first: np.uint64, second: np.uint64, bits: np.uint64) -> np.int64:
+    """Put a fingerprint that is in neither bucket where more slots are free, the first bucket if as many; −1 if none is."""
+    slot, most = np.int64(-1), 0
+    for start in (first, second):
+        free, lowest = 0, np.int64(-1)
+        for s in range(SLOTS):
+            at = start + np.uint64(SLOTS - 1 - s)
+            if read_bits(words, at * bits, bits) == _zero:
+                free, lowest = free + 1, np.int64(at)
+        if free > most:
+            slot, most = lowest, free
+    if slot >= 0:
+        write_bits(words, np.uint64(slot) * bits, bits, fingerprint)
+    return slot
+
+
+@jit
+def _find_many(start: int, stop: int, ids: Any, key: np.uint64, words: Any, buckets: Any, bits: Any, rows: Any) -> None:
+    for n in range(start, stop):
+        fingerprint, first, second = candidate_buckets(ids[n], key, buckets, bits)
+        rows[n] = seek(words, fingerprint, first, second, bits)
+
+
+@jit
+def _candidates_many(start: int, stop: int, ids: Any, key: np.uint64, buckets: Any, bits: Any, out: Any) -> None:
+    for n in range(start, stop):
+        _, first, second = candidate_buckets(ids[n], key, buckets, bits)
+        for s in range(SLOTS):
+            out[n, s], out[n, SLOTS + s] = np.int64(first) + s, np.int64(second) + s
+
+
+@jit
+def _shared_many(owners: Any, key: np.uint64, n_slots: np.uint64, n_shared: np.uint64, rows: Any) -> None:
+    for n in range(owners.shape[0]):
+        rows[n] = shared_row(owners[n], key, n_slots, n_shared)
+
+
+@jit
+def _insert_many(ids: Any, key: np.uint64, words: Any, buckets: np.uint64, bits: np.uint64, rows: Any) -> None:
+    for n in range(ids.shape[0]):
+        fingerprint, first, second = candidate_buckets(ids[n], key, buckets, bits)
+        slot = seek(words, fingerprint, first, second, bits)
+        rows[n] = put(words, fingerprint, first, second, bits) if slot < 0 else slot
+
+
+@jit
+def _erase_many(ids: Any, key: np.uint64, words: Any, buckets: np.uint64, bits: np.uint64, rows: Any) -> None:
+    for n in range(ids.shape[0]):
+        fingerprint, first, second = candidate_buckets(ids[n], key, buckets, bits)
+        slot = seek(words, fingerprint, first, second, bits)
+        if slot >= 0:
+            write_bits(words, np.uint64(slot) * bits, bits, _zero)
+        rows[n] = slot
+
+
+@jit
+def _clear(rows: Any, words: Any, bits: np.uint64) -> None:
+    for n in range(rows.shape[0]):
+        write_bits(words, rows[n] * bits, bits, _zero)
+
+
+@jit
+def _occupied(words: Any, n_slots: int, bits: np.uint64, out: Any) -> None:
+    for slot in range(n_slots):
+        out[slot] = read_bits(words, np.uint64(slot) * bits, bits) != _zero
+
+
+class IdMap:
+    """A map of 64-bit ids to own rows that keeps a fingerprint of each id, and neither the id nor a row number.
+
+        row(id) = the slot among 8 (4 of each of two buckets) that holds the id's fingerprint; −1 if none does
+
+    **Every id is legal**, 0 and 2^64 − 1 among them; negative ones are taken by their bits, and strings are hashed by
+    `cce_core.hash_strings`. Nothing but the fingerprint is reserved.
+
+    **False hits.** An id that was never inserted is found with probability 1 − (1 − 1/(2^bits − 1))^(8 · load), about
+    8 · load / (2^bits − 1): 0.012 % at 16 bits and load 1, and 2 in 10^9 at 32 bits. With the same chance a new id is taken for
+    another as it is inserted; the two then share one row, which goes when either is erased. There are no false misses.
+
+    **Load.** Nothing is ever moved, so `insert` may find both buckets of an id full before the map is: of random ids first at a
+    load of .81 (64 slots), .64 (1,024), .55 (16,384) and .44 (2^20) on average. As many ids as slots fill 92 % of these,
+    three times as many fill all. Who then wants a row must take one of its `candidates`: `clear` that, and insert again.
+
+    Args:
+        n_slots: rows, a multiple of 4 from 4 to 2^31 − 4.
+        bits: of a fingerprint: 16, or 32.
+        seed: of the hash, 0 to 2^64 − 1.
+        words: the array of a map of the same sizes and seed, as `arrays` gives it, also mapped from a file. None: an empty map.
+
+    Attributes:
+        args: key, words, buckets and bits, as the compiled functions take them.
+
+    Raises:
+        TypeError, ValueError: sizes out of range, or words of another type or length.
+
+    Cost:
+        bits / 8 bytes per row. `find` reads two places of memory per id, on all threads, and changes nothing; `insert`, `erase`
+        and `clear` go through their ids in order, on one thread, so that the bits never depend on the number of threads.
+
+    Paper:
+        The second bucket: Fan et al., Cuckoo Filter (CoNEXT 2014). The choice of two: Azar et al., SIAM J. Comput. 29 (1999).
+
+    Example:
+        >>> import numpy as np
+        >>> from cce_core.hashing import hash_strings
+        >>> from cce_core.tiers import IdMap
+        >>> rows = IdMap(8)
+        >>> given = rows.insert([0, 2**64 - 1, -7])
+        >>> bool((rows.find([0, 2**64 - 1, -7]) == given).all()), rows.find([5])
+        (True, array([-1], dtype=int32))
+        >>> _ = rows.insert(hash_strings(["user_1"]))
+        >>> rows.load, rows.nbytes
+        (0.5, 16)
+        >>> bool(rows.erase([-7]) == given[2]), rows.find(-7)
+        (True, array(-1, dtype=int32))
+    """
+
+    def __init__(self, n_slots: int, *, bits: int = 16, seed: int = 0, words: NDArray[np.uint64] | None = None) -> None:
+        self.n_slots = _check.integer("n_slots", n_slots, SLOTS, _MOST_SLOTS)
+        if self.n_slots % SLOTS:
+            below = self.n_slots - self.n_slots % SLOTS
+            raise ValueError(f"n_slots must be a multiple of {SLOTS}, got {n_slots}: take {below} or {below + SLOTS}")
+        self.bits, self.seed = _check.integer("bits", bits, 1), _check.seed(seed)
+        if bits not in BITS:
+            raise ValueError(f"bits must be 16 or 32, got {bits}")
+        packing = Packing(self.n_slots, (self.bits,))
+        words = packing.empty() if words is None else _check.instance("words", words, np.ndarray, "an array")
+        if words.dtype != np.uint64 or words.shape != (packing.n_words,) or not words.flags.c_contiguous:
+            raise ValueError(
+                f"words must be a contiguous uint64 array of shape ({packing.n_words},), as arrays() of a map of "
+                f"{self.n_slots} slots and {bits} bits gives it; got {words.dtype} {words.shape}"
+            )
+        self.words = words
+        self.args = np.uint64(map_key(self.seed)), words, np.uint64(self.n_slots // SLOTS), np.uint64(self.bits)
+
+    def __repr__(self) -> str:
+        return f"<IdMap: {self.n_slots:,} slots, {100 * self.load:.1f} % full, {self.bits} bits each>"
+
+    def arrays(self) -> dict[str, NDArray[np.uint64]]:
+        """The array itself, not a copy: what is saved."""
+        return {"words": self.words}
+
+    def digest(self) -> str:
+        """16 hexadecimal digits that equal maps share."""
+        return digest(self.arrays(), f"{self.n_slots} {self.bits} {self.seed}")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array."""
+        return self.words.nbytes
+
+    @property
+    def load(self) -> float:
+        """The share of slots that are taken."""
+        return float(self.occupied().mean())
+
+    @property
+    def false_hit_rate(self) -> float:
+        """The chance that an id which was never inserted is found, at the present load."""
+        return float(-np.expm1(2 * SLOTS * self.load * np.log1p(-1.0 / (2**self.bits - 1))))
+
+    def occupied(self) -> NDArray[np.bool_]:
+        """Which rows have an owner: (n_slots,)."""
+        out = np.empty(self.n_slots, np.bool_)
+        _occupied(self.words, self.n_slots, np.uint64(self.bits), out)
+        return out
+
+    def find(self, ids: Any) -> NDArray[np.int32]:
+        """The rows of ids, −1 where they have none.
+
+        Args:
+            ids: integers of any type and shape.
+
+        Returns:
+            int32 in the shape of ids.
+
+        Raises:
+            TypeError: ids are not integers.
+        """
+        given = _check.as_ids(ids)
+        rows = np.empty(given.shape, np.int32)
+        parallel_for(_find_many, given.size, _IDS_A_THREAD, given.reshape(-1), *self.args, rows.reshape(-1))
+        return rows
+
+    def candidates(self, ids: Any) -> NDArray[np.int32]:
+        """The rows that ids may have: int32 (*ids.shape, 8). If both buckets of an id are one, its rows come twice."""
+        given = _check.as_ids(ids)
+        out = np.empty((*given.shape, 2 * SLOTS), np.int32)
+        key, _, buckets, bits = self.args
+        args = given.reshape(-1), key, buckets, bits, out.reshape(-1, 2 * SLOTS)
+        parallel_for(_candidates_many, given.size, _IDS_A_THREAD, *args)
+        return out
+
+    def shared_rows(self, owners: NDArray[np.uint64], n_shared: int) -> NDArray[np.int64]:
+        """The shared rows of identities, as `Admissions` names owners: n_slots to n_slots + n_shared − 1, int64 (n,)."""
+        n_shared = _check.integer("n_shared", n_shared, 1, 2**32)
+        rows = np.empty(len(owners), np.int64)
+        _shared_many(owners, self.args[0], np.uint64(self.n_slots), np.uint64(n_shared), rows)
+        return rows
+
+    def insert(self, ids: Any) -> NDArray[np.int32]:
+        """Give rows to ids, in order; who has one keeps it.
+
+        Returns:
+            int32 in the shape of ids: their rows; −1 where both buckets are full, and nothing was changed for that id.
+
+        Raises:
+            TypeError: ids are not integers.
+            ValueError: the map is read-only. Nothing is changed by either.
+        """
+        return self._change(_insert_many, ids)
+
+    def erase(self, ids: Any) -> NDArray[np.int32]:
+        """Take the rows of ids away, in order.
+
+        Returns:
+            int32 in the shape of ids: the rows that they had; −1 where they had none.
+
+        Raises:
+            TypeError: ids are not integers.
+            ValueError: the map is read-only. Nothing is changed by either.
+        """
+        return self._change(_erase_many, ids)
+
+    def clear(self, rows: Any) -> None:
+        """Take rows away from whoever has them; a row without an owner stays as it is.
+
+        Raises:
+            IndexError: a row is outside [0, n_slots); names the first. Nothing is changed.
+            TypeError: rows are not integers.
+            ValueError: the map is read-only.
+        """
+        words = _check.as_ids(rows, "rows").reshape(-1)
+        if len(words) and (outside := words >= np.uint64(self.n_slots)).any():
+            at = int(outside.argmax())
+            raise IndexError(
+                f"row {words[at].astype(np.int64)} at position {at} is outside this map: rows go from 0 to {self.n_slots - 1}"
+            )
+        self._writeable()
+        _clear(words, self.words, np.uint64(self.bits))
+
+    def _change(self, kernel: Any, ids: Any) -> NDArray[np.int32]:
+        given: Ids = _check.as_ids(ids)
+        self._writeable()
+        rows = np.empty(given.shape, np.int32)
+        kernel(given.reshape(-1), *self.args, rows.reshape(-1))
+        return rows
+
+    def _writeable(self) -> None:
+        if not self.words.flags.writeable:
+            raise ValueError("the map is read-only, as its array is mapped from a file: make it of a copy to change it")

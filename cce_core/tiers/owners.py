@@ -1,0 +1,240 @@
+"""Who owns which row while a stream goes by: the map, counts of owners and of candidates, and one step after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cce_core import _check
+from cce_core._arrays import Ids
+from cce_core._jit import jit
+from cce_core.hashing.distinct import number_distinct
+from cce_core.hashing.mix import derive_key
+from cce_core.storage.files import digest
+from cce_core.storage.packed import read_bits, write_bits
+from cce_core.tiers.frequency import FrequencySketch
+from cce_core.tiers.id_map import SLOTS, IdMap, candidate_buckets, identity, owner, put, seek
+from cce_core.tiers.policies import LFU, MOST_COUNT, Policy, draw, is_worth, victim, wins
+
+_STREAM = 0x6475656C  # "duel"
+_MOST = np.uint8(MOST_COUNT)
+_one = np.uint64(1)
+_GRACE_PARTS = 4
+
+
+class Admissions(NamedTuple):
+    """What a step has changed, an entry for each row that was given away, in the order in which it was.
+
+    Attributes:
+        owners: identities of the new owners, uint64 (n,).
+        rows: the rows, int32 (n,), no two alike.
+        counts: of the new owners, uint8 (n,).
+        evicted: identities of the owners before, uint64 (n,); 0 where the row was free.
+        evicted_counts: theirs, uint8 (n,).
+    """
+
+    owners: NDArray[np.uint64]
+    rows: NDArray[np.int32]
+    counts: NDArray[np.uint8]
+    evicted: NDArray[np.uint64]
+    evicted_counts: NDArray[np.uint8]
+
+
+@jit
+def _meet(rows: Any, counts: Any, seen: Any, now: int) -> None:
+    for n in range(rows.shape[0]):
+        row = rows[n]
+        if row >= 0:
+            counts[row] += np.uint8(counts[row] < _MOST)
+            if len(seen) > 0:
+                seen[row] = now
+
+
+@jit
+def _admit(
+    ids: Any, found: Any, order: Any, rule: Any, coin: np.uint64, now: int, grace: int, key: np.uint64, words: Any,
+    n_buckets: np.uint64, bits: np.uint64, counts: Any, seen: Any, young: Any, given: Any,
+    owners: Any, rows: Any, numbers: Any, evicted: Any, evicted_counts: Any,
+) -> int:  # fmt: skip
+    """Newcomers with their counts, in order; what is changed goes to the last five. Gives how many rows were given away."""
+    n_given, candidates = 0, np.empty(2 * SLOTS, np.int64)
+    for n in order:
+        fingerprint, first, second = candidate_buckets(ids[n], key, n_buckets, bits)
+        if seek(words, fingerprint, first, second, bits) >= 0:
+            continue  # its twin was given a row in this step
+        if not is_worth(rule, found[n], draw(ids[n], coin)):
+            continue
+        slot, before, rival = put(words, fingerprint, first, second, bits), np.uint64(0), np.uint8(0)
+        if slot < 0:
+            for s in range(2 * SLOTS):
+                row = (first if s < SLOTS else second) + np.uint64(s % SLOTS)
+                # Whoever was given a row in this step keeps it for this step.
+                candidates[s] = -1 if read_bits(given, row, _one) == _one else np.int64(row)
+            slot = victim(rule, candidates, counts, seen, young, now)
+            if slot < 0 or not wins(rule, found[n], np.int64(counts[slot])):
+                continue
+            before, rival = owner(words, np.uint64(slot), key, n_buckets, bits), counts[slot]
+            write_bits(words, np.uint64(slot) * bits, bits, fingerprint)
+        write_bits(given, np.uint64(slot), _one, _one)
+        counts[slot] = found[n]
+        if len(seen) > 0:
+            seen[slot] = now
+        if len(young) > 0:
+            young[slot] = grace
+        owners[n_given], rows[n_given], numbers[n_given] = identity(fingerprint, first, second), slot, found[n]
+        evicted[n_given], evicted_counts[n_given] = before, rival
+        n_given += 1
+    return n_given
+
+
+class Owners:
+    """The owners of `n_slots` rows, found in a stream of ids without end, in a number of bytes that is known beforehand.
+
+    A training batch is `count`ed; after each step of the optimiser `step` gives rows to newcomers of the batch, by the policy.
+    Looking rows up (`find`) changes nothing, and never counts.
+
+    Args:
+        n_slots: rows, a multiple of 4.
+        sketch_bytes: of the counts of candidates.
+        policy: who is given a row, and who gives one up.
+        bits: of a fingerprint, 16 or 32.
+        seed: of all hashes and draws.
+        arrays: those of owners of the same sizes, policy and seed, as `arrays` gives them. None: all rows are free.
+
+    Attributes:
+        map: ids to rows.
+        sketch: counts of candidates.
+        counts: of owners, uint8 (n_slots,).
+        seen: the step in which each was last met, for "lru" and "ttl"; else empty.
+        young: what is left of its time of grace, in quarters of it; empty without one.
+
+    Raises:
+        TypeError, ValueError: sizes out of range, or arrays of other sizes.
+
+    Cost:
+        bits / 8 + 1 bytes per row, 4 more for "lru" and "ttl", and 1 more with a time of grace; and the sketch. Counting and
+        admission go through ids in a fixed order, so that the bits never depend on the number of threads.
+
+    Example:
+        >>> from cce_core.tiers import Owners
+        >>> owners = Owners(4, 1000)
+        >>> _ = owners.step(owners.count([1, 2, 3, 4, 4]))
+        >>> owners.step(owners.count([5, 5])).rows  # 2 is no more than 1 by the lead, 2
+        array([], dtype=int32)
+        >>> owners.step(owners.count([5])).rows.size, int((owners.find([1, 2, 3, 4, 5]) >= 0).sum())
+        (1, 4)
+    """
+
+    def __init__(
+        self,
+        n_slots: int,
+        sketch_bytes: int,
+        policy: Policy | None = None,
+        *,
+        bits: int = 16,
+        seed: int = 0,
+        arrays: Mapping[str, NDArray[Any]] | None = None,
+    ) -> None:
+        self.policy = policy = Policy() if policy is None else _check.instance("policy", policy, Policy, "a Policy")
+        given = {} if arrays is None else dict(_check.instance("arrays", arrays, Mapping, "a dict of arrays"))
+        self.map = IdMap(n_slots, bits=bits, seed=seed, words=given.get("map"))
+        sketched: Any = None if arrays is None else {"words": given.get("sketch"), "clock": given.get("clock")}
+        self.sketch = FrequencySketch(sketch_bytes, half_life=policy.half_life, seed=seed, arrays=sketched)
+        sizes = {
+            "counts": (np.uint8, self.map.n_slots),
+            "seen": (np.uint32, self.map.n_slots if policy.uses_steps else 0),
+            "young": (np.uint8, self.map.n_slots if policy.grace else 0),
+        }
+        own = {name: np.zeros(n, dtype) for name, (dtype, n) in sizes.items()} if arrays is None else given
+        for name, (dtype, n) in sizes.items():
+            array = _check.instance(name, own.get(name), np.ndarray, "an array")
+            if array.dtype != dtype or array.shape != (n,):
+                raise ValueError(f"{name} must be {np.dtype(dtype)} of shape ({n},), got {array.dtype} {array.shape}")
+        self.counts, self.seen, self.young = own["counts"], own["seen"], own["young"]
+
+    def __repr__(self) -> str:
+        return f"<Owners: {self.map!r}, {self.policy.admission}, {self.policy.eviction}>"
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays themselves, not copies: what is saved."""
+        return {
+            "map": self.map.words, "sketch": self.sketch.words, "clock": self.sketch.clock,
+            "counts": self.counts, "seen": self.seen, "young": self.young,
+        }  # fmt: skip
+
+    def digest(self) -> str:
+        """16 hexadecimal digits that equal owners share."""
+        return digest(self.arrays(), f"{self.map.bits} {self.map.seed} {self.policy}")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(array.nbytes for array in self.arrays().values())
+
+    @property
+    def now(self) -> int:
+        """The step that comes next."""
+        return int(self.sketch.clock[0])
+
+    def find(self, ids: Any) -> NDArray[np.int32]:
+        """The rows of ids, −1 for those without one: int32 in the shape of ids. Nothing is counted."""
+        return self.map.find(ids)
+
+    def count(self, ids: Any) -> NDArray[np.uint64]:
+        """Count every occurrence of a training batch: of owners beside their rows, of others in the sketch.
+
+        Returns:
+            The distinct ids without a row, in the order in which they come first: what `step` is to be given.
+
+        Raises:
+            TypeError: ids are not integers.
+            ValueError: the arrays are read-only. Nothing is changed by either.
+        """
+        words: Ids = _check.as_ids(ids).reshape(-1)
+        self._writeable()
+        rows = self.map.find(words)
+        _meet(rows, self.counts, self.seen, self.now)
+        others = np.ascontiguousarray(words[rows < 0])
+        self.sketch.add(others)
+        firsts = np.empty(len(others), np.int64)
+        return others[firsts[: number_distinct(others, np.empty_like(firsts), firsts)]]
+
+    def step(self, newcomers: Any) -> Admissions:
+        """Give rows to newcomers, those of the largest counts first, and let the clock go on by one step.
+
+        Args:
+            newcomers: what `count` gave for the batch (or for several, side by side).
+
+        Raises:
+            TypeError: newcomers are not integers.
+            ValueError: the arrays are read-only. Nothing is changed by either.
+        """
+        ids: Ids = _check.as_ids(newcomers, "newcomers").reshape(-1)
+        self._writeable()
+        found, now, n = self.sketch.estimate(ids), self.now, len(ids)
+        order = np.argsort(-found, kind="stable")
+        given = np.zeros(-(-self.map.n_slots // 64), np.uint64)
+        out: list[Any] = [np.empty(n, dtype) for dtype in (np.uint64, np.int32, np.uint8, np.uint64, np.uint8)]
+        n_given = _admit(
+            ids, found, order, self.policy.rule, np.uint64(derive_key(self.map.seed, _STREAM, now)), now,
+            _GRACE_PARTS + 1, *self.map.args, self.counts, self.seen, self.young, given, *out,
+        )  # fmt: skip
+        if self.sketch.step() and self.policy.eviction != LFU:
+            self.counts >>= np.uint8(1)
+        if len(self.young) and (now + 1) % -(-self.policy.grace // _GRACE_PARTS) == 0:
+            self.young -= self.young > 0
+        return Admissions(*(array[:n_given].copy() for array in out))
+
+    def erase(self, ids: Any) -> NDArray[np.int32]:
+        """Take rows away, as `IdMap.erase` does; what the sketch counts is forgotten by and by."""
+        rows = self.map.erase(ids)
+        for array in (self.counts, self.young):
+            array[rows[rows >= 0] if len(array) else []] = 0
+        return rows
+
+    def _writeable(self) -> None:
+        if not all(array.flags.writeable for array in self.arrays().values()):
+            raise ValueError("the owners are read-only, as they are mapped from a file: make them of copies to go on")

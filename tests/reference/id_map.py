@@ -1,0 +1,98 @@
+"""The map of ids to own rows from its definition: a dict that knows fingerprints, in Python's integers."""
+
+from __future__ import annotations
+
+from reference.hashing import derive_key, keyed, premix
+
+SLOTS = 4
+
+
+class IdMap:
+    """An id is known by its pair of buckets and its fingerprint: `rows` is a dict of these; `owner` says who lies where."""
+
+    def __init__(self, n_slots, bits=16, seed=0):
+        self.n_buckets, self.bits, self.key = n_slots // SLOTS, bits, derive_key(seed, 0x69646D6170)
+        self.rows = {}
+        self.owner = [None] * n_slots
+
+    def buckets(self, i):
+        """(fingerprint, first bucket, second bucket)"""
+        h = keyed(premix(i % 2**64), self.key)
+        fingerprint = 1 + (h % 2**32 * (2**self.bits - 1) >> 32)
+        first = h * self.n_buckets >> 64
+        turn = keyed(fingerprint, self.key) * self.n_buckets >> 64
+        return fingerprint, first, (turn - first) % self.n_buckets
+
+    def name(self, i):
+        fingerprint, first, second = self.buckets(i)
+        return frozenset((first, second)), fingerprint
+
+    def identity(self, name):
+        """All that is known of an id, as one word."""
+        buckets, fingerprint = name
+        return min(buckets) * 2**32 + fingerprint
+
+    def shared(self, identity, n_shared):
+        return keyed(premix(identity), self.key) * n_shared >> 64
+
+    def own_or_shared(self, i, n_shared):
+        return self.rows.get(self.name(i), len(self.owner) + self.shared(self.identity(self.name(i)), n_shared))
+
+    def find(self, ids):
+        return [self.rows.get(self.name(i), -1) for i in ids]
+
+    def candidates(self, ids):
+        return [[SLOTS * b + s for b in self.buckets(i)[1:] for s in range(SLOTS)] for i in ids]
+
+    def free(self, bucket):
+        return [row for row in range(SLOTS * bucket, SLOTS * (bucket + 1)) if self.owner[row] is None]
+
+    def insert(self, ids):
+        out = []
+        for i in ids:
+            name = self.name(i)
+            if name not in self.rows:
+                # `max` takes the first of those that are as large.
+                free = max((self.free(bucket) for bucket in self.buckets(i)[1:]), key=len)
+                if free:
+                    self.rows[name] = free[0]
+                    self.owner[free[0]] = name
+            out.append(self.rows.get(name, -1))
+        return out
+
+    def erase(self, ids):
+        out = []
+        for i in ids:
+            row = self.rows.pop(self.name(i), -1)
+            if row >= 0:
+                self.owner[row] = None
+            out.append(row)
+        return out
+
+    def clear(self, rows):
+        for row in rows:
+            self.rows.pop(self.owner[row], None)
+            self.owner[row] = None
+
+    def words(self):
+        """The fingerprints as they lie in memory, low bits first, in 64-bit words."""
+        prints = [0 if name is None else name[1] for name in self.owner]
+        per_word = 64 // self.bits
+        return [
+            sum(f << self.bits * k for k, f in enumerate(prints[at : at + per_word]))
+            for at in range(0, len(prints), per_word)
+        ]
+
+
+def twins(n_slots, seed, count=3):
+    """Pairs of ids that a map with fingerprints of 16 bits cannot tell apart."""
+    naive, seen, found = IdMap(n_slots, 16, seed), {}, []
+    for i in range(20_000):
+        name = naive.name(i)
+        if name in seen:
+            found.append((seen[name], i))
+            if len(found) == count:
+                break
+        seen[name] = i
+    assert len(found) == count
+    return found
