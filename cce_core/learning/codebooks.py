@@ -223,7 +223,7 @@ class Learner:
     def sample(self, chunk: int) -> tuple[NDArray[np.uint64], NDArray[np.float32] | None]:
         """Ids for k-means, and what each counts: all of them, or a sample without and (weighted) with replacement."""
         if self.plan.points == self.vocab:
-            counts = None if self.weights is None else self.weights.astype(np.float32, copy=False)
+            counts = None if self.weights is None else self.weights[:].astype(np.float32, copy=False)
             return np.arange(self.vocab, dtype=np.uint64), counts
         rng = np.random.Generator(
             np.random.PCG64(derive_key(self.table.spec.seed, SAMPLES, self.table.generation, chunk))

@@ -27,8 +27,8 @@ from cce_core.method.spec import ROWS, SAMPLES, TableSpec
 from cce_core.method.state import TableState
 from cce_core.sketching import blocks
 from cce_core.sketching.descriptors import Sketch
-from cce_core.storage.codec import BLOCK, codec
-from cce_core.storage.counters import estimates
+from cce_core.storage.codec import codec
+from cce_core.storage.counters import RootsOfCounts
 
 _SWEEPS, _REFINED = 2, 8  # over the stages, and iterations of k-means in each
 _ROWS = 1 << 16  # of a table that is opened again, at a time
@@ -62,7 +62,7 @@ class PointersLearner(Learner):
         self.vocab = self.walked = table.spec.vocab or 0
         (self.n_clusters,), self.n_stages = self.spec.sizes, self.layout.terms
         counts = table.arrays()["counts"]
-        self.weights = np.sqrt(estimates(counts)) if weights is None and counts.any() else weights
+        self.weights = RootsOfCounts(counts) if weights is None and counts.any() else weights
         self.plan = self._plan(points_per_centroid, batch_size, max_bytes)
         self.packing = method.packing(self.spec)
         self.new = Sketch(self.layout, np.empty(0, np.uint64), self.packing.empty())
@@ -78,7 +78,7 @@ class PointersLearner(Learner):
             self.metric[:, : len(r)] = r.T
         self.arrays: dict[str, NDArray[Any]] = {}
         new = codec(self.spec.codec).nbytes(self.layout.size) + 12 * self.layout.size + self.new.pointers.nbytes
-        self.scratch = self.plan.scratch + new + (4 * self.vocab if weights is None and counts.any() else 0)
+        self.scratch = self.plan.scratch + new
 
     def _point_bytes(self) -> int:
         """Of a point of the sample: beside what `Learner` says, the row itself, what is left of it, and a label a stage."""
@@ -174,15 +174,12 @@ def reopened(table: TableState) -> TableState:
     """The table in the phase "rows", each row that of its id's centroids; the projection is the same array."""
     spec = table.spec.with_option("phase", ROWS)
     kept, expected, vocab = codec(spec.codec), array_specs(spec), spec.vocab or 0
-    arrays = {n: np.zeros(shape, dtype) for n, (dtype, shape, _) in expected.items() if n != "projection"}
+    arrays = {n: np.zeros(expected[n].shape, expected[n].dtype) for n in ("generation", "counts")}
     arrays["generation"][:] = table.generation + 1
     if spec.rank:
         arrays["projection"] = table.arrays()["projection"]
-    scales = arrays.get("scales", np.empty(0, np.float32))
-    for low in range(0, vocab, _ROWS):  # whole blocks of the codec
-        ids = np.arange(low, min(low + _ROWS, vocab), dtype=np.uint64)
-        x = blocks.lookup(table.group, ids).reshape(-1)
-        first = low * spec.inner
-        codes = arrays["memory"][kept.n_codes(first) : kept.n_codes(first + x.size)]
-        kept.encode_into(x, codes, scales[first // BLOCK : first // BLOCK + kept.n_scales(x.size)])
+    batches = (np.arange(low, min(low + _ROWS, vocab), dtype=np.uint64) for low in range(0, vocab, _ROWS))
+    parts = (blocks.lookup(table.group, ids).reshape(-1) for ids in batches)
+    made = zip(("memory", "scales"), kept.encode_parts(parts, vocab * spec.inner))
+    arrays |= {name: array for name, array in made if name in expected}
     return _another(table, spec, arrays)

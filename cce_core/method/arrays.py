@@ -28,7 +28,7 @@ def fresh(spec: TableSpec) -> dict[str, NDArray[Any]]:
     """First values, drawn from the spec's seed."""
     rng = np.random.Generator(np.random.PCG64(derive_key(spec.seed, VALUES)))
     arrays = get_method(spec.method).fresh(spec, rng)
-    if spec.codec != "float32":
+    if spec.codec != "float32" and arrays["memory"].dtype == np.float32:  # else drawn and encoded in parts
         arrays["memory"], arrays["scales"] = codec(spec.codec).encode(arrays["memory"])
     if spec.rank:
         # Variance 1 / rank: each float of a vector is as large as a float of the memory. A W three times smaller and a

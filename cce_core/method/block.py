@@ -48,8 +48,12 @@ class BlockMethod(Method):
 
         A projection begins with the variance 1 / rank, so a float of the memory has the same one with it and without.
         """
-        values = rng.standard_normal(layout.size, np.float32)
-        values *= np.float32(INITIAL_NORM * (spec.dim * layout.terms) ** -0.5)
+        return self.drawn(spec, layout.terms, layout.size, rng)
+
+    def drawn(self, spec: TableSpec, terms: int, n: int, rng: np.random.Generator) -> NDArray[np.float32]:
+        """The next n floats of a memory of which a vector sums so many blocks."""
+        values = rng.standard_normal(n, np.float32)
+        values *= np.float32(INITIAL_NORM * (spec.dim * terms) ** -0.5)
         return values
 
     def weights(self, spec: TableSpec, weight_layout: Layout, rng: np.random.Generator) -> NDArray[np.float32]:

@@ -13,9 +13,11 @@ from cce_core.method.base import Request
 from cce_core.method.sizing import SizedMethod
 from cce_core.method.spec import CODES, ROWS, ArraySpec, TableSpec
 from cce_core.sketching.layout import IDENTITY, POINTER, Column, Layout
+from cce_core.storage.codec import codec
 from cce_core.storage.packed import bits_for
 
 MOST_ROWS, _MOST_STAGES, _RANK = 2**16, 16, 4
+_PART = 1 << 20  # floats that are drawn at a time
 
 
 class VectorQuantization(SizedMethod):
@@ -110,8 +112,10 @@ class VectorQuantization(SizedMethod):
         return out
 
     def fresh(self, spec: TableSpec, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
-        """No id was met yet."""
-        out = super().fresh(spec, rng)
-        if spec.option("phase") == ROWS:
-            out["counts"] = np.zeros(spec.vocab or 0, np.uint8)
-        return out
+        """No id was met yet; rows are drawn and encoded some at a time, for there is one an id."""
+        if spec.option("phase") == CODES:
+            return super().fresh(spec, rng)
+        size, kept = self.layout(spec).size, codec(spec.codec)
+        parts = (self.drawn(spec, 1, min(_PART, size - low), rng) for low in range(0, size, _PART))
+        made = {name: array for name, array in zip(("memory", "scales"), kept.encode_parts(parts, size)) if array.size}
+        return {**made, "generation": np.zeros(1, np.int64), "counts": np.zeros(spec.vocab or 0, np.uint8)}

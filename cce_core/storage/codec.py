@@ -11,6 +11,7 @@ down with the probability that makes the mean right, drawn by a hash of the plac
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -159,6 +160,16 @@ class Codec:
         codes = np.empty(self.n_codes(values.size), self.dtype)
         scales = np.empty(self.n_scales(values.size), np.float32)
         self.encode_into(values, codes, scales, key)
+        return codes, scales
+
+    def encode_parts(self, parts: Iterable[NDArray[np.float32]], size: int) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        """`encode` of `size` values that come in parts, of whole blocks of 64 but for the last."""
+        codes, scales, first = np.empty(self.n_codes(size), self.dtype), np.empty(self.n_scales(size), np.float32), 0
+        for values in parts:
+            last = first + values.size
+            own = slice(self.n_codes(first), self.n_codes(last)), slice(self.n_scales(first), self.n_scales(last))
+            self.encode_into(values, codes[own[0]], scales[own[1]])
+            first = last
         return codes, scales
 
     def encode_into(self, values: NDArray[np.float32], codes: Any, scales: Any, key: int | None = None) -> None:

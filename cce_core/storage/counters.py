@@ -20,6 +20,7 @@ _BASE = 16.0
 _MOST = np.uint8(255)
 _CHANCES = (1.0 + 1.0 / _BASE) ** -np.arange(256.0)
 _ESTIMATES = (_BASE * ((1.0 + 1.0 / _BASE) ** np.arange(256.0) - 1.0)).astype(np.float32)
+_ROOTS = np.sqrt(_ESTIMATES)
 _SHIFT = np.uint64(11)
 
 
@@ -48,3 +49,23 @@ def count(counts: NDArray[np.uint8], ids: NDArray[np.uint64], key: int) -> None:
 def estimates(counts: NDArray[np.uint8]) -> NDArray[np.float32]:
     """How often each id was met, as its counter remembers it."""
     return _ESTIMATES[counts]
+
+
+class RootsOfCounts:
+    """The square roots of `estimates` as an array to read: float32, of which nothing is made before it is asked for.
+
+    Example:
+        >>> import numpy as np
+        >>> roots = RootsOfCounts(np.array([0, 1, 35], np.uint8))
+        >>> len(roots), roots[1:]
+        (3, array([1.       , 10.855893], dtype=float32))
+    """
+
+    def __init__(self, counts: NDArray[np.uint8]) -> None:
+        self._counts = counts
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def __getitem__(self, rows: slice) -> NDArray[np.float32]:
+        return _ROOTS[self._counts[rows]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -166,10 +167,17 @@ def test_memory_does_not_grow_with_the_vocabulary_times_dim():
     assert table.ledger().training["cluster"] == report.scratch_bytes
 
 
-@pytest.mark.torch
-def test_torch_says_that_it_cannot_yet():
-    pytest.importorskip("torch")
-    from cce_core.adapters.torch import Embedding
-
-    with pytest.raises(ValueError, match="method 'vq' is not in torch's modules yet"):
-        Embedding(VOCAB, DIM, method="rvq", num_bytes=400)
+@pytest.mark.skipif(not COMPILED, reason="a large vocabulary takes hours in plain Python")
+def test_no_floats_are_made_of_all_rows_and_of_all_counters():
+    vocab = 1_000_000
+    tracemalloc.start()
+    table = made(vocab=vocab, dim=32, num_bytes=vocab // 2 + 2000, rank=4)
+    peak = tracemalloc.get_traced_memory()[1]
+    assert peak < table.ledger().total + 10_000_000  # parts of 4 MB; all rows are 16 MB in float32
+    table.arrays()["counts"][:] = 1 + np.arange(vocab) % 9
+    before = tracemalloc.get_traced_memory()[0]
+    tracemalloc.reset_peak()
+    report = table.cluster(n_iter=1, max_bytes=1 << 21)
+    peak = tracemalloc.get_traced_memory()[1] - before
+    tracemalloc.stop()
+    assert peak < report.scratch_bytes + 500_000  # the roots of all counters are 4 MB in float32
