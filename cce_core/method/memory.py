@@ -23,11 +23,14 @@ class QuantizedMemory:
         spec: names the codec and the rounding.
         size: floats.
         codes, scales: as `Codec.encode` gives them; scales may be empty.
+
+    Attributes:
+        rounds: how often values were rounded; each round draws its own numbers.
     """
 
     def __init__(self, spec: TableSpec, size: int, codes: Any, scales: Any) -> None:
         self.codec, self.size, self.codes, self.scales = codec(spec.codec), size, codes, scales
-        self._stochastic, self._seed, self._rounds = spec.rounding == ROUNDINGS[1], spec.seed, 0
+        self._stochastic, self._seed, self.rounds = spec.rounding == ROUNDINGS[1], spec.seed, 0
         self._master: NDArray[np.float32] | None = codes if self.codec.number == FLOAT32 else None
         self.codes_view = Memory(self.codec.number, codes, scales)
 
@@ -45,8 +48,8 @@ class QuantizedMemory:
         """Round the trained values into the codes, where they have changed since they were asked for."""
         if self._master is None or self.codec.number == FLOAT32:
             return
-        self._rounds += 1
-        key = derive_key(self._seed, ROUNDING, self._rounds) if self._stochastic else None
+        self.rounds += 1
+        key = derive_key(self._seed, ROUNDING, self.rounds) if self._stochastic else None
         self.codec.encode_into(self._master, self.codes, self.scales, key)
         if self._stochastic:
             self._master = None

@@ -80,9 +80,9 @@ class Compressed(Stated, Weighted):
         if scale_grad_by_freq and num_embeddings is None:
             raise ValueError("scale_grad_by_freq counts ids up to num_embeddings: give it a number")
         rule = get_method(resolved(_check.instance("method", method, str, "a method's name"))[0])
-        if rule.phased:
+        if rule.phased or rule.owned:
             raise ValueError(
-                f"method {rule.name!r} is not in torch's modules yet, whose parameters keep their shapes: train it with "
+                f"method {rule.name!r} is not in torch's modules yet, whose parameters keep their rows: train it with "
                 "cce.make_table, or take method='pq'"
             )
         device = torch.get_default_device() if device is None else torch.device(device)
