@@ -12,5 +12,5 @@ Addresses = NDArray[np.uint64]  # (columns · n,): where the blocks of n ids beg
 Offsets = NDArray[np.int64]  # (tables, bags + 1): where the bags of a table begin within its ids, and the end
 CallArgs = NDArray[np.int64]  # (tables of a group, N_CALL_ARGS): where the ids of a call lie
 Rows = NDArray[np.int64]  # (tables, fields): what compiled loops read of each
-Slots = NDArray[Any]  # int32 or int64 (units,): scratch, all −1
+Slots = NDArray[Any]  # int32 or int64 (places,): a hash table of units, −1 where a place is free
 Floats = NDArray[np.float32]  # vectors and gradients (n, dim), weights (n, columns) or (n,), memories (size,)

@@ -38,8 +38,11 @@ from cce_core.training import logistic_dot
 OF_RATINGS: dict[str, Any] = {"lr": 1e-3, "weight_decay": 1e-2, "epochs": 20, "batch_size": 256}
 OF_PAIRS: dict[str, Any] = {"lr": 5e-3, "weight_decay": 1e-2, "epochs": 8, "batch_size": 2048}
 LARGE: dict[str, dict[str, Any]] = {"gowalla": {"batch_size": 4096}}
-# Narrow rows want larger rates; and, of few ratings, a decay that keeps ids alike until data tell them apart.
-ROWS_OF_RATINGS, ROWS_OF_PAIRS = {"lr": 2e-3, "weight_decay": 0.5}, {"lr": 1e-2, "last_cluster": 7}
+# A row of full width for every id learns by heart what is met few times; a strong decay keeps ids alike until data tell
+# them apart. Narrow rows need less of it, and larger rates.
+WIDE = {"weight_decay": 0.5}
+VQ_OF_RATINGS, VQ_OF_PAIRS = {"lr": 2e-3, "weight_decay": 0.5}, {**WIDE, "rank": 0}
+NARROW_VQ_OF_PAIRS = {"lr": 1e-2, "weight_decay": 0.05}
 
 
 class GMF:
@@ -288,6 +291,16 @@ def summary(report: dict[str, Any]) -> str:
     return "\n".join(f"  {name:<20}{value}" for name, value in rows)
 
 
+def usual_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """How a method is trained on a data set, unless the command line says otherwise."""
+    wide = any(m.name == args.method and (m.post_training or not m.budgeted) for m in cce.methods())
+    ours = args.method in ("vq", "rvq")
+    if rated(args.dataset):
+        return OF_RATINGS | (VQ_OF_RATINGS if ours else {})
+    usual = OF_PAIRS | LARGE.get(args.dataset, {}) | (WIDE if wide else {})
+    return usual | ((NARROW_VQ_OF_PAIRS if args.rank else VQ_OF_PAIRS) if ours else {})
+
+
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
 
@@ -313,7 +326,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--dim", type=int, default=32, help="floats of a vector (default: %(default)s)")
     parser.add_argument(
-        "--rank", type=rank, help="rank of the projection, 0 for none, auto (default: the method's own)"
+        "--rank",
+        type=rank,
+        help="rank of the projection, 0 for none, auto (default: the method's own; vq of interactions 0)",
     )
     parser.add_argument(
         "--codec", help="how the memory is kept: float32, bfloat16, int8, int4 (default: the method's own)"
@@ -328,7 +343,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--last-cluster",
         type=int,
-        help="cluster after each epoch up to this one, vq once (default: 3/4 of them; vq of interactions 7)",
+        help="cluster after each epoch up to this one, vq once (default: 3/4 of them)",
     )
     parser.add_argument(
         "--cluster-by", choices=("ids", "counts"), default="ids", help="an id counts once, or as often as it was seen"
@@ -341,7 +356,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--batch-size", type=int, help=f"rows a step (default: {both('batch_size')})")
     parser.add_argument("--lr", type=float, help=f"AdamW's learning rate (default: {both('lr')})")
-    parser.add_argument("--weight-decay", type=float, help=f"AdamW's λ (default: {both('weight_decay')})")
+    parser.add_argument(
+        "--weight-decay",
+        type=float,
+        help=f"AdamW's λ (default: {both('weight_decay')}, {WIDE['weight_decay']:g} where every id has a row of full width)",
+    )
     parser.add_argument("--seed", type=int, default=1, help="of everything random (default: %(default)s)")
     parser.add_argument(
         "--dataset",
@@ -356,10 +375,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--save", metavar="DIR", help="keep the tables of the best epoch there")
     parser.add_argument("--json", metavar="FILE", help="write the result there")
     args = parser.parse_args(argv)
-    usual = OF_RATINGS if rated(args.dataset) else OF_PAIRS | LARGE.get(args.dataset, {})
-    if args.method in ("vq", "rvq"):
-        usual = usual | (ROWS_OF_RATINGS if rated(args.dataset) else ROWS_OF_PAIRS)
-    for name, value in usual.items():
+    for name, value in usual_settings(args).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.num_bytes and len(args.num_bytes) > 2:

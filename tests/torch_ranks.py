@@ -153,10 +153,58 @@ def sharded() -> dict[str, Any]:
     return out
 
 
+def phased(wrap: Any, stages: int = 1, sparse: bool = False, dim: int = DIM) -> dict[str, Any]:
+    """A `vq` table, trained in rows, clustered within the wrapped model, trained in codes, opened again, and trained."""
+    import torch
+    from torch import distributed as dist
+
+    from cce_core.adapters.torch import Embedding
+
+    rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        Embedding(VOCAB, dim, seed=3, method="vq", num_bytes=3000, stages=stages, sparse=sparse),
+        torch.nn.Linear(dim, 1),
+    )
+    emb, wrapped, out = model[0], wrap(model), {}
+    steps = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.0 if sparse else 0.9)
+    batches = torch.randint(VOCAB // 2, (3, 5, IDS), generator=torch.Generator().manual_seed(2))
+    for phase, change in enumerate((emb.cluster, emb.reopen, None)):
+        for batch in batches[phase]:
+            steps.zero_grad()
+            mine = batch[rank::size]
+            loss = (wrapped(mine) - mine[:, None] / VOCAB).square().mean()
+            loss.backward()
+            steps.step()
+        before = copy.deepcopy(emb)
+        gradients = [p.grad.to_dense() for p in model.parameters()]
+        out[f"gradients {phase}"] = {str(k): g.numpy().copy() for k, g in enumerate(gradients)}
+        if phase == 0:
+            counts = [before.counts] if size == 1 else [torch.empty_like(before.counts) for _ in range(size)]
+            if size > 1:
+                dist.all_gather(counts, before.counts)
+            out["met"] = {str(k): one.numpy().copy() for k, one in enumerate(counts)}
+        if change is not None:
+            change(optimizer=steps)
+            out[f"before {phase}"], out[f"after {phase}"] = (
+                {k: v.copy() for k, v in m.table.arrays().items() if k != "counts"} for m in (before, emb)
+            )
+    state = {k: v.numpy().copy() for k, v in model.state_dict().items() if k not in ("0.counts", "0.passes")}
+    return {**out, "state": state}
+
+
+def phased_spec(stages: int) -> Any:
+    """The spec of that table while it has rows."""
+    from cce_core.adapters.torch import Embedding
+
+    return Embedding(VOCAB, DIM, seed=3, method="vq", num_bytes=3000, stages=stages).spec
+
+
 def disagreements() -> dict[str, str]:
     """What is said where the ranks do not hold the same."""
     import torch
     from torch import distributed as dist
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
     from cce_core.adapters.torch import Embedding, leave_out_pointers
 
@@ -191,6 +239,16 @@ def disagreements() -> dict[str, str]:
     wrapped(torch.tensor([rank])).sum().backward()
     torch.optim.SGD(model.parameters(), lr=1.0).step()
     note("replaced", model[0].cluster)
+    rows = Embedding(VOCAB, DIM, seed=3, method="vq", num_bytes=3000)
+    hooked = torch.nn.parallel.DistributedDataParallel(torch.nn.Sequential(rows))
+    hooked.register_comm_hook(None, allreduce_hook)
+    note("hooked", rows.cluster)
+    rows = Embedding(VOCAB, DIM, seed=3, method="vq", num_bytes=3000)
+    with torch.no_grad():
+        rows.memory[0, 0] += rank
+    note("rows", rows.cluster)
+    note("vectors", lambda: rows.cluster(vectors=np.full((VOCAB, DIM), float(rank))))
+    assert rows.phase == "rows"
     note("robe", Embedding(VOCAB, DIM, seed=rank, method="cce_robe", num_params=200).cluster)
     return said
 
@@ -204,7 +262,8 @@ def everything() -> dict[str, Any]:
 
     def left_out(model: Any) -> Any:
         left = leave_out_pointers(model)
-        assert left == [f"0.{name}" for name in ("shard", "pointers") if hasattr(model[0], name)]
+        names = ("shard", "counts", "pointers", "passes")
+        assert set(left) == {f"0.{name}" for name in names if name in model[0]._buffers}
         wrapped = DistributedDataParallel(model)
         assert not any(b is getattr(model[0], "pointers", None) for b in wrapped.modules_buffers)
         return wrapped
@@ -231,6 +290,12 @@ def everything() -> dict[str, Any]:
         out[f"sparse {name}"] = trained(DistributedDataParallel, name, sparse=True)
     more = {"find_unused_parameters": True, "gradient_as_bucket_view": True}
     out["sparse and unused hemb"] = trained(lambda m: DistributedDataParallel(m, **more), "hemb", sparse=True)
+    out["phased"] = phased(DistributedDataParallel)
+    out["phased, left out"] = phased(left_out, stages=2)
+    out["phased, sparse"] = phased(DistributedDataParallel, sparse=True)
+    out["phased, static"] = phased(
+        lambda m: DistributedDataParallel(m, static_graph=True, gradient_as_bucket_view=True)
+    )
     out["sharded"] = sharded()
     out["disagreements"] = disagreements()
     return out

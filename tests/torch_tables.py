@@ -39,6 +39,9 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("pq", {"num_params": 200}),
     ("sparse", {"num_params": 200}),
     ("sparse2", {"num_params": 200}),
+    ("vq", {"num_bytes": 600}),
+    ("vq", {"num_bytes": 600, "phase": "codes"}),
+    ("vq", {"num_params": 200, "codec": "float32", "rank": 0, "stages": 2, "phase": "codes"}),
 ]
 NAMES = [
     "-".join([method, *(f"{k}={v}" for k, v in options.items() if k != "num_params")]) for method, options in CASES

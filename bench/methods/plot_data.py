@@ -110,8 +110,9 @@ def table(found: dict[str, list[Point]], reference: str = "cce", rows: int = 4) 
 
     sizes = [p.x("bytes") for p in found.get(reference, []) if p.budget.startswith("ppd")]
     if not sizes:  # else the sizes that were asked for, of both tables
-        asked = {p.budget for line in found.values() for p in line if p.budget.endswith(" bytes a table")}
-        sizes = sorted(2.0 * int(budget.split()[0]) for budget in asked)
+        times = {"bytes a table": 2.0, "bytes of both tables": 1.0}
+        asked = {p.budget.partition(" ")[::2] for line in found.values() for p in line}
+        sizes = sorted({times[unit] * int(size) for size, unit in asked if unit in times})
     if not sizes:  # else those that there are, thinned
         every = sorted({p.x("bytes") for line in found.values() for p in line})
         sizes = every[:: max(1, len(every) // 6)]

@@ -106,7 +106,7 @@ def arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[s
     )  # fmt: skip
     add = parser.add_argument
     add("--methods", type=methods, default="all", help="such as cce,narrow-int8,cce:rank=0 (default: all)")
-    most = "parameters a dimension, such as 2^4..2^12 (16,64,256,1024; none where --bytes is given alone)"
+    most = "parameters a dimension, such as 2^4..2^12 (16,64,256,1024; none where --bytes or --ratios is given alone)"
     add("--budgets", type=numbers, metavar="B", help=most)
     add(
         "--equal-bytes",
@@ -120,6 +120,13 @@ def arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[s
         metavar="B",
         help="real bytes a table to run at as well, such as 2^12..2^18",
     )
+    add(
+        "--ratios",
+        type=numbers,
+        default=[],
+        metavar="R",
+        help="real bytes of each table over such numbers, such as 2^5..2^8",
+    )
     add("--seeds", type=seeds, default="3", help="how many, or which (default: %(default)s)")
     add("--out", required=True, metavar="DIR", help=f"where {sweep_rows.NAME} is, or will be")
     add("--workers", type=int, help="processes (default: the cores)")
@@ -128,11 +135,11 @@ def arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[s
     add("--retry", action="store_true", help="run again what failed before, and what other code than this one made")
     args, rest = parser.parse_known_args(argv)
     if args.budgets is None:
-        args.budgets = [] if args.bytes and not args.equal_bytes else [16, 64, 256, 1024]
+        args.budgets = [] if (args.bytes or args.ratios) and not args.equal_bytes else [16, 64, 256, 1024]
     for word in rest:
         if word.split("=")[0] in SET_HERE:
             parser.error(
-                f"{word.split('=')[0]} is the sweep's own business: see --methods, --budgets, --bytes, --seeds"
+                f"{word.split('=')[0]} is the sweep's own business: see --methods, --budgets, --bytes, --ratios, --seeds"
             )
     for name in ("workers", "worker_threads"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
@@ -177,6 +184,11 @@ def plan(args: argparse.Namespace, rest: list[str]) -> list[Run]:
         for size in args.bytes:
             for label in others:
                 add(label, f"{size} bytes a table", "--num-bytes", size, "--seed", seed)
+        for ratio in args.ratios:
+            full = (4 * n * parse(rest).dim for n in (shape.n_users, shape.n_items))
+            sizes = [max(1, nbytes // ratio) for nbytes in full]
+            for label in others:
+                add(label, f"{sum(sizes)} bytes of both tables", "--num-bytes", *sizes, "--seed", seed)
     return list(runs.values())
 
 

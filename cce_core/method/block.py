@@ -169,5 +169,5 @@ def _scattered(
 ) -> Gradient:  # fmt: skip
     if dense:
         return blocks.scatter(group, batch, grads, weights, kept)
-    with table.slots(name, group.sketch.layout) as slots:
-        return blocks.scatter_sparse(group, batch, grads, slots, weights, kept)
+    table.training_bytes["scratch"] = blocks.scratch_bytes(group.sketch.layout, len(batch.ids))
+    return blocks.scatter_sparse(group, batch, grads, weights, kept)

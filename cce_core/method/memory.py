@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,10 @@ from numpy.typing import NDArray
 from cce_core.hashing.mix import derive_key
 from cce_core.method.spec import ROUNDING, ROUNDINGS, TableSpec
 from cce_core.sketching.descriptors import Memory
-from cce_core.storage.codec import FLOAT32, codec
+from cce_core.storage.codec import BLOCK, FLOAT32, codec
+
+_UNITS = 512  # whose blocks are float32 values at a time
+Change = Callable[[NDArray[np.float32], NDArray[np.uint64], Any], None]
 
 
 class QuantizedMemory:
@@ -48,11 +52,58 @@ class QuantizedMemory:
         """Round the trained values into the codes, where they have changed since they were asked for."""
         if self._master is None or self.codec.number == FLOAT32:
             return
-        self.rounds += 1
-        key = derive_key(self._seed, ROUNDING, self.rounds) if self._stochastic else None
-        self.codec.encode_into(self._master, self.codes, self.scales, key)
+        self.codec.encode_into(self._master, self.codes, self.scales, self._next_key())
         if self._stochastic:
             self._master = None
+
+    def update_rows(self, index: NDArray[np.int64], unit: int, change: Change) -> int:
+        """With a codec: have some units changed, and round the blocks of 64 floats in which they lie, and no others.
+
+        Args:
+            index: the units, each once.
+            unit: floats of each.
+            change: is given float32 values, where in them some of the units begin, and which of them these are.
+
+        Returns:
+            Most bytes of the values that were made for this alone, a few hundred units at a time.
+        """
+        if not self._stochastic:
+            self.master()
+        first = index * unit
+        if self._master is not None:
+            change(self._master, first.view(np.uint64), slice(None))
+            if self._stochastic:  # somebody has asked for the values, and may have changed any
+                self.requantize()
+            else:
+                self.codec.encode_blocks(_blocks(first, unit), self._master, self.size, self.codes, self.scales)
+            return 0
+        key, most, order, start = self._next_key(), 0, np.argsort(first), 0
+        low = first[order] // BLOCK
+        ends = np.append(np.flatnonzero(low[1:] > (first[order[:-1]] + unit - 1) // BLOCK) + 1, len(order))
+        while start < len(order):  # parts that share no block
+            stop = int(ends[min(int(np.searchsorted(ends, start + _UNITS)), len(ends) - 1)])
+            part, start = order[start:stop], stop
+            blocks, begin = _blocks(first[part], unit), first[part]
+            values = self.codec.decode(self.codes, self.scales, self.size, blocks)
+            change(values, (np.searchsorted(blocks, begin // BLOCK) * BLOCK + begin % BLOCK).view(np.uint64), part)
+            self.codec.encode_blocks(blocks, values, self.size, self.codes, self.scales, key)
+            most = max(most, values.nbytes)
+        return most
+
+    def read_rows(self, index: NDArray[np.int64], unit: int) -> NDArray[np.float32]:
+        """The values of some units, float32 (n, unit): the trained ones where they are held, else those of the codes."""
+        if self._master is not None:
+            return self._master.reshape(-1, unit)[index]
+        first = index * unit
+        blocks = _blocks(first, unit)
+        values = self.codec.decode(self.codes, self.scales, self.size, blocks)
+        at = np.searchsorted(blocks, first // BLOCK) * BLOCK + first % BLOCK
+        return values[at[:, None] + np.arange(unit)]
+
+    def _next_key(self) -> int | None:
+        """Of the draws of one more rounding."""
+        self.rounds += 1
+        return derive_key(self._seed, ROUNDING, self.rounds) if self._stochastic else None
 
     def updates(self, values: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
         """What must be copied where to make `values` the memory: (to, from) for codes, scales and trained values."""
@@ -67,3 +118,10 @@ class QuantizedMemory:
     def training_bytes(self) -> int:
         """Bytes of the values that are held beside the codes."""
         return 0 if self._master is None or self.codec.number == FLOAT32 else self._master.nbytes
+
+
+def _blocks(first: NDArray[np.int64], unit: int) -> NDArray[np.int64]:
+    """The blocks of 64 floats that units reach into, in order: those of one unit follow each other."""
+    low, high = first // BLOCK, (first + unit - 1) // BLOCK
+    most = int((high - low).max(initial=0))
+    return np.unique(np.concatenate([np.minimum(low + k, high) for k in range(most + 1)]))

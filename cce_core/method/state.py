@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 
 from cce_core._guard import Changing, Guard
 from cce_core.hashing.mix import derive_key
-from cce_core.method.memory import QuantizedMemory
+from cce_core.method.memory import Change, QuantizedMemory
 from cce_core.method.spec import COUNTS, ArraySpec, TableSpec
-from cce_core.sketching import blocks
 from cce_core.sketching.descriptors import Memory, Sketch
 from cce_core.sketching.gradient import Gradient, SparseGradient
 from cce_core.sketching.group import Member, TableGroup
 from cce_core.sketching.layout import Layout
 from cce_core.storage.codec import FLOAT32
 from cce_core.storage.counters import count
-from cce_core.tiers import Owners, transfer
+from cce_core.tiers import Moves, Owners
 
 _MOST_NEWCOMERS = 1 << 20
+_ROUNDS = 8  # of draws that a step may take at most
 _EMPTY, _NEVER = np.empty(0, np.uint64), np.zeros(1, np.int64)
 
 
@@ -69,7 +69,6 @@ class TableState:
         self._counts, self._passes = self._arrays.get("counts"), 0
         self.owners, self._newcomers, self._last_given = owners, _EMPTY, -1
         self.counting = self._counts is not None or owners is not None
-        self._slots: dict[str, NDArray[Any]] = {}
         self.training_bytes: dict[str, int] = {}
         phase = dict(spec.options).get("phase")
         self.phase = None if phase is None else str(phase)
@@ -80,7 +79,7 @@ class TableState:
             scales = self._arrays.get("scales", np.empty(0, np.float32))
             self.stored = QuantizedMemory(spec, layout.size, self._arrays["memory"], scales)
             if owners is not None:
-                self.stored.rounds = owners.now
+                self.stored.rounds = _ROUNDS * owners.now
 
     @property
     def layout(self) -> Layout:
@@ -105,6 +104,13 @@ class TableState:
                 self.training_bytes["values"] = self.stored.training_bytes
         return trained
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of `parameters()`, for which nothing is decoded."""
+        shapes = {name: array.shape for name, array in self._parameters.items()}
+        if self.spec.codec != "float32":
+            shapes["memory"] = (self.layout.size,)
+        return shapes
+
     def buffers(self) -> dict[str, NDArray[Any]]:
         """The arrays that are learned or drawn but not trained: hash `keys`, packed `pointers`, the `generation`.
 
@@ -125,6 +131,13 @@ class TableState:
             if self.spec.codec != "float32":
                 self.stored.requantize()
                 self.training_bytes["values"] = self.stored.training_bytes
+
+    def update_rows(self, index: NDArray[np.int64], change: Change) -> None:
+        """Change some units of a memory with a codec, at the cost of those alone: see `QuantizedMemory.update_rows`."""
+        with Changing((self.guard,)):
+            made = self.stored.update_rows(index, self._units["memory"], change)
+            made = max(made, self.training_bytes.get("scratch", 0))  # another time: of the gradient
+            self.training_bytes |= {"values": self.stored.training_bytes, "scratch": made}
 
     def block_sizes(self) -> dict[str, int]:
         """Floats of the blocks that each parameter is made of: what "row" means to sparse gradients and optimisers."""
@@ -158,7 +171,7 @@ class TableState:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.guard, self._slots = Guard(), {}
+        self.guard = Guard()
         if self.phase is not None:
             self.prepare()
 
@@ -168,9 +181,9 @@ class TableState:
         return made
 
     def _state(self, memo: dict[int, Any]) -> dict[str, Any]:
-        with self.guard.door:  # groups hold addresses; guard and scratch are each table's own
+        with self.guard.door:  # groups hold addresses; the guard is each table's own
             kept = {n: v for n, v in dict(self.__dict__).items() if not n.endswith(("group", "groups", "guards"))}
-            del kept["guard"], kept["_slots"]
+            del kept["guard"]
             return copy.deepcopy(kept, memo)
 
     @property
@@ -181,10 +194,7 @@ class TableState:
     @property
     def num_params(self) -> int:
         """Trained numbers in all."""
-        sizes = {name: array.size for name, array in self._parameters.items()}
-        if self.spec.codec != "float32":
-            sizes["memory"] = self.layout.size
-        return sum(sizes.values())
+        return sum(math.prod(shape) for shape in self.shapes().values())
 
     @property
     def generation(self) -> int:
@@ -212,10 +222,23 @@ class TableState:
         with Changing((self.guard,)):
             changes, self._newcomers = self.owners.step(self._newcomers), _EMPTY
             if len(changes.rows):
-                values = self.stored.master().reshape(-1, self.layout.unit)
-                transfer(self.owners, changes, column.rows - column.a, values, states, fold=self.spec.option("fold"))
+                self._move(Moves.of(self.owners, changes, column.rows - column.a, self.spec.option("fold")), states)
                 self._last_given = step
-            self.stored.rounds = step  # so that a loaded table goes on with the same draws
+            self.stored.rounds = _ROUNDS * (step + 1)  # so that a loaded table goes on with the same draws
+
+    def _move(self, moves: Moves, states: Sequence[NDArray[np.float32]]) -> None:
+        """Move vectors and states; with a codec, in a copy of the rows that are read or changed, which is then rounded."""
+        moves.reset(states, self.layout.n_units)
+        if self.spec.codec == "float32":
+            return moves.apply(self.stored.master().reshape(-1, self.layout.unit))
+        index, moves = moves.compact()
+        values = self.stored.read_rows(index, self.layout.unit)
+        moves.apply(values)
+
+        def change(p: NDArray[np.float32], at: NDArray[np.uint64], part: Any) -> None:
+            p[at[:, None] + np.arange(self.layout.unit, dtype=np.uint64)] = values[part]
+
+        self.update_rows(index, change)
 
     def check_step(self, gradient: Gradient) -> None:
         """ValueError for a gradient of rows that may have other owners by now."""
@@ -233,19 +256,8 @@ class TableState:
         interrupt, and the groups, which are all that a lookup reads, are among them.
         """
         other.prepare()
-        own = ("guard", "guards", "_slots", "training_bytes")
+        own = ("guard", "guards", "training_bytes")
         held, new = dict(self.__dict__), {name: v for name, v in other.__dict__.items() if name not in own}
         with Changing((self.guard,)):
-            self.__dict__.update(new, _slots={}, training_bytes={})
+            self.__dict__.update(new, training_bytes={})
         del held  # what the old ones were made of goes here, not while they are exchanged
-
-    @contextlib.contextmanager
-    def slots(self, name: str, layout: Layout) -> Iterator[NDArray[Any]]:
-        """Scratch for the sparse gradient of an array.
-
-        It is taken out while it is used: an interrupt loses it, and two threads never share it.
-        """
-        slots = self._slots.pop(name, None)
-        slots = blocks.new_slots(layout) if slots is None else slots
-        yield slots
-        self._slots[name] = slots

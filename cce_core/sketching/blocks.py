@@ -21,7 +21,7 @@ from cce_core.sketching.gather import dot_of
 from cce_core.sketching.gradient import SparseGradient
 from cce_core.sketching.group import TableGroup
 from cce_core.sketching.layout import Layout
-from cce_core.sketching.scatter import compact_rows, release_rows, scatter_range
+from cce_core.sketching.scatter import compact_rows, places_for, scatter_range
 
 _IDS_A_THREAD = 1 << 12
 _BLOCKS_A_THREAD, _FLOATS_A_THREAD = 1 << 17, 1 << 15
@@ -56,30 +56,45 @@ def scatter(
         kept: the addresses that its lookup has left, or None.
     """
     out = np.zeros(group.size, np.float32)
-    _scatter_into(group, batch, vectors, weights, kept, None, out)
+    _scatter_into(group, batch, vectors, weights, kept, None, None, out)
     return out
 
 
 def scatter_sparse(
-    group: TableGroup, batch: JaggedBatch, vectors: Floats, slots: Slots, weights: Floats | None = None,
-    kept: Addresses | None = None,
-) -> SparseGradient:  # fmt: skip
-    """The gradient of the touched units alone. `slots` (one integer a unit, all −1) is scratch; it is given back as it was."""
-    layout = group.sketch.layout
-    per_id = len(layout.columns) * (layout.width // layout.unit)
-    touched = np.empty(min(layout.n_units, len(batch.ids) * per_id), np.int64)
-    place = group.call_args(batch)[0]
-    count = compact_rows(0, layout.size, group.parts[0], group.columns, batch.ids, place, kept, slots, touched)
-    index = touched[:count]
-    values = np.zeros((count, layout.unit), np.float32)
-    _scatter_into(group, batch, vectors, weights, kept, slots, values.reshape(-1))
-    release_rows(slots, index)
+    group: TableGroup, batch: JaggedBatch, vectors: Floats, weights: Floats | None = None, kept: Addresses | None = None
+) -> SparseGradient:
+    """The gradient of the touched units alone, which a hash table of the batch's size numbers."""
+    layout, place = group.sketch.layout, group.call_args(batch)[0]
+    touched, slots = _to_number(layout, len(batch.ids))
+    spread = len(slots) < layout.n_units
+    args = group.parts[0], group.columns, batch.ids, place, kept, slots, touched, spread
+    index = touched[: compact_rows(0, layout.size, *args)].copy()
+    values = np.zeros((len(index), layout.unit), np.float32)
+    _scatter_into(group, batch, vectors, weights, kept, slots, index, values.reshape(-1))
     return SparseGradient(index, values, layout.size)
 
 
+def most_touched(layout: Layout, n: int) -> int:
+    """The most units that n ids may touch."""
+    return min(layout.n_units, n * len(layout.columns) * (layout.width // layout.unit))
+
+
+def scratch_bytes(layout: Layout, n: int) -> int:
+    """Bytes of what numbers the units that n ids touch."""
+    most = most_touched(layout, n)
+    return 8 * most + (4 if most < 2**31 else 8) * places_for(most, layout.n_units)
+
+
+def _to_number(layout: Layout, n: int) -> tuple[NDArray[np.int64], Slots]:
+    """Scratch for the units that n ids touch: what they are, and an empty hash table of their numbers."""
+    most = most_touched(layout, n)
+    places = places_for(most, layout.n_units)
+    return np.empty(most, np.int64), np.full(places, -1, np.int32 if most < 2**31 else np.int64)
+
+
 def _scatter_into(
-    group: TableGroup, batch: JaggedBatch, vectors: Floats, weights: Floats | None, kept: Addresses | None, slots: Slots | None,
-    out: Floats,
+    group: TableGroup, batch: JaggedBatch, vectors: Floats, weights: Floats | None, kept: Addresses | None,
+    slots: Slots | None, touched: NDArray[np.int64] | None, out: Floats,
 ) -> None:  # fmt: skip
     size, unit, layout = group.size, int(group.parts[0, UNIT]), group.sketch.layout
     # A thread whose columns are its own addresses and moves its share. Where columns lie in one region, every thread must
@@ -90,9 +105,10 @@ def _scatter_into(
     shares = min(shares, len(batch.ids) * len(layout.columns) // _BLOCKS_A_THREAD)
     min_chunk = max(1, size // max(1, shares))
     offsets = None if batch.offsets is None else batch.offsets.reshape(-1)
+    spread = slots is not None and len(slots) < layout.n_units
     parallel_for(
         scatter_range, size, min_chunk, group.parts, group.columns, batch.ids, group.call_args(batch), offsets, batch.weights,
-        weights, kept, slots, layout.dim, vectors.reshape(-1), out, align=unit,
+        weights, kept, slots, touched, spread, layout.dim, vectors.reshape(-1), out, align=unit,
     )  # fmt: skip
 
 
@@ -120,8 +136,3 @@ def signs(sketch: Sketch, ids: Ids) -> Floats:
     out = np.empty((ids.shape[0], len(sketch.layout.columns)), np.float32)
     parallel_for(signs_range, len(ids), _IDS_A_THREAD, ids, sketch.layout.array, sketch.keys, out)
     return out
-
-
-def new_slots(layout: Layout) -> Slots:
-    """Scratch for `scatter_sparse`: one integer a unit."""
-    return np.full(layout.n_units, -1, np.int32 if layout.n_units < 2**31 else np.int64)

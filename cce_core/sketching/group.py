@@ -70,7 +70,6 @@ class TableGroup:
         projections: int64 (parts, 6), as `projection` reads them; None where they are not projected.
         within: floats of a row before the projection: of each part its vector and what its ids weigh together; 0 without one.
         n_projected: floats of all projections, whose gradients follow those of the memories.
-        slots: scratch of fused steps, an integer a unit, all −1; None where there is none, or while it is used.
     """
 
     def __init__(self, parts: Sequence[Member], tables: Sequence[int] | None = None) -> None:
@@ -78,7 +77,6 @@ class TableGroup:
         self._call_args: tuple[Any, NDArray[np.int64]] = (None, _NOWHERE)
         self.sketch, self.memory, *_ = parts[0]
         self._gather = gather_of(self.memory.codec)
-        self.slots: NDArray[np.int32] | None = None
         self.parts = np.zeros((len(parts), N_FIELDS), np.int64)
         self.n_columns = [len(part.sketch.layout.columns) for part in parts]
         self.columns = np.concatenate([part.sketch.layout.array for part in parts])

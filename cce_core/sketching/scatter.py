@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from cce_core._jit import jit
+from cce_core.hashing.mix import premix
 from cce_core.sketching.addressing import TILE, find, rows_of, stage, unpack
 from cce_core.sketching.block_ops import add_blocks, add_both, add_scaled, array_at
 from cce_core.sketching.descriptors import (
@@ -54,9 +55,12 @@ def owned(low: int, high: int, part: Any) -> Any:
 @jit
 def scatter_range(
     low: int, high: int, parts: Any, columns: Any, ids: Any, call_args: Any, offsets: Any, per_sample_weights: Any, weights: Any,
-    kept: Any, slots: Any, stride: int, vectors: Any, out: Any,
+    kept: Any, slots: Any, touched: Any, spread: bool, stride: int, vectors: Any, out: Any,
 ) -> None:  # fmt: skip
-    """The transposed lookup: the units that begin in [low, high) of the gradients of all parts, in the order of the ids."""
+    """The transposed lookup: the units that begin in [low, high) of the gradients of all parts, in the order of the ids.
+
+    Where `slots` is not None, of one part, whose units lie in `out` in the order in which `compact_rows` has numbered them.
+    """
     words, rows, scratch = np.empty(TILE, np.uint64), np.empty(TILE, np.uint64), np.empty(TILE, np.uint64)
     other, before, fields = np.empty(TILE, np.uint64), words, np.empty(TILE, np.uint64)
     tos, froms, factors = np.empty(TILE, np.uint64), np.empty(TILE, np.uint64), np.empty(TILE, np.float32)
@@ -120,7 +124,8 @@ def scatter_range(
                         if at[n] >= mine and at[n] < over:
                             tos[found] = at[n]
                             if slots is not None:
-                                tos[found] = np.uint64(slots[at[n] >> shift if even else at[n] // u]) * u
+                                unit = at[n] >> shift if even else at[n] // u
+                                tos[found] = np.uint64(slots[place_of(unit, slots, touched, spread)]) * u
                             froms[found], factors[found] = rows[n], factors[n]
                             found += _one
                     to = memory_offset if slots is None else _zero
@@ -136,17 +141,42 @@ def scatter_range(
                         if to >= past:
                             to -= region
                         if to >= mine and to < over:
-                            to = memory_offset + to if slots is None else np.uint64(slots[to // u]) * u + to % u
+                            if slots is None:
+                                to += memory_offset
+                            else:
+                                to = np.uint64(slots[place_of(to // u, slots, touched, spread)]) * u + to % u
                             out[to] += vectors[o + i] if plain else factors[n] * vectors[o + i]
 
 
 @jit
+def places_for(most: int, units: int) -> int:
+    """Places of a hash table that numbers at most `most` of `units` neighbouring units: a power of two, four times as many, or
+    enough to leave each unit one of its own."""
+    places = 1
+    while places < min(4 * most, units):
+        places *= 2
+    return places
+
+
+@jit
+def place_of(unit: np.uint64, slots: Any, touched: Any, spread: bool) -> np.uint64:
+    """Where the number of a unit stands in the hash table, or is to be written; `spread` unless each has a place of its own."""
+    last = np.uint64(slots.shape[0] - 1)
+    if not spread:
+        return unit & last
+    at = premix(unit) & last
+    while slots[at] >= 0 and np.uint64(touched[slots[at]]) != unit:
+        at = (at + _one) & last
+    return at
+
+
+@jit
 def compact_rows(
-    low: int, high: int, part: Any, columns: Any, ids: Any, place: Any, kept: Any, slots: Any, touched: Any
-) -> int:
+    low: int, high: int, part: Any, columns: Any, ids: Any, place: Any, kept: Any, slots: Any, touched: Any, spread: bool
+) -> int:  # fmt: skip
     """Number the units in the floats [low, high) of one part's memory that its ids touch, in order of first touch.
 
-    slots[unit] = number, touched[number] = unit; gives how many there are.
+    slots[place_of(unit)] = number, where there was −1; touched[number] = unit; gives how many there are.
     """
     keys = array_at(part[KEYS], part[N_KEYS], np.uint64)
     pointers = array_at(part[POINTERS], part[N_POINTERS], np.uint64)
@@ -177,14 +207,9 @@ def compact_rows(
                         to -= region
                     if to >= mine and to < over:
                         to = to >> shift if even else to // u
-                        if slots[to] < 0:
-                            slots[to] = count
+                        here = place_of(to, slots, touched, spread)
+                        if slots[here] < 0:
+                            slots[here] = count
                             touched[count] = to
                             count += 1
     return count
-
-
-@jit
-def release_rows(slots: Any, touched: Any) -> None:
-    for i in range(touched.shape[0]):
-        slots[touched[i]] = -1

@@ -48,35 +48,46 @@ def _chance(i: int, key: np.uint64) -> np.float32:
 
 
 @jit
-def _encode_bfloat16(start: int, stop: int, words: Any, stochastic: bool, key: np.uint64, codes: Any) -> None:
-    for i in range(start * BLOCK, min(stop * BLOCK, words.shape[0])):
-        bits = words[i]
-        if stochastic:
-            more = np.uint32(keyed(premix(np.uint64(i)), key) >> np.uint64(48))
-        else:
-            more = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-        up = np.uint32((bits + more) >> np.uint32(16))
-        if (up & np.uint32(0x7F80)) == np.uint32(0x7F80):  # rounding must not make infinity of a finite number
-            up = np.uint32(bits >> np.uint32(16))
-        codes[i] = up
+def _range_of(n: int, blocks: Any, apart: bool, size: int) -> Any:
+    """The floats of the n-th block to be moved, and how much earlier they lie among its values."""
+    block = n if blocks is None else blocks[n]
+    return block * BLOCK, min((block + 1) * BLOCK, size), (block - n) * BLOCK if apart else 0
+
+
+@jit
+def _encode_bfloat16(
+    start: int, stop: int, blocks: Any, apart: bool, size: int, words: Any, stochastic: bool, key: np.uint64, codes: Any
+) -> None:  # fmt: skip
+    for n in range(start, stop):
+        low, high, back = _range_of(n, blocks, apart, size)
+        for i in range(low, high):
+            bits = words[i - back]
+            if stochastic:
+                more = np.uint32(keyed(premix(np.uint64(i)), key) >> np.uint64(48))
+            else:
+                more = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+            up = np.uint32((bits + more) >> np.uint32(16))
+            if (up & np.uint32(0x7F80)) == np.uint32(0x7F80):  # rounding must not make infinity of a finite number
+                up = np.uint32(bits >> np.uint32(16))
+            codes[i] = up
 
 
 @jit
 def _encode_scaled(
-    start: int, stop: int, values: Any, most: np.float32, four: bool, stochastic: bool, key: np.uint64,
-    codes: Any, scales: Any,
+    start: int, stop: int, blocks: Any, apart: bool, size: int, values: Any, most: np.float32, four: bool,
+    stochastic: bool, key: np.uint64, codes: Any, scales: Any,
 ) -> None:  # fmt: skip
-    for block in range(start, stop):
-        low, high = block * BLOCK, min((block + 1) * BLOCK, values.shape[0])
+    for n in range(start, stop):
+        low, high, back = _range_of(n, blocks, apart, size)
         largest = np.float32(0.0)
         for i in range(low, high):
-            largest = max(largest, abs(values[i]))
+            largest = max(largest, abs(values[i - back]))
         scale = largest / most
         if not np.isfinite(scale * most):  # the quotient of the largest float was rounded up
             scale *= np.float32(1.0 - 2.0**-23)
-        scales[block] = scale
+        scales[low // BLOCK] = scale
         for i in range(low, high):
-            exact = values[i] / largest * most if largest > np.float32(0.0) else np.float32(0.0)
+            exact = values[i - back] / largest * most if largest > np.float32(0.0) else np.float32(0.0)
             q = np.floor(exact + (_chance(i, key) if stochastic else _HALF))
             q = min(max(q, -most), most)
             if four:
@@ -90,9 +101,11 @@ def _encode_scaled(
 
 
 @jit
-def _decode(start: int, stop: int, codec: int, codes: Any, scales: Any, out: Any) -> None:
-    for i in range(start * BLOCK, min(stop * BLOCK, out.shape[0])):
-        out[i] = fetch(codec, codes, scales, np.uint64(i))
+def _decode(start: int, stop: int, blocks: Any, size: int, codec: int, codes: Any, scales: Any, out: Any) -> None:
+    for n in range(start, stop):
+        low, high, back = _range_of(n, blocks, True, size)
+        for i in range(low, high):
+            out[i - back] = fetch(codec, codes, scales, np.uint64(i))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,20 +163,43 @@ class Codec:
 
     def encode_into(self, values: NDArray[np.float32], codes: Any, scales: Any, key: int | None = None) -> None:
         """The same into arrays that the caller owns."""
-        draw, word = key is not None, np.uint64(key or 0)
-        blocks = -(-values.size // BLOCK)
         if self.number == FLOAT32:
             codes[:] = values
-        elif self.number == BFLOAT16:
-            parallel_for(_encode_bfloat16, blocks, _GRAIN, values.view(np.uint32), draw, word, codes)
+        else:
+            self._encode(-(-values.size // BLOCK), None, False, values.size, values, codes, scales, key)
+
+    def encode_blocks(
+        self, blocks: NDArray[np.int64], values: NDArray[np.float32], size: int, codes: Any, scales: Any,
+        key: int | None = None,
+    ) -> None:  # fmt: skip
+        """The same of some blocks of 64 floats alone: of a codec other than float32.
+
+        Args:
+            blocks: their numbers, each once, in order.
+            values: float32, the blocks one after the other, or all `size` floats.
+            size: floats in all.
+            codes, scales, key: as for `encode_into`; a float's draw is the same one there.
+        """
+        self._encode(len(blocks), blocks, values.size != size, size, values, codes, scales, key)
+
+    def _encode(
+        self, n: int, blocks: Any, apart: bool, size: int, values: NDArray[np.float32], codes: Any, scales: Any,
+        key: int | None,
+    ) -> None:  # fmt: skip
+        draw, word = key is not None, np.uint64(key or 0)
+        if self.number == BFLOAT16:
+            parallel_for(_encode_bfloat16, n, _GRAIN, blocks, apart, size, values.view(np.uint32), draw, word, codes)
         else:
             most, four = np.float32(self.most), self.number == INT4
-            parallel_for(_encode_scaled, blocks, _GRAIN, values, most, four, draw, word, codes, scales)
+            parallel_for(_encode_scaled, n, _GRAIN, blocks, apart, size, values, most, four, draw, word, codes, scales)
 
-    def decode(self, codes: Any, scales: Any, size: int) -> NDArray[np.float32]:
-        """The `size` floats that codes and scales stand for."""
-        out = np.empty(size, np.float32)
-        parallel_for(_decode, -(-size // BLOCK), _GRAIN, self.number, codes, scales, out)
+    def decode(
+        self, codes: Any, scales: Any, size: int, blocks: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float32]:
+        """The `size` floats that codes and scales stand for; or some blocks of 64 of them, one after the other."""
+        n = -(-size // BLOCK) if blocks is None else len(blocks)
+        out = np.empty(size if blocks is None else n * BLOCK, np.float32)
+        parallel_for(_decode, n, _GRAIN, blocks, size, self.number, codes, scales, out)
         return out
 
 

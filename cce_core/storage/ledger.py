@@ -28,15 +28,16 @@ class Ledger:
 
     Attributes:
         stored: bytes by kind of every array that is saved with the table. Their sum is the saved file less its header.
-        training: bytes by kind that exist only while training: the gradient of the last backward pass, the optimiser's
-            state, the largest scratch of the last `cluster()`.
+        training: bytes by kind that exist only while training: float32 `values` behind a codec and the `optimiser`'s state,
+            which stay; the `gradient` of the last backward pass and the `scratch` of it and of its step, which pass; the
+            largest scratch of the last `cluster`.
         full: bytes of the float32 table (vocab × dim) that this one stands for; None where the vocabulary is unbounded.
         clustered: bytes that are stored after `cluster()`, where that changes them.
 
     Example:
         >>> ledger = Ledger({"memory": 1000, "pointers": 600}, {"gradient": 1000}, 16_000)
-        >>> ledger.total, ledger.ratio
-        (1600, 10.0)
+        >>> ledger.total, ledger.ratio, ledger.peak
+        (1600, 10.0, 2600)
     """
 
     stored: Mapping[str, int]
@@ -48,6 +49,16 @@ class Ledger:
     def total(self) -> int:
         """All stored bytes."""
         return sum(self.stored.values())
+
+    @property
+    def peak(self) -> int:
+        """The most bytes at once while training: what is stored, what is kept beside it, and what a step or `cluster()` takes.
+
+        Vectors, and what a forward pass keeps for its backward pass, are the batch's and not counted.
+        """
+        kinds = dict(self.training)
+        step = kinds.pop("gradient", 0) + kinds.pop("scratch", 0)
+        return self.total + max(step, kinds.pop("cluster", 0)) + sum(kinds.values())
 
     @property
     def ratio(self) -> float | None:
@@ -71,7 +82,10 @@ class Ledger:
             rows.append(("full table", self.full))
         if self.clustered is not None:
             rows.append(("after cluster()", self.clustered))
-        rows += [(f"training: {kind}", n) for kind, n in self.training.items()]
+        if self.training:
+            rows += [(f"training: {kind}", n) for kind, n in self.training.items()] + [
+                ("training at its peak", self.peak)
+            ]
         width = max(len(kind) for kind, _ in rows)
         lines = [f"{kind:<{width}}  {n:>15,} B  {readable(n):>10}" for kind, n in rows]
         return "\n".join([*lines, *([] if self.ratio is None else [f"{'ratio':<{width}}  {self.ratio:>15.2f} x"])])

@@ -206,6 +206,7 @@ class Table(TableState, Passes):
     ) -> dict[str, Gradient]:
         """`backward` of flat ids that are known to be in the vocabulary, with what their lookup has left."""
         saved = None if left is None else (left.kept, None) if self.plain else left.kept
+        self.training_bytes["scratch"] = 0
         if self._projection is None:
             out = self.method.backward(self, ids, saved, vectors, dense)
         else:
@@ -220,8 +221,7 @@ class Table(TableState, Passes):
         if self.owners is not None:
             step = self.owners.now
             out = {n: dataclasses.replace(g, step=step) if isinstance(g, SparseGradient) else g for n, g in out.items()}
-        held = [array.nbytes for array in (*out.values(), *self._slots.values())]
-        self.training_bytes["gradient"] = sum(held)
+        self.training_bytes["gradient"] = sum(gradient.nbytes for gradient in out.values())
         return out
 
     # --- learning the sketch ------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ them at once. Either way a thread owns what it writes, so that results do not de
 from __future__ import annotations
 
 import dataclasses
+import math
 from operator import attrgetter
 from typing import Any
 
@@ -19,22 +20,23 @@ from cce_core import _check
 from cce_core._guard import Writer
 from cce_core._jit import jit
 from cce_core._threads import parallel_for
+from cce_core.sketching import blocks
 from cce_core.sketching.block_ops import array_at
 from cce_core.sketching.descriptors import COLUMNS, COUNT, MEMORY_OFFSET, UNIT, WIDTH, address_of
 from cce_core.sketching.descriptors import SIZE as SIZE_OF_PART
 from cce_core.sketching.gradient import Gradient
 from cce_core.sketching.group import TableGroup
 from cce_core.sketching.projection import narrow_rows, slope_rows, unwidened
-from cce_core.sketching.scatter import compact_rows, owned, release_rows, scatter_range
+from cce_core.sketching.scatter import compact_rows, owned, places_for, scatter_range
 from cce_core.tables.collection import Collection
 from cce_core.tables.passes import ForwardPass
 from cce_core.tables.table import Table
 from cce_core.training.rules import ADAM, ROWWISE, SGD, update_dense, update_rows
 from cce_core.training.state import Fused, State
 
-# Of a parameter's row: the addresses of its values, of two arrays of state and of its slots, where its gradient begins, its
-# floats and its unit.
-VALUES, FIRST, SECOND, SLOTS, START, SIZE, GRAIN = range(7)
+# Of a parameter's row: the addresses of its values and of two arrays of state, where its gradient begins, its floats and its
+# unit.
+VALUES, FIRST, SECOND, START, SIZE, GRAIN = range(6)
 
 _OWNERS = attrgetter("owners")
 _FLOATS_A_THREAD = 1 << 15
@@ -50,15 +52,13 @@ class Prepared:
 
     Attributes:
         rule: the formula.
-        rows: int64 (parameters, 7): the memories, then the projections.
+        rows: int64 (parameters, 6): the memories, then the projections.
         states: theirs.
         numbers: float64 (parameters, 6), the constants of a step.
         held: the arrays whose addresses stand in `rows`.
         projections: the rows of the projections, whose gradients here begin at 0.
-        slots: int64 (memories,), where the slots of each begin among those of all, in bytes.
-        n_slots: of all.
         call_args: where the words of the last batch lay.
-        crowded: whether that batch touched most of the memories.
+        whole: whether that batch took whole gradients: the step moves all, or it touched most of the memories.
     """
 
     kernel_id: int
@@ -67,10 +67,8 @@ class Prepared:
     numbers: NDArray[np.float64]
     held: list[Any]
     projections: NDArray[np.int64]
-    slots: NDArray[np.int64]
-    n_slots: int
     call_args: Any = None
-    crowded: bool = False
+    whole: bool = False
 
 
 @jit
@@ -105,8 +103,9 @@ def _scatter_zeroed(
         begin, end = owned(low, high, parts[p])
         out[parts[p, MEMORY_OFFSET] + begin : parts[p, MEMORY_OFFSET] + end] = np.float32(0.0)
     scatter_range(
-        low, high, parts, columns, words, call_args, offsets, per_sample_weights, None, kept, None, stride, vectors, out
-    )
+        low, high, parts, columns, words, call_args, offsets, per_sample_weights, None, kept, None, None, False,
+        stride, vectors, out,
+    )  # fmt: skip
 
 
 @jit
@@ -138,23 +137,23 @@ def _touched_range(
 ) -> None:  # fmt: skip
     """Gradients of the touched units that begin in the floats [low, high) of all memories, and the formula on each."""
     for k in range(parts.shape[0]):
-        part, size, unit, memory_offset = parts[k], rows[k, SIZE], rows[k, GRAIN], parts[k, MEMORY_OFFSET]
+        part, unit, memory_offset = parts[k], rows[k, GRAIN], parts[k, MEMORY_OFFSET]
         begin, end = owned(low, high, part)
         if begin >= end or call_args[k, COUNT] == 0:
             continue
-        slots = array_at(rows[k, SLOTS], size // unit, np.int32)
-        most = min((end - begin) // unit, call_args[k, COUNT] * part[COLUMNS] * (part[WIDTH] // unit))
-        units = np.empty(most, np.int64)
-        count = compact_rows(begin, end, part, columns, words, call_args[k], kept, slots, units)
+        own = (end - begin) // unit
+        most = min(own, call_args[k, COUNT] * part[COLUMNS] * (part[WIDTH] // unit))
+        units, slots = np.empty(most, np.int64), np.full(places_for(most, own), -1, np.int32)
+        spread = len(slots) < own
+        count = compact_rows(begin, end, part, columns, words, call_args[k], kept, slots, units, spread)
         index, flat = units[:count], np.zeros(count * unit, np.float32)
         scatter_range(
             memory_offset + begin, memory_offset + end, parts[k : k + 1], columns, words, call_args[k : k + 1], offsets,
             per_sample_weights, None, kept,
-            slots, stride, vectors, flat,
+            slots, units, spread, stride, vectors, flat,
         )  # fmt: skip
-        release_rows(slots, index)
         p, a, b = _arrays(kernel_id, rows[k])
-        update_rows(0, count, kernel_id, unit, index, p, flat, a, b, numbers[k])
+        update_rows(0, count, kernel_id, unit, index, None, p, flat, a, b, numbers[k])
 
 
 def update(optimizer: Fused, both: Collection, seen: Any, grads: Any) -> None:
@@ -169,8 +168,10 @@ def update(optimizer: Fused, both: Collection, seen: Any, grads: Any) -> None:
             plans = optimizer.prepare(both, seen.generations, _plan)
         first, call_args = plans[0], seen.left[0].call_args
         if first.call_args is not call_args:  # batches are mostly of one size
-            first.call_args, first.crowded = call_args, kernel_id != ADAM and _crowded(both, seen)
-        if first.crowded or (kernel_id == ADAM and optimizer.updates_all()):
+            first.call_args = call_args
+            first.whole = optimizer.updates_all() if kernel_id == ADAM else _crowded(both, seen)
+            _note(both, seen, first.whole)
+        if first.whole:
             _dense(optimizer, writer, both, seen, grads, plans)
         elif not _touched(optimizer, writer, both, seen, grads, plans):
             return one_by_one(optimizer, both, seen, grads)
@@ -190,6 +191,18 @@ def _crowded(both: Collection, seen: ForwardPass) -> bool:
     return _CROWDED * blocks >= units
 
 
+def _note(both: Collection, seen: ForwardPass, whole: bool) -> None:
+    """Bytes that a step of such a batch takes, and gives back."""
+    for group, left in zip(both.groups, seen.left):
+        for t, place in zip(group.tables, left.call_args):
+            table, n = both.tables[t], int(place[COUNT])
+            shapes, layout = table.shapes(), table.layout
+            sparse = blocks.most_touched(layout, n) * (8 + 4 * layout.unit)
+            memory = 4 * layout.size if whole else sparse
+            table.training_bytes["gradient"] = memory + 4 * math.prod(shapes.get("projection", (0,)))
+            table.training_bytes["scratch"] = 0 if whole else blocks.scratch_bytes(layout, n)
+
+
 def _plan(optimizer: Fused, both: Collection, group: TableGroup) -> Prepared:
     """The parameters of a group, with the state that the optimiser keeps of them."""
     rows, states, held, start = [], [], [], 0
@@ -203,21 +216,15 @@ def _plan(optimizer: Fused, both: Collection, group: TableGroup) -> Prepared:
                 state = optimizer.state_of(table, name)
                 arrays = optimizer.state_arrays(values.size, unit, state)
                 addresses = [address_of(a) for a in (values, *arrays)]
-                rows.append((*addresses, *[0] * (4 - len(addresses)), start, values.size, unit))
+                rows.append((*addresses, *[0] * (3 - len(addresses)), start, values.size, unit))
                 states.append(state)
                 held += [values, *arrays]
                 start += values.size
                 table.training_bytes["optimiser"] = optimizer.state_bytes(table)
-                gradient = 0 if name == "memory" else table.training_bytes["gradient"]
-                table.training_bytes["gradient"] = gradient + values.nbytes  # at most
     array = np.array(rows, np.int64)
-    memories, projections = array[: len(group.parts)], array[len(group.parts) :].copy()
+    projections = array[len(group.parts) :].copy()
     projections[:, START] -= group.size
-    units = memories[:, SIZE] // memories[:, GRAIN]
-    slots = 4 * (np.cumsum(units) - units)
-    return Prepared(
-        optimizer.kernel_id, array, states, np.zeros((len(rows), 6)), held, projections, slots, int(units.sum())
-    )
+    return Prepared(optimizer.kernel_id, array, states, np.zeros((len(rows), 6)), held, projections)
 
 
 def _begin_step(optimizer: Fused, plan: Prepared) -> None:
@@ -299,12 +306,6 @@ def _touched(
     writer.begin()
     for group, plan, left, (source, slopes) in zip(both.groups, plans, seen.left, found):
         _begin_step(optimizer, plan)
-        # Out while they are used: an interrupt loses them, a forked child makes its own.
-        slots, group.slots = group.slots, None
-        if slots is None:
-            slots = np.full(plan.n_slots, -1, np.int32)
-        n = len(group.parts)
-        plan.rows[:n, SLOTS] = slots.__array_interface__["data"][0] + plan.slots
         args = (
             plan.kernel_id, group.parts, group.columns, batch.ids, left.call_args, offsets, batch.weights, left.kept,
             source.shape[1], source.reshape(-1), plan.rows, plan.numbers,
@@ -313,10 +314,10 @@ def _touched(
             _touched_range(0, group.size, *args)
         else:
             parallel_for(_touched_range, group.size, -(-group.size // 64), *args)
-        group.slots = slots
         parallel_for(
-            _rule_range, slopes.size, _FLOATS_A_THREAD, plan.kernel_id, plan.projections, plan.numbers[n:], slopes
-        )
+            _rule_range, slopes.size, _FLOATS_A_THREAD, plan.kernel_id, plan.projections,
+            plan.numbers[len(group.parts) :], slopes,
+        )  # fmt: skip
     return True
 
 

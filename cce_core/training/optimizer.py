@@ -97,15 +97,14 @@ class Optimizer(abc.ABC):
         """
         _check.instance("table", table, Table, "a table")
         _check.instance("grads", grads, Mapping, "a dict of gradients, as table.backward gives it")
-        parameters, units = table.parameters(), table.block_sizes()
+        shapes, units = table.shapes(), table.block_sizes()
         for name, gradient in grads.items():
-            if name not in parameters:
-                raise ValueError(f"the table has no parameter {name!r}; it has {', '.join(parameters)}")
-            size = parameters[name].size
+            if name not in shapes:
+                raise ValueError(f"the table has no parameter {name!r}; it has {', '.join(shapes)}")
             if isinstance(gradient, SparseGradient):
-                grads = {**grads, name: _fitting(name, gradient, size, units[name])}
+                grads = {**grads, name: _fitting(name, gradient, math.prod(shapes[name]), units[name])}
             else:
-                grads = {**grads, name: _check.as_float32(f"gradient of {name}", gradient, parameters[name].shape)}
+                grads = {**grads, name: _check.as_float32(f"gradient of {name}", gradient, shapes[name])}
         self.apply_gradients([(table, grads)])
 
     def apply_gradients(self, gradients: list[tuple[Table, dict[str, Gradient]]]) -> None:
@@ -126,27 +125,32 @@ class Optimizer(abc.ABC):
             for table, grads in gradients:
                 if scale != 1.0:
                     grads = {name: _scaled(gradient, np.float32(scale)) for name, gradient in grads.items()}
-                self._step(table, table.parameters(), table.block_sizes(), grads)
+                self._step(table, grads)
 
-    def _step(
-        self, table: Table, parameters: Mapping[str, Floats], units: Mapping[str, int], grads: dict[str, Gradient]
-    ) -> None:
+    def _step(self, table: Table, grads: dict[str, Gradient]) -> None:
         """`step` with gradients that are known to fit a table that may be written."""
-        states = self.states_for(table)
-        known = len(states)
+        states, units, coded = self.states_for(table), table.block_sizes(), table.spec.codec != "float32"
+        known, parameters = len(states), table.arrays()
         for name, gradient in grads.items():
             state = states.get(name)
             if state is None:
                 state = states[name] = State()
             state.step += 1
+            whole = self.updates_all() or not isinstance(gradient, SparseGradient)
+            if coded and name == "memory":
+                if isinstance(gradient, SparseGradient) and not whole:
+                    table.update_rows(gradient.index, functools.partial(self._coded_rows, gradient, units[name], state))
+                    continue
+                parameters = table.parameters()
             flat = parameters[name].reshape(-1)
             if isinstance(gradient, SparseGradient):
                 self.update_rows(flat, gradient, units[name], state)
             else:
                 self.update_dense(flat, gradient.reshape(-1), units[name], state)
+            if coded and name == "memory":
+                table.requantize()
         if table.owners is not None:
             table.settle(self.states_of_memory(table))
-        table.requantize()
         if len(states) > known:
             table.training_bytes["optimiser"] = self.state_bytes(table)
 
@@ -200,9 +204,15 @@ class Optimizer(abc.ABC):
         """The state of one parameter."""
         return self.states_for(table).setdefault(name, State())
 
-    def apply(self, p: Floats, index: NDArray[np.int64] | None, g: Floats, unit: int, state: State) -> None:
-        """The formula of `kernel_id` for a flat parameter, or for the units of it that an index names; the step is counted."""
-        arrays = [*self.state_arrays(p.size, unit, state), _NOTHING, _NOTHING][:2]
+    def apply(
+        self, p: Floats, index: NDArray[np.int64] | None, g: Floats, unit: int, state: State,
+        size: int | None = None, at: NDArray[np.uint64] | None = None,
+    ) -> None:  # fmt: skip
+        """The formula of `kernel_id` for a flat parameter, or for the units of it that an index names; the step is counted.
+
+        Of a parameter of `size` floats p may hold some units alone, which begin there where `at` says.
+        """
+        arrays = [*self.state_arrays(p.size if size is None else size, unit, state), _NOTHING, _NOTHING][:2]
         constants, flat = np.array(self.constants(state.step)), g.reshape(-1)
         if index is None:
             parallel_for(
@@ -220,13 +230,18 @@ class Optimizer(abc.ABC):
         else:
             min_chunk = max(1, FLOATS_A_THREAD // unit)
             parallel_for(
-                rules.update_rows, len(index), min_chunk, self.kernel_id, unit, index, p, flat, *arrays, constants
+                rules.update_rows, len(index), min_chunk, self.kernel_id, unit, index, at, p, flat, *arrays, constants
             )
 
     def states_of_memory(self, table: Table) -> list[NDArray[np.float32]]:
         """What is known of the memory's rows."""
         state = self.states_for(table).get("memory")
         return [] if state is None else list(state.arrays.values())
+
+    def _coded_rows(
+        self, gradient: SparseGradient, unit: int, state: State, p: Floats, at: NDArray[np.uint64], part: Any
+    ) -> None:
+        self.apply(p, gradient.index[part], gradient.values[part], unit, state, gradient.size, at)
 
     def state_bytes(self, table: Table) -> int:
         """Bytes of state that are held for a table."""

@@ -78,9 +78,10 @@ def update_dense(start: int, stop: int, kernel_id: int, unit: int, p: Any, g: An
 
 @jit
 def update_rows(
-    start: int, stop: int, kernel_id: int, unit: int, index: Any, p: Any, g: Any, a: Any, b: Any, c: Any
+    start: int, stop: int, kernel_id: int, unit: int, index: Any, at: Any, p: Any, g: Any, a: Any, b: Any, c: Any
 ) -> None:
-    """The same for the units index[start : stop] alone, whose gradients lie in g one after the other.
+    """The same for the units index[start : stop] alone, whose gradients lie in g one after the other, and whose values lie in p
+    where `at` says, or as all units do.
 
     Values and state of some units at a time are moved side by side, so that the formula becomes vector instructions.
     """
@@ -92,7 +93,8 @@ def update_rows(
         n = np.uint64(min(some, stop - low))
         for i in range(n):
             places[i], lines[i] = np.uint64(index[np.uint64(low) + i]) * u, i * u
-        copy_blocks(values, lines, _0, p, p, places, _0, n, u, p, FLOAT32)
+        own = places if at is None else at[low : min(low + some, stop)]
+        copy_blocks(values, lines, _0, p, p, own, _0, n, u, p, FLOAT32)
         if kernel_id == ROWWISE:
             for i in range(n):
                 first[i] = a[index[np.uint64(low) + i]]
@@ -102,7 +104,7 @@ def update_rows(
             copy_blocks(second, lines, _0, b, b, places, _0, n, u, p, FLOAT32)
         floats = min(some, stop - low) * unit
         update_dense(0, floats, kernel_id, unit, values, g[low * unit : low * unit + floats], first, second, c)
-        copy_blocks(p, places, _0, values, values, lines, _0, n, u, p, FLOAT32)
+        copy_blocks(p, own, _0, values, values, lines, _0, n, u, p, FLOAT32)
         if kernel_id == ROWWISE:
             for i in range(n):
                 a[index[np.uint64(low) + i]] = first[i]

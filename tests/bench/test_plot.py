@@ -61,6 +61,8 @@ def test_the_standings_are_each_methods_best_within_the_bytes():
     # without the reference: by the sizes asked for, or else by those that there are
     asked = plot_data.table(plot_data.points([invented("hash", 1, 16, budget="3000 bytes a table", bytes=5000)]))
     assert asked.splitlines()[2].startswith("| 6,000 | hash ")
+    both = plot_data.table(plot_data.points([invented("hash", 1, 16, budget="7000 bytes of both tables", bytes=5000)]))
+    assert both.splitlines()[2].startswith("| 7,000 | hash ")
     assert "| – |" in plot_data.table(plot_data.points(some(["hash"])))
 
 

@@ -133,7 +133,14 @@ def test_sizes_in_bytes_alone_bring_no_budgets_in_parameters(tmp_path):
 
     assert budgets("--bytes", "2^10,2000") == ["1024 bytes a table", "2000 bytes a table", "own"]
     assert budgets("--bytes", "2^10", "--budgets", "64") == ["1024 bytes a table", "own", "ppd 64"]
+    assert budgets("--ratios", "4,10") == ["256 bytes of both tables", "640 bytes of both tables", "own"]
     assert budgets() == ["own", "ppd 1024", "ppd 16", "ppd 256", "ppd 64"]
+
+
+def test_ratios_are_of_each_tables_own_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "shape_of", lambda _: argparse.Namespace(n_users=30, n_items=50))
+    (run,) = planned(tmp_path, "--methods", "hash", "--ratios", "10", "--seeds", 1)
+    assert sweep_run.parsed(run).num_bytes == [96, 160]  # 4 · 8 · 30 / 10 and 4 · 8 · 50 / 10
 
 
 def test_equal_bytes_gives_the_others_what_the_method_takes(tmp_path):

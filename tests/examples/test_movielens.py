@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -103,7 +104,7 @@ def test_interactions_of_ones_own(run, tmp_path):
     assert report["last_auc"] == pytest.approx(aucs[-1], abs=1e-4)
     assert f"{report['auc']:.4f}  (epoch {report['best_epoch']}; {report['last_auc']:.4f} at the last)" in done.stdout
     assert report["auc"] > 0.7  # no item is met by more than chance: without the groups it is 0.5
-    assert (report["arguments"]["lr"], report["arguments"]["weight_decay"]) == (0.005, 0.01)
+    assert (report["arguments"]["lr"], report["arguments"]["weight_decay"]) == (0.005, 0.5)
 
 
 @pytest.mark.parametrize("name", ["gowalla", "book-crossing"])
@@ -130,6 +131,25 @@ def test_sets_of_interactions_are_found_and_have_settings_of_their_own(run, tmp_
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["dataset"] == name
     assert report["arguments"]["batch_size"] == {"gowalla": 4096, "book-crossing": 2048}[name]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--dataset", "ml-100k"], (1e-3, 1e-2, None)),
+        (["--dataset", "ml-100k", "--method", "vq"], (2e-3, 0.5, None)),
+        (["--dataset", "visits.csv"], (5e-3, 1e-2, None)),
+        (["--dataset", "visits.csv", "--method", "int8"], (5e-3, 0.5, None)),
+        (["--dataset", "visits.csv", "--method", "pq"], (5e-3, 0.5, None)),
+        (["--dataset", "visits.csv", "--method", "rvq"], (5e-3, 0.5, 0)),
+        (["--dataset", "visits.csv", "--method", "vq", "--rank", "4"], (1e-2, 0.05, 4)),
+        (["--dataset", "visits.csv", "--method", "vq", "--lr", "1", "--weight-decay", "2"], (1.0, 2.0, 0)),
+    ],
+)
+def test_each_method_has_settings_of_its_own(monkeypatch, words, expected):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    args = importlib.import_module("movielens").parse(words)
+    assert (args.lr, args.weight_decay, args.rank) == expected
 
 
 def test_a_data_file_that_is_torn_is_one_clear_line(run, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from reference.tables import mix
+from reference.tables import mix, pointer
 
 
 def memory_bytes(floats: int, codec: str) -> int:
@@ -49,3 +49,48 @@ def count(counts, ids, key: int):
 
 def estimate(c: int) -> float:
     return 16 * ((17 / 16) ** int(c) - 1)
+
+
+def rows_of(words, vocab: int, rows: int, stages: int):
+    """The rows that ids have in the stages' codebooks, laid one after the other: int (vocab, stages); or their own."""
+    if words is None:
+        return np.arange(vocab)[:, None]
+    bits = (rows - 1).bit_length()
+    return np.array(
+        [[s * rows + pointer(words, i, stages * bits, s * bits, bits) for s in range(stages)] for i in range(vocab)]
+    )
+
+
+def vectors(memory, rows, projection, ids):
+    """T[i] = Σ_s M[rows[i, s]] · W + b, in float64, an id at a time."""
+    memory, out = memory.astype(np.float64), []
+    for i in ids:
+        x = sum(memory[r] for r in rows[i])
+        out.append(x if projection is None else x @ projection[:-1].astype(np.float64) + projection[-1])
+    return np.array(out)
+
+
+def gradients(memory, rows, projection, ids, grads):
+    """Of the memory and of the projection, likewise."""
+    memory, grads = memory.astype(np.float64), grads.astype(np.float64)
+    to_memory = np.zeros(memory.shape)
+    to_projection = None if projection is None else np.zeros(projection.shape)
+    for i, g in zip(ids, grads, strict=True):
+        if projection is not None:
+            x = sum(memory[r] for r in rows[i])
+            to_projection[:-1] += np.outer(x, g)
+            to_projection[-1] += g
+            g = projection[:-1].astype(np.float64) @ g
+        for r in rows[i]:
+            to_memory[r] += g
+    return to_memory, to_projection
+
+
+def followed(state, old_rows, new_rows, n: int):
+    """What belongs to the rows of a memory, for another of n rows with other ids: the mean over its ids of the mean of theirs."""
+    return np.array(
+        [
+            np.mean([state[old_rows[i]].mean(0) for i in range(len(new_rows)) if a in new_rows[i]] or [0 * state[0]], 0)
+            for a in range(n)
+        ]
+    )

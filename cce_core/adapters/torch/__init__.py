@@ -12,10 +12,12 @@ On Linux the large loops of these modules run on torch's own threads; `CCE_TEAM=
 from cce_core.adapters.torch.distributed.ddp import leave_out_pointers as leave_out_pointers
 from cce_core.adapters.torch.modules.bag import EmbeddingBag as EmbeddingBag
 from cce_core.adapters.torch.modules.embedding import Embedding as Embedding
+from cce_core.adapters.torch.modules.learning import cluster_ as cluster_
+from cce_core.adapters.torch.modules.learning import parameter_groups as parameter_groups
+from cce_core.adapters.torch.modules.learning import reopen_ as reopen_
 from cce_core.adapters.torch.modules.legacy import make_embedding as make_embedding
 from cce_core.adapters.torch.modules.schedule import ClusterSchedule as ClusterSchedule
 from cce_core.adapters.torch.modules.surgery import CompressionReport as CompressionReport
-from cce_core.adapters.torch.modules.surgery import cluster_ as cluster_
 from cce_core.adapters.torch.modules.surgery import compress_ as compress_
 from cce_core.adapters.torch.modules.tied import TiedLinear as TiedLinear
 from cce_core.adapters.torch.optim import FusedAdagrad as FusedAdagrad

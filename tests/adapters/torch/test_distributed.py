@@ -11,14 +11,18 @@ import torch_ranks
 from torch_ranks import VOCAB
 from torch_tables import DIM
 
+import cce_core as cce
+
 torch = pytest.importorskip("torch")
 if not torch.distributed.is_available():
     pytest.skip("this torch has no process groups", allow_module_level=True)
 
 from cce_core.adapters.torch import Embedding, FusedSGD, leave_out_pointers  # noqa: E402
+from cce_core.adapters.torch.distributed import ddp  # noqa: E402
 from cce_core.adapters.torch.distributed.ranks import Ranks  # noqa: E402
 from cce_core.learning import shared  # noqa: E402
 from cce_core.learning.exact import Exact  # noqa: E402
+from cce_core.storage.counters import estimates  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -111,6 +115,34 @@ def test_sparse_gradients_under_data_parallel_training(ranks, name):
         np.testing.assert_allclose(ranks[0][name]["state"][key], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["phased", "phased, left out", "phased, sparse", "phased, static"])
+def test_phases_within_data_parallel_training(ranks, name):
+    """A wrapped model goes on after its table became another: the same gradients and bits on all ranks, and those of the core.
+
+    (Ranks are held against each other above; in rows, against one process too, whose counters met the ids in another order.)
+    """
+    found, sparse = ranks[0][name], name.endswith("sparse")
+    stages = 2 if name.endswith("out") else 1
+    alone = torch_ranks.phased(lambda model: model, stages=stages, sparse=sparse)
+    for key, gradient in alone["gradients 0"].items():
+        np.testing.assert_allclose(found["gradients 0"][key], gradient, rtol=1e-3, atol=1e-5)
+    spec = torch_ranks.phased_spec(stages)
+    counts = np.stack([estimates(one) for one in found["met"].values()]).astype(np.float64)
+    if name.endswith("out"):  # each has met its own ids, a part of them
+        assert len({one.tobytes() for one in found["met"].values()}) == len(ranks)
+        assert 0.8 * 5 * torch_ranks.IDS < counts.sum() < 1.25 * 5 * torch_ranks.IDS
+    counts = np.rint(16 * counts).sum(0) / 16
+    table = cce.Table(spec, {**found["before 0"], "counts": np.zeros(VOCAB, np.uint8)})
+    table.cluster(weights=np.sqrt(counts))
+    assert_equal(found["after 0"], table.arrays())
+    table.reopen()
+    assert found["before 1"].keys() == found["after 0"].keys()
+    assert not np.array_equal(found["before 1"]["memory"], found["after 0"]["memory"])  # shared rows were tuned
+    assert found["after 1"].keys() == table.arrays().keys() - {"counts"}
+    for phase in range(3):
+        assert all(np.abs(g).max() > 0 for g in found[f"gradients {phase}"].values())
+
+
 def test_torchs_own_modules_are_left_to_it():
     from torch.nn.parallel import DistributedDataParallel
 
@@ -135,6 +167,9 @@ def test_ranks_that_differ_are_told(ranks):
         assert "different pointers" in said["seeds"] or "pointers" in said["seeds"]
         assert "before training, rank 1" in said["pointers"]
         assert "before clustering" in said["robe"]
+        assert "communication hooks cannot follow" in said["hooked"]
+        assert "different memory" in said["rows"]
+        assert "vectors" in said["vectors"]
         assert "different memory" in said["replaced"]
         assert "replaced after DistributedDataParallel" in said["replaced"]
     for found in ranks[1:]:
@@ -199,6 +234,37 @@ def test_fused_optimisers_refuse_sharded_parameters(group):
     emb(torch.arange(4)).sum().backward()
     with pytest.raises(RuntimeError, match="takes whole parameters, got one that is sharded"):
         steps.step()
+
+
+def test_sharded_memories_keep_their_phase(group):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    emb = Embedding(VOCAB, DIM, method="vq", num_bytes=3000)
+    fully_shard(emb, mesh=init_device_mesh("cpu", (1,)))
+    before = {
+        name: torch.Tensor(getattr(t, "full_tensor", lambda t=t: t)()).clone() for name, t in emb.state_dict().items()
+    }
+    with pytest.raises(RuntimeError, match="cluster it before fully_shard"):
+        emb.cluster()
+    assert emb.phase == "rows"
+    for name, t in emb.state_dict().items():
+        assert torch.equal(getattr(t, "full_tensor", lambda t=t: t)(), before[name])
+
+
+def test_a_wrapped_model_of_one_process_may_go(group):
+    """A wrapper that nobody has any more is no wrapper; one that is there follows a state of the other phase."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    model, other = (torch.nn.Sequential(Embedding(VOCAB, DIM, method="vq", num_bytes=3000)) for _ in range(2))
+    wrapped = DistributedDataParallel(model)
+    assert ddp.wrappers(model[0]) == [wrapped]
+    other[0].cluster()
+    wrapped.module.load_state_dict(other.state_dict())
+    wrapped(torch.arange(9)).sum().backward()
+    assert torch.equal(wrapped(torch.arange(9)), other(torch.arange(9)))
+    del wrapped
+    assert ddp.wrappers(model[0]) == []
 
 
 def test_without_a_group_nothing_is_shared():

@@ -8,6 +8,8 @@ torch's embeddings writes into their `weight`. So the list that it makes is corr
 from __future__ import annotations
 
 import functools
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,9 @@ from cce_core import _check
 from cce_core.adapters.torch.distributed.ranks import ranks_of
 
 _LISTED = "_build_params_for_reducer"
+_wrappers: weakref.WeakKeyDictionary[torch.nn.Module, weakref.WeakSet[DistributedDataParallel]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def expect_sparse(owner: type[Any]) -> None:
@@ -30,17 +35,51 @@ def expect_sparse(owner: type[Any]) -> None:
     @functools.wraps(listed)
     def build(self: DistributedDataParallel) -> Any:
         parameters, expected = listed(self)
-        ours = {id(p) for m in self.module.modules() if isinstance(m, owner) for p in m.sparse_parameters()}
+        tables = [m for m in self.module.modules() if isinstance(m, owner)]
+        for table in tables if isinstance(self, DistributedDataParallel) else ():
+            _wrappers.setdefault(table, weakref.WeakSet()).add(self)
+        ours = {id(p) for m in tables for p in m.sparse_parameters()}
         return parameters, [flag or id(p) in ours for p, flag in zip(parameters, expected, strict=True)]
 
     setattr(DistributedDataParallel, _LISTED, build)
+
+
+def wrappers(module: torch.nn.Module) -> list[DistributedDataParallel]:
+    """The wrapped models that a table is in, which can make room anew for gradients of another shape.
+
+    Raises:
+        RuntimeError: one cannot.
+    """
+    if not _wrappers.get(module):
+        return []
+    gc.collect()  # those that nobody has any more, which are circles
+    found = list(_wrappers[module])
+    for one in found:
+        known: Any = one
+        if not hasattr(one, "_ddp_init_helper") or getattr(known, "mixed_precision", None) or known._comm_hooks:
+            raise RuntimeError(
+                "the table is to have a memory of another shape, and DistributedDataParallel with mixed precision or "
+                "communication hooks cannot follow: cluster the model while it is not wrapped, and wrap it anew"
+            )
+    return found
+
+
+def rebuild(wrapper: Any) -> None:
+    """Make room for the gradients as they are now, as torch does for a wrapped model that it unpickles."""
+    parameters, expected = wrapper._build_params_for_reducer()
+    names = wrapper._build_debug_param_to_name_mapping(parameters)
+    wrapper._ddp_init_helper(parameters, expected, names, wrapper.static_graph)
+    wrapper._has_rebuilt_buckets = False
+    if wrapper.static_graph:
+        wrapper._set_static_graph()
 
 
 def leave_out_pointers(model: torch.nn.Module, group: distributed.ProcessGroup | None = None) -> list[str]:
     """Tell DistributedDataParallel to leave the pointers out of what it sends at every forward pass.
 
     Call it on the model that is to be wrapped, on every rank, before it is wrapped. Pointers change in `cluster()` alone, which
-    keeps them equal on all ranks; without this call they are still right, but sent again at every forward pass.
+    keeps them equal on all ranks; without this call they are still right, but sent again at every forward pass. Of a `vq` table
+    the counters are left out too: each rank counts what it meets, and `cluster()` adds it up.
 
     Args:
         model: the model, or a part of it that is wrapped by itself.
@@ -60,12 +99,18 @@ def leave_out_pointers(model: torch.nn.Module, group: distributed.ProcessGroup |
         ['0.pointers']
     """
     _check.instance("model", model, torch.nn.Module, "a torch.nn.Module")
-    names = [name for name, _ in model.named_buffers() if name.rpartition(".")[2] in ("pointers", "shard")]
-    owners = {name: model.get_submodule(name.rpartition(".")[0]) for name in names}
-    names = [name for name, owner in owners.items() if hasattr(owner, "_plan")]
+    owners = {
+        f"{place}.{name}" if place else name: owner
+        for place, owner in model.named_modules()
+        if hasattr(owner, "_plan")
+        for name in owner._buffers
+        if name in ("pointers", "shard", "counts", "passes")
+    }
+    names = list(owners)
     ranks = ranks_of(group)
     if ranks is not None:
-        same = {n: np.asarray(model.get_buffer(n).cpu()) for n in names if not hasattr(owners[n], "shard")}
+        held = {n: owner._buffers[n.rpartition(".")[2]] for n, owner in owners.items() if n.endswith("pointers")}
+        same = {n: np.asarray(p.cpu()) for n, p in held.items() if p is not None and not hasattr(owners[n], "shard")}
         ranks.agree(same, "before training")
     marked: Any = model
     known = set(getattr(model, "_ddp_params_and_buffers_to_ignore", ()))

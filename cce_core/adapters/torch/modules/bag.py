@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cce_core.adapters.torch.modules.arguments import shape_of
 from cce_core.adapters.torch.modules.forward import pool
-from cce_core.adapters.torch.modules.module import INTEGERS, Compressed, shape_of
+from cce_core.adapters.torch.modules.module import INTEGERS, Compressed
 from cce_core.adapters.torch.operators import blocks
 from cce_core.adapters.torch.operators.arrays import Device
 from cce_core.adapters.torch.operators.eager import wide_type
@@ -114,14 +115,16 @@ class EmbeddingBag(Compressed):
     def _pooled(self, ids: Tensor, ends: Tensor, weights: Tensor | None, keep: Tensor | None) -> Tensor:
         """The same of one row of ids, of which those count that `keep` says, None for all."""
         if self.mode == "max":
-            return self._largest(self._vectors(ids), blocks.bags(ends, ids), ends.shape[0] - 1, keep)
+            return self._largest(
+                self._counted(self._vectors(ids), ids), blocks.bags(ends, ids), ends.shape[0] - 1, keep
+            )
         if weights is not None or keep is not None:
             wide = wide_type(getattr(self, self._plan.arrays[0]).dtype)
             weights = None if weights is None else weights.reshape(-1).to(wide)
             if keep is not None:
                 weights = keep.to(wide) if weights is None else weights.masked_fill(~keep, 0.0)
         bags, kind = Bags(ends, weights), getattr(self, self._plan.arrays[0]).dtype
-        out = self._vectors(ids, None if self.scale_grad_by_freq else bags, True)
+        out = self._counted(self._vectors(ids, None if self.scale_grad_by_freq else bags, True), ids)
         if self.scale_grad_by_freq:
             out = pool(out, ids, bags)
         if self.mode == "mean":

@@ -10,14 +10,17 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from cce_core.adapters.torch import guard
+from cce_core.adapters.torch.distributed import ddp
 from cce_core.adapters.torch.distributed.ranks import Ranks
 from cce_core.adapters.torch.modules import device_cluster
 from cce_core.adapters.torch.operators import cuda
-from cce_core.adapters.torch.operators.arrays import float32, put
-from cce_core.adapters.torch.operators.plan import MEMORY, WEIGHTS, array_specs
-from cce_core.adapters.torch.optim.moments import Pointed, carried, forget, refitted
+from cce_core.adapters.torch.operators.arrays import float32, put, shared
+from cce_core.adapters.torch.operators.plan import MEMORY, WEIGHTS, array_specs, text_of
+from cce_core.adapters.torch.optim.moments import Pointed, carried, refitted
 from cce_core.learning.cluster import ClusterReport
 from cce_core.learning.cluster import cluster as learn
+from cce_core.method.spec import TableSpec
+from cce_core.storage.counters import estimates
 from cce_core.tables.table import Table
 
 
@@ -36,38 +39,98 @@ def cluster(
         ranks: of the process group, or None.
         settings: of the clustering.
     """
-    spec, text = module.spec, module._plan.text
+    spec = module.spec
+    if module.phase is not None:
+        module._check_free()  # before the work
     if ranks is None and not module.shard_pointers and _on_gpu(module) and device_cluster.clusters(spec, settings):
         new = {name: getattr(module, name).detach().clone() for name in array_specs(spec) if name != "scales"}
         report = device_cluster.cluster(spec, new, weights=weights, **settings)
     else:
         table = module._copied()
-        report = learn(table, weights=weights, ranks=ranks, **settings)
-        new = tensors_of(table)
+        if ranks is None or table.phase is None:
+            report = learn(table, weights=weights, ranks=ranks, **settings)
+        else:
+            report = _alike(table, weights, ranks, settings)
+        new, spec = tensors_of(table), table.spec
+    adopt(module, spec, new, optimizers, remap, copies, own="vectors" not in settings)
+    return report
+
+
+def _alike(table: Table, weights: Any, ranks: Ranks, settings: dict[str, Any]) -> ClusterReport:
+    """A clustering that every rank computes by itself, from the same numbers: ids count by what all ranks have met of them.
+
+    Raises:
+        RuntimeError: the ranks hold different numbers before, or afterwards. The table is a copy.
+    """
+    arrays = table.arrays()
+    counts = arrays.pop("counts", None)
+    if weights is None and counts is not None:
+        met = ranks.sum(
+            np.rint(16 * estimates(counts).astype(np.float64)).astype(np.int64)
+        )  # whole numbers: of any order
+        weights = np.sqrt(met / 16.0) if met.any() else None
+    given = {name: v for name, v in {"weights": weights, "vectors": settings.get("vectors")}.items() if v is not None}
+    ranks.agree({"specs": table.spec, **arrays, **{n: np.asarray(v) for n, v in given.items()}}, "before clustering")
+    report = learn(table, weights=weights, **settings)
+    ranks.agree(table.arrays(), "after clustering")
+    return report
+
+
+def reopen(module: Any, optimizers: list[torch.optim.Optimizer], remap: bool, copies: list[Any]) -> None:
+    """`Embedding.reopen`; the arguments are those of `cluster`."""
+    table = module._copied()
+    table.reopen()
+    adopt(module, table.spec, tensors_of(table), optimizers, remap, copies, own=True)
+
+
+def adopt(
+    module: Any, spec: TableSpec, new: dict[str, Tensor], optimizers: list[torch.optim.Optimizer], remap: bool,
+    copies: list[Any], own: bool,
+) -> None:  # fmt: skip
+    """Make a module the table of a spec with new arrays, and with it what optimisers know and its averages.
+
+    Args:
+        module, optimizers, remap, copies: as for `cluster`.
+        spec, new: what it is to be.
+        own: whether the vectors are the module's own, so that its averages have others.
+
+    Raises:
+        ValueError: the memory is to have another shape, but none of the optimisers trains it. Nothing is changed.
+    """
     copies = list({id(one): one for one in (*module._followers(), *copies)}.values())
-    changes = module._changes(new)
-    before = module._pointed()
-    after = Pointed(new.get("keys"), new.get("pointers")).to(module.seed.device)
+    before, text = module._pointed(), text_of(spec)
+    if optimizers and text != before.text and not _is_trained(module.memory, optimizers):
+        raise ValueError(
+            "none of the optimisers trains this table's memory, which is to have another shape: give the one that was made of "
+            "its parameters"
+        )
+    changes, calls = module._becoming(spec, new)
+    after = Pointed(text, new.get("keys"), new.get("pointers")).to(module.seed.device)
     vocab, ours = spec.vocab or 0, {name: p for name, p in module.named_parameters() if name in (MEMORY, WEIGHTS)}
-    if optimizers and remap:
-        changes += carried(optimizers, ours, before, after, text, vocab)
+    more = carried(optimizers, ours, before, after, vocab, remap)
     for copy in copies:
         there, device = dict(new), copy.seed.device
-        if not module._plan.weighed and settings.get("vectors") is None:
+        if not module._plan.weighed and own:
             values = torch.from_numpy(float32(copy.memory)).to(device)
-            there[MEMORY] = refitted(values, before.to(device), after.to(device), text, vocab)
+            there[MEMORY] = refitted(values, before.to(device), after.to(device), vocab)
             if spec.rank:
                 there["projection"] = copy.projection
-        changes += [*copy._changes(there), (copy.seed, module.seed)]
+        for all_of, some in zip((changes, calls), copy._becoming(spec, there), strict=True):
+            all_of += some
+        changes.append((copy.seed, module.seed))
     with guard.changing():
-        put(changes)
+        put([*changes, *more[0]], [*calls, *more[1]])
         for one in (module, *copies):
             one._settled()
             one._mark.follows = one is not module
+            for wrapper in ddp.wrappers(one) if text != before.text else ():
+                ddp.rebuild(wrapper)
         module._mark.made = module._mark.known
-    if optimizers and not remap:
-        forget(optimizers, ours)
-    return report
+
+
+def _is_trained(memory: Tensor, optimizers: list[torch.optim.Optimizer]) -> bool:
+    held = (p for one in optimizers for group in one.param_groups for p in group["params"])
+    return not memory.requires_grad or any(p is memory for p in held)
 
 
 def _on_gpu(module: Any) -> bool:
@@ -79,8 +142,4 @@ def _on_gpu(module: Any) -> bool:
 def tensors_of(table: Table) -> dict[str, Tensor]:
     """A table's arrays as tensors over the same memory."""
     arrays = {**table.buffers(), **table.parameters()}
-    return {
-        n: torch.from_numpy(a if a.dtype == np.float32 else a.view(np.int64))
-        for n, a in arrays.items()
-        if n != "scales"
-    }
+    return {name: shared(array) for name, array in arrays.items() if name != "scales"}

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from cce_core import _check
-from cce_core.adapters.torch.modules.module import Compressed, dtype_of, is_plain, shape_of
+from cce_core.adapters.torch.modules.arguments import dtype_of, is_plain, shape_of
+from cce_core.adapters.torch.modules.module import Compressed
 from cce_core.adapters.torch.modules.weight import PADDING
 from cce_core.adapters.torch.operators.arrays import Device
 
@@ -18,6 +19,9 @@ class Embedding(Compressed):
 
     With `method="full"`, no rank and no codec, it is torch's own embedding in values, gradients and errors. Every other method of
     `cce_core.methods()` takes a budget.
+
+    A table of the method `vq` has a row per id while it learns (`emb.phase == "rows"`), and one learned pointer per id to shared
+    rows once `cluster()` was called ("codes"), late in training. A module of either phase takes a state of either.
 
     Args:
         num_embeddings: ids go from 0 to num_embeddings − 1; None, for methods that only hash, takes every 64-bit id.
@@ -107,7 +111,8 @@ class Embedding(Compressed):
 
     def forward(self, input: Tensor) -> Tensor:
         """The vectors of ids of any shape: (*, embedding_dim)."""
-        return self._vectors(self._row(input)).view(*input.shape, self.embedding_dim)
+        ids = self._row(input)
+        return self._counted(self._vectors(ids), ids).view(*input.shape, self.embedding_dim)
 
     def _learn(self, weight: Tensor, **settings: Any) -> None:
         """As for every table; a padding row that is not 0 is kept as it is."""

@@ -18,9 +18,11 @@ from cce_core.adapters.torch.distributed import ddp
 from cce_core.adapters.torch.distributed.pointers import Shares
 from cce_core.adapters.torch.distributed.ranks import ranks_of
 from cce_core.adapters.torch.modules import clustering
+from cce_core.adapters.torch.modules.arguments import dtype_of, is_plain, optimizers_of, padding_of
 from cce_core.adapters.torch.modules.forward import lookup
+from cce_core.adapters.torch.modules.phases import PHASED, Phased
 from cce_core.adapters.torch.modules.stamp import checksum, stamped
-from cce_core.adapters.torch.modules.states import SMALL, Averages, Stated, reading
+from cce_core.adapters.torch.modules.states import SMALL, Averages, reading
 from cce_core.adapters.torch.modules.weight import PADDING, Weighted
 from cce_core.adapters.torch.operators.arrays import Device, float32, put, tensor_of, words, write
 from cce_core.adapters.torch.operators.eager import check_range
@@ -31,7 +33,7 @@ from cce_core.learning.cluster import ClusterReport
 from cce_core.learning.least_squares import learn
 from cce_core.method import get_method, resolved
 from cce_core.method.deep_hash import hash_keys
-from cce_core.method.spec import TableSpec
+from cce_core.method.spec import CODES, ROUNDINGS, TableSpec
 from cce_core.storage.codec import codec as get_codec
 from cce_core.storage.ledger import Ledger
 from cce_core.tables.make import make_table
@@ -42,14 +44,15 @@ Weights: TypeAlias = Tensor | ArrayLike | None
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 
-class Compressed(Stated, Weighted):
+class Compressed(Phased, Weighted):
     """A module around one table.
 
     Trained arrays are parameters, blocks as rows: `memory` (units, unit), `weights` likewise, `projection` (rank + 1, dim), and
     whatever else the method trains. Hash `keys` and packed `pointers` are int64 buffers with the bits of the core's uint64,
     beside the `generation` and the `seed`; the `stamp` says of which spec they are, and that they belong together
-    (`stamp.py`). With a codec `memory` holds the float32 values that are trained; a lookup sees them
-    rounded, and gradients pass straight through. The `padding` row of a trained table, where it is not 0, is a buffer.
+    (`stamp.py`). With a codec `memory` holds the float32 values that are trained; a lookup sees them rounded, and gradients pass
+    straight through. A table with phases has buffers of its own (`phases.py`). The `padding` row of a trained table, where it is
+    not 0, is a buffer.
     """
 
     pointers: Tensor
@@ -72,18 +75,24 @@ class Compressed(Stated, Weighted):
         options: dict[str, Any],
     ) -> None:
         super().__init__()
-        if options.get("rounding", "straight-through") != "straight-through":
+        if options.get("rounding") not in (None, ROUNDINGS[0]):
             raise ValueError(
                 "rounding must be 'straight-through' here: torch's optimisers need the float values that stochastic rounding "
                 "does not keep"
             )
+        options = {**options, "rounding": ROUNDINGS[0]}
         if scale_grad_by_freq and num_embeddings is None:
             raise ValueError("scale_grad_by_freq counts ids up to num_embeddings: give it a number")
         rule = get_method(resolved(_check.instance("method", method, str, "a method's name"))[0])
-        if rule.phased or rule.owned:
+        if rule.owned:
             raise ValueError(
                 f"method {rule.name!r} is not in torch's modules yet, whose parameters keep their rows: train it with "
-                "cce.make_table, or take method='pq'"
+                "cce.make_table, or take method='hash'"
+            )
+        if rule.phased and shard_pointers:
+            raise ValueError(
+                f"a {rule.name!r} table has no pointers to share out before it is clustered: leave shard_pointers out, or "
+                "take 'pq'"
             )
         device = torch.get_default_device() if device is None else torch.device(device)
         dtype = dtype_of(dtype)
@@ -94,7 +103,7 @@ class Compressed(Stated, Weighted):
             seed = 0 if plain else int(torch.randint(2**63 - 1, (), device="cpu"))
         table = make_table(method, num_embeddings, embedding_dim, seed=seed, **options)
         self.num_embeddings, self.embedding_dim = num_embeddings, table.spec.dim
-        self.padding_idx = _padding(padding_idx, num_embeddings)
+        self.padding_idx = padding_of(padding_idx, num_embeddings)
         self.max_norm, self.norm_type = max_norm, norm_type
         self.scale_grad_by_freq, self.sparse = scale_grad_by_freq, sparse
         self._spec: TableSpec = table.spec
@@ -119,9 +128,12 @@ class Compressed(Stated, Weighted):
             self.register_buffer("shard", tensor_of(place, device))
         for name, values in buffers.items():
             if name not in ("memory", "scales"):
-                self.register_buffer(name, tensor_of(values.view(np.int64), device))
+                self.register_buffer(name, tensor_of(values, device))
         for name, drawn in self._drawn().items():
             self.register_buffer(name, tensor_of(drawn, device))
+        for name in PHASED if rule.phased else ():  # of the other phase
+            if name not in self._buffers:
+                self.register_buffer(name, None)
         self.register_buffer(PADDING, None)
         self._begin(device, whole)
         if plain:
@@ -131,6 +143,8 @@ class Compressed(Stated, Weighted):
         """The buffers that the core's table does not keep: the seed, and a network's hash keys, which follow from it."""
         spec = self._spec
         out = {"seed": np.array(spec.seed, np.uint64).view(np.int64)}
+        if "counts" in array_specs(spec):
+            out["passes"] = np.zeros(1, np.int64)
         if self._plan.kind == "network":
             out["keys"] = hash_keys(spec).view(np.int64)
         return out
@@ -178,6 +192,10 @@ class Compressed(Stated, Weighted):
                 arrays[name] = getattr(self, name)
         if self.shard_pointers:
             arrays["pointers"], arrays["rows"] = self._fetched(ids)
+        if (
+            PHASED[0] in arrays
+        ):  # a backward pass, which looks at the version of all that it reads, is not of another phase
+            arrays["keys"] = self.generation
         vectors, kind = lookup(self._plan, arrays, ids, self.sparse, bags), arrays[self._plan.arrays[0]].dtype
         if bags is None and (self.scale_grad_by_freq or self.padding_idx is not None):
             vectors = self._scaled(vectors, ids)
@@ -291,6 +309,9 @@ class Compressed(Stated, Weighted):
     ) -> ClusterReport:
         """Learn the sketch from the vectors as they are now, in place: parameters and buffers keep their places and shapes.
 
+        Of a `vq` table, which goes from rows to codes, the parameters keep their identity alone: the memory has other numbers of
+        another shape, without a gradient, and buffers come and go. An optimiser that trains it must be given, then.
+
         Averages of this module (`torch.optim.swa_utils.AveragedModel` and the like) must come along, since rows mean something
         else afterwards: they get the new pointers, and a memory whose vectors are near those that they had. A copy whose buffers
         something keeps equal to this module's comes by itself; any other is given as `averaged`.
@@ -320,23 +341,30 @@ class Compressed(Stated, Weighted):
             A `ClusterReport`.
 
         Raises:
-            ValueError: the method learns nothing, the weights do not fit, or `averaged` holds no table of this sketch. The module
+            ValueError: the method learns nothing, a `vq` table was clustered and not reopened, the weights do not fit, no
+                optimiser trains a memory that is to have another shape, or `averaged` holds no table of this sketch. The module
                 is as before.
             RuntimeError: the ranks of a group hold different tables.
         """
-        _check.choice("moments", moments, HOW)
-        given: list[Any] = [*optimizer] if isinstance(optimizer, (list, tuple)) else [optimizer]
-        optimizers = [one for one in given if one is not None]
-        for one in optimizers:
-            if not hasattr(one, "param_groups"):
-                raise TypeError(f"optimizer must be a torch optimiser, or a list of some, got {_check.shown(one)}")
+        optimizers, remap = optimizers_of(optimizer), _check.choice("moments", moments, HOW) == HOW[0]
         if isinstance(weights, Tensor):
             weights = weights.detach().cpu().numpy()
         with guard.writing(self):
-            if self._is_touched():
-                self._look()
             copies = self._averages(averaged)
-            return clustering.cluster(self, optimizers, weights, moments == "remap", copies, ranks_of(group), settings)
+            return clustering.cluster(self, optimizers, weights, remap, copies, ranks_of(group), settings)
+
+    def reopen(self, *, optimizer: Optimizers = None, moments: str = "remap", averaged: Averages = None) -> None:
+        """Give every id of a clustered `vq` table a row again, that of its pointers, for new data; counters begin at 0.
+
+        Args:
+            optimizer, moments, averaged: as for `cluster`.
+
+        Raises:
+            ValueError: the ids have rows, or the method no phases. The module is as before.
+        """
+        optimizers, remap = optimizers_of(optimizer), _check.choice("moments", moments, HOW) == HOW[0]
+        with guard.writing(self):
+            clustering.reopen(self, optimizers, remap, self._averages(averaged))
 
     def sparse_parameters(self) -> list[Tensor]:
         """The parameters whose gradients are sparse: with `sparse=True` the memory, its weights and a train's cores."""
@@ -348,7 +376,7 @@ class Compressed(Stated, Weighted):
         keys, pointers = (self._buffers.get(name) for name in ("keys", "pointers"))
         if pointers is not None and self.shard_pointers:
             pointers = tensor_of(self._shares().whole(words(pointers)).view(np.int64), pointers.device)
-        return Pointed(keys, pointers)
+        return Pointed(self._plan.text, keys, pointers)
 
     def _learn(self, weight: Tensor, **settings: Any) -> None:
         """Make the table come near to a trained one: copied for a full table, else learned or solved for."""
@@ -364,13 +392,15 @@ class Compressed(Stated, Weighted):
         else:
             # A copy: the table may lie over the module's own memory, in which other threads look vectors up.
             table = copy.deepcopy(self.table)
+            if table.phase == CODES:
+                table.reopen()
             learn(table, float32(weight), **settings)
             self._take(table)
 
     def _take(self, table: Table) -> None:
         """Make a table's numbers this module's, in place."""
         with guard.changing():
-            put(self._changes(clustering.tensors_of(table)))
+            self._become(table.spec, clustering.tensors_of(table))
             self._settled()
 
     def _changes(self, new: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -413,34 +443,3 @@ class Compressed(Stated, Weighted):
 
 
 ddp.expect_sparse(Compressed)
-
-
-def is_plain(method: str, options: Mapping[str, Any]) -> bool:
-    """Whether a table is torch's own: full, without rank and codec. A rank of "auto" is 0 for a full table."""
-    narrow, coded = options.get("rank") not in (None, 0, "auto"), options.get("codec") not in (None, "float32")
-    return method == "full" and not narrow and not coded
-
-
-def dtype_of(dtype: torch.dtype | None) -> torch.dtype:
-    """The type that is meant; None is torch's default one."""
-    given: torch.dtype = torch.get_default_dtype() if dtype is None else dtype
-    return _check.instance("dtype", given, torch.dtype, "a torch.dtype")
-
-
-def shape_of(embeddings: Tensor) -> tuple[int, int]:
-    """Rows and dim of a trained table."""
-    _check.instance("embeddings", embeddings, Tensor, "a tensor (num_embeddings, embedding_dim)")
-    if embeddings.dim() != 2:
-        raise AssertionError("Embeddings parameter is expected to be 2-dimensional")
-    return embeddings.shape[0], embeddings.shape[1]
-
-
-def _padding(index: int | None, vocab: int | None) -> int | None:
-    if index is None:
-        return index
-    index = _check.integer("padding_idx", index, -(2**63), 2**64 - 1)
-    if vocab is None:  # a word of 64 bits, as ids are
-        return index - (1 << 64) if index >= 1 << 63 else index
-    if not -vocab <= index < vocab:
-        raise AssertionError(f"padding_idx must be within num_embeddings {vocab}, got {index}")
-    return index + vocab if index < 0 else index

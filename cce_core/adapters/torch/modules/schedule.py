@@ -1,16 +1,17 @@
-"""When to cluster while training: a few times in the first two thirds, then rest."""
+"""When to cluster while training: a few times in the first two thirds, then rest; what has rows until then, once and late."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
 from cce_core import _check
-from cce_core.adapters.torch.modules.module import Optimizers
-from cce_core.adapters.torch.modules.surgery import cluster_
+from cce_core.adapters.torch.modules.learning import cluster_tables, learning
+from cce_core.adapters.torch.modules.module import Compressed, Optimizers
 from cce_core.learning.cluster import ClusterReport
+from cce_core.method.spec import ROWS
 
 _TIMES = 6  # more often was not found to be better
 
@@ -20,6 +21,9 @@ class ClusterSchedule:
 
     With several epochs: after an epoch, at most six times, evenly over the first two thirds, so that the model can rest after the
     last. With steps alone, as in one single epoch: after a quarter and a half of them.
+
+    Tables of `vq`, whose ids have rows while they learn, are clustered once: after three quarters of the epochs, so that shared
+    rows are tuned in the last; with one epoch, or steps alone, at the very end.
 
         schedule = ClusterSchedule(epochs=12)              # or steps=total
         for epoch in range(12):
@@ -31,7 +35,7 @@ class ClusterSchedule:
     else optimiser steps.
 
     Args:
-        epochs: of the whole training, at least 2, or
+        epochs: of the whole training, at least 2 (1, where all tables that learn are of `vq`), or
         steps: of the whole training, at least 4: how often an optimiser steps.
         times: how often to cluster, evenly over the first two thirds; None is as above.
         settings: as for `cluster_`, such as `weights` or `averaged`.
@@ -45,6 +49,8 @@ class ClusterSchedule:
         ((2, 4, 6, 8, 10, 13), (250, 500))
         >>> ClusterSchedule(epochs=3).at, ClusterSchedule(steps=900, times=3).at
         ((1, 2), (200, 400, 600))
+        >>> ClusterSchedule(epochs=20).late, ClusterSchedule(steps=1000).late
+        (15, 1000)
     """
 
     def __init__(
@@ -52,26 +58,23 @@ class ClusterSchedule:
     ) -> None:
         self.times = None if times is None else _check.integer("times", times, 1)
         self.settings = settings
-        self.unit, self.at, self.count = "", tuple[int, ...](), 0
+        self.unit, self.at, self.late, self.count = "", tuple[int, ...](), 0, 0
         self.reports: list[dict[str, ClusterReport]] = []  # of every clustering
         if epochs is not None and steps is not None:
             raise ValueError(f"give epochs or steps, not both; got {epochs!r} and {steps!r}")
         if epochs is not None:
-            epochs = _check.integer("epochs", epochs, 1)
-            if epochs == 1:
-                raise ValueError("one epoch has no end to cluster after: give steps=, the number of its batches")
-            self._plan("epoch", epochs)
+            self._plan("epoch", _check.integer("epochs", epochs, 1))
         elif steps is not None:
             self._plan("step", _check.integer("steps", steps, 4))
 
     def _plan(self, unit: str, total: int) -> None:
         """Settle after which epochs or steps."""
-        self.unit = unit
+        self.unit, self.late = unit, total if unit == "step" else max(1, 3 * total // 4)
         last = 2 * total // 3
         if unit == "step" and self.times is None:
             self.at = (total // 4, total // 2)
         else:
-            times = min(self.times or _TIMES, last)
+            times = min(self.times or _TIMES, last)  # none in a single epoch
             self.at = tuple(sorted({last * k // times for k in range(1, times + 1)}))
 
     def __repr__(self) -> str:
@@ -104,21 +107,39 @@ class ClusterSchedule:
             raise RuntimeError("the schedule does not know the length of training: give it epochs= or steps=")
         if unit != self.unit or count == self.count:  # a trainer may call twice within a step, while gradients gather
             return {}
-        self.count = self.count + 1 if count is None else count
-        if self.count not in self.at:
+        before, self.count = self.count, self.count + 1 if count is None else count
+        tables = learning(model)
+        if not self.at and any(table.phase is None for table in tables.values()):
+            raise ValueError("one epoch has no end to cluster after: give steps=, the number of its batches")
+        late = before < self.late <= self.count  # a trainer may count steps of several optimisers as one
+        return self._cluster(tables, self.count in self.at, late, optimizer)
+
+    def _cluster(
+        self, tables: Mapping[str, Compressed], usual: bool, late: bool, optimizer: Optimizers
+    ) -> dict[str, ClusterReport]:
+        """Cluster the tables whose time it is: those without phases, and those that have rows."""
+        names = [n for n, table in tables.items() if (usual and table.phase is None) or (late and table.phase == ROWS)]
+        if not names:
             return {}
-        reports = cluster_(model, optimizer, **self.settings)
-        if reports:
-            self.reports.append(reports)
+        more = dict(self.settings)
+        reports = cluster_tables(tables, names, optimizer, more.pop("weights", None), more.pop("averaged", None), more)
+        self.reports.append(reports)
         return reports
 
     def state_dict(self) -> dict[str, Any]:
         """What a training that goes on later must know."""
-        return {"unit": self.unit, "at": list(self.at), "count": self.count}
+        return {"unit": self.unit, "at": list(self.at), "late": self.late, "count": self.count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from such a state."""
         self.unit, self.at, self.count = str(state["unit"]), tuple(state["at"]), int(state["count"])
+        self.late = int(state.get("late", 0))  # of an earlier version: never
+
+    def _finish(self, model: nn.Module, optimizer: Optimizers) -> None:
+        """Training is over, sooner than it was to be: what is late is due."""
+        if self.count < self.late:
+            self.count = self.late
+            self._cluster(learning(model), False, True, optimizer)
 
     # --- Lightning and Hugging Face -----------------------------------------------------------------------------------
 
@@ -144,6 +165,13 @@ class ClusterSchedule:
     def on_train_epoch_end(self, trainer: Any, pl_module: nn.Module) -> None:
         """Lightning: an epoch is done."""
         self._now("epoch", trainer.current_epoch + 1, pl_module, trainer.optimizers)
+
+    def on_train_end(self, *given: Any, **more: Any) -> None:
+        """Both: training is over; of Lightning's trainer and module, or by name."""
+        if "model" in more:
+            self._finish(more["model"], more.get("optimizer"))
+        else:
+            self._finish(given[1], given[0].optimizers)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Hugging Face: training begins."""

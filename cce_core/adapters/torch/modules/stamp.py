@@ -54,10 +54,15 @@ def _checksum(line: Words, small: Iterable[NDArray[Any]], of_pointers: int) -> i
 
 def is_right(stamp: Words, text: str, small: Iterable[NDArray[Any]]) -> bool:
     """Whether a stamp is that of this spec, seed, keys and generation; of the pointers it knows only their checksum."""
-    line = _line(text)
-    if stamp.shape != (len(line) + 2,) or not np.array_equal(stamp[2:], line):
+    if not is_of(stamp, text):
         return False
-    return int(stamp[0]) & (2**64 - 1) == _checksum(line, small, int(stamp[1]) & (2**64 - 1))
+    return int(stamp[0]) & (2**64 - 1) == _checksum(_line(text), small, int(stamp[1]) & (2**64 - 1))
+
+
+def is_of(stamp: Words, text: str) -> bool:
+    """Whether a stamp says that it is of a table of this spec."""
+    line = _line(text)
+    return stamp.shape == (len(line) + 2,) and np.array_equal(stamp[2:], line)
 
 
 def averaged_from(stamp: Words, whole: Words) -> bool:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cce_core.adapters.torch import guard
-from cce_core.adapters.torch.modules.stamp import Words, averaged_from, checksum, is_right, other_table, stamped
+from cce_core.adapters.torch.modules.stamp import Words, averaged_from, checksum, is_of, is_right, other_table, stamped
 from cce_core.adapters.torch.operators.arrays import Device, tensor_of, words, write_tensor
 from cce_core.adapters.torch.operators.plan import MEMORY, Plan
 from cce_core.adapters.torch.operators.pooled import Bags
@@ -206,6 +206,8 @@ class Stated(torch.nn.Module):
         Raises:
             ValueError: there is none, or which it is cannot be told.
         """
+        if self._is_touched():
+            self._look()
         found: list[Any] = []
         for model in averaged if isinstance(averaged, (list, tuple)) else [averaged]:
             if model is None:
@@ -293,6 +295,8 @@ class Stated(torch.nn.Module):
             said = other_table(stamp, self._plan.text)
             if said:
                 return f"it is of another table: {said}"
+            if not is_of(stamp, self._plan.text):
+                return f"its stamp cannot be read: {_MIXED}"
         held = {name: found.get(name, own) for name in SKETCH if (own := self._buffers.get(name)) is not None}
         if strict and held.keys() != found.keys():
             return ""  # which torch says

@@ -1,4 +1,4 @@
-"""Whole models: every embedding swapped for a compressed one in place, and all learned tables clustered in one call."""
+"""Whole models: every embedding swapped for a compressed one in place."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ from torch import nn
 from cce_core import _check
 from cce_core.adapters.torch.modules.bag import EmbeddingBag
 from cce_core.adapters.torch.modules.embedding import Embedding
-from cce_core.adapters.torch.modules.module import Compressed, Optimizers, Weights
-from cce_core.adapters.torch.modules.states import Averages
+from cce_core.adapters.torch.modules.module import Compressed
 from cce_core.adapters.torch.modules.tied import TiedLinear
 from cce_core.hashing.mix import derive_key
-from cce_core.learning.cluster import ClusterReport
 from cce_core.learning.least_squares import linear_in_memory
 from cce_core.method import get_method
 from cce_core.tables.table import Table
@@ -352,76 +350,3 @@ def _scale(made: Compressed, weight: torch.Tensor) -> None:
     if theirs > 0 and ours > 0:
         last: Any = made.projection if made.spec.rank else made.memory  # a projection has a constant row too
         last.mul_((theirs / ours).sqrt())
-
-
-def cluster_(
-    model: nn.Module,
-    optimizer: Optimizers = None,
-    *,
-    weights: Mapping[str, Weights] | None = None,
-    averaged: Averages = None,
-    **settings: Any,
-) -> dict[str, ClusterReport]:
-    """Cluster every table of a model that learns its sketch while training (`cce`, `cce_robe`), shared ones once.
-
-    Args:
-        model: any module, an `Embedding` itself too.
-        optimizer: a torch optimiser, or several, whose moments go along; see `Embedding.cluster`.
-        weights: how much each id counts, by the table's name; tables without an entry count all ids alike.
-        averaged: a model whose parameters average this one's, such as an `AveragedModel`, or several: its tables of the same
-            names come along; see `Embedding.cluster`.
-        settings: as for `Embedding.cluster`.
-
-    Returns:
-        The reports, by name; empty where no table learns while it is trained.
-
-    Raises:
-        ValueError: a name in `weights` is not that of such a table, or `averaged` lacks a table. Nothing was clustered then.
-
-    Cost:
-        That of clustering each table.
-
-    Example:
-        >>> import torch
-        >>> from cce_core.adapters.torch import Embedding, cluster_
-        >>> model = torch.nn.ModuleDict({"item": Embedding(1000, 16, method="cce", num_params=2048, seed=0)})
-        >>> list(cluster_(model))
-        ['item']
-    """
-    _check.instance("model", model, nn.Module, "a torch.nn.Module")
-    tables = {name: m for name, m in model.named_modules() if isinstance(m, Compressed) and _learns(m)}
-    weights = {} if weights is None else _check.instance("weights", weights, Mapping, "a dict by the tables' names")
-    if unknown := [name for name in weights if name not in tables]:
-        raise ValueError(
-            f"weights names {unknown[0]!r}, which is no table that learns; those are {', '.join(tables) or 'none'}"
-        )
-    copies: dict[str, list[Compressed]] = {name: [] for name in tables}
-    for other in averaged if isinstance(averaged, (list, tuple)) else [averaged]:
-        if other is None:
-            continue
-        if not isinstance(other, nn.Module):
-            raise TypeError(f"averaged takes modules, got {type(other).__name__}")
-        theirs = {_plain_name(name): m for name, m in other.named_modules() if isinstance(m, Compressed)}
-        for name, table in tables.items():
-            copy = theirs.get(_plain_name(name))
-            if copy is None:
-                raise ValueError(
-                    f"{type(other).__name__}, given as averaged, has no table {name!r}; it has {', '.join(theirs) or 'none'}"
-                )
-            copies[name] += table._averages(copy)
-    return {
-        name: m.cluster(optimizer=optimizer, weights=weights.get(name), averaged=copies[name], **settings)
-        for name, m in tables.items()
-    }
-
-
-def _plain_name(name: str) -> str:
-    """A name without what wrappers put before it."""
-    while name == "module" or name.startswith("module."):
-        name = name[7:]
-    return name
-
-
-def _learns(module: Compressed) -> bool:
-    method = get_method(module.spec.method)
-    return method.learns and not method.post_training

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import collections
+import functools
+import operator
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any, TypeAlias
 
@@ -12,11 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Device: TypeAlias = str | int | torch.device
-_TYPES = {torch.float32: "<f4", torch.int64: "<u8"}
+_TYPES = {torch.float32: "<f4", torch.int64: "<u8", torch.uint8: "|u1"}
+_ITSELF = (np.float32, np.uint8)  # types that both have; 64-bit words are int64 in torch
 
 
 def array(tensor: Tensor) -> NDArray[Any]:
-    """The memory of a contiguous CPU tensor as a flat array: float32, or the 64-bit words that int64 stands for.
+    """The memory of a contiguous CPU tensor as a flat array: float32, bytes, or the 64-bit words that int64 stands for.
 
     Unlike `.numpy()` it leaves the storage resizable, which FSDP needs.
     """
@@ -27,16 +31,21 @@ def array(tensor: Tensor) -> NDArray[Any]:
 
 def tensor_of(values: NDArray[Any], device: Device, dtype: torch.dtype | None = None) -> Tensor:
     """A tensor of its own: one over NumPy's memory could not be resized, which FSDP does."""
+    source = shared(values)
     if torch.device(device).type == "meta":
-        return torch.empty(values.shape, dtype=dtype or torch.int64, device="meta")
-    return torch.from_numpy(values).to(device=device, dtype=dtype, copy=True)
+        return torch.empty(values.shape, dtype=dtype or source.dtype, device="meta")
+    return source.to(device=device, dtype=dtype, copy=True)
+
+
+def shared(values: NDArray[Any]) -> Tensor:
+    """A tensor over an array's memory: float32, bytes, or the int64 that stand for 64-bit words."""
+    return torch.from_numpy(values if values.dtype in _ITSELF else np.asarray(values).view(np.int64))
 
 
 @torch.no_grad()
 def write(tensor: Tensor, values: NDArray[Any]) -> None:
     """Make values a tensor's own, in place, whatever its device, type or sharding; its version rises."""
-    source = torch.from_numpy(values if values.dtype == np.float32 else np.asarray(values).view(np.int64))
-    write_tensor(tensor, source.view(tensor.shape))
+    write_tensor(tensor, shared(values).view(tensor.shape))
 
 
 @torch.no_grad()
@@ -53,9 +62,32 @@ def write_tensor(tensor: Tensor, source: Tensor) -> None:
         tensor.copy_(source)
 
 
+Call = Callable[[], object]
+_Base: Any = torch._C.TensorBase  # whose functions are C's
+_set_data, _set_grad, _multiply = _Base.data.__set__, _Base.grad.__set__, _Base.mul_
+
+
+def replacing(tensor: Tensor, source: Tensor) -> list[Call]:
+    """Calls for `put` that make a tensor another's, of any shape, in place of its own numbers and gradient; its version rises.
+
+    For a moment it is of another type, since torch drops then what else it knows of the gradients of the old shape.
+    """
+    new = source.detach().to(tensor.device, tensor.dtype, copy=True)
+    other = new.new_empty(0, dtype=torch.float64 if tensor.dtype != torch.float64 else torch.float32)
+    calls = [functools.partial(_set_data, tensor, other), functools.partial(_set_data, tensor, new)]
+    if tensor.is_leaf and tensor.requires_grad:
+        calls.insert(0, functools.partial(_set_grad, tensor, None))
+    return [*calls, functools.partial(_multiply, tensor, 1)]
+
+
 @torch.no_grad()
-def put(changes: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Make tensors what others are, in place, in one call that Python does not interrupt; what is sharded, behind it."""
+def put(changes: Iterable[tuple[Tensor, Tensor]], calls: Iterable[Call] = ()) -> None:
+    """Make tensors what others are, in place, in one call that Python does not interrupt; what is sharded, behind it.
+
+    Args:
+        changes: tensors, and what each is to be.
+        calls: of functions of C, that belong to it.
+    """
     plain, sharded = [], []
     for tensor, source in changes:
         source = source.detach().reshape(tensor.shape)
@@ -66,7 +98,9 @@ def put(changes: Iterable[tuple[Tensor, Tensor]]) -> None:
         else:
             plain.append((tensor.detach(), source))
     if plain:
-        torch._foreach_copy_([tensor for tensor, _ in plain], [source for _, source in plain])
+        targets, sources = zip(*plain, strict=True)
+        calls = [functools.partial(torch._foreach_copy_, targets, sources), *calls]
+    collections.deque(map(operator.call, calls), maxlen=0)
     for tensor, source in sharded:
         write_tensor(tensor, source)
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cce_core.adapters.torch.operators import cuda, eager, rounding, shapes
@@ -43,7 +42,6 @@ from cce_core.sketching.layout import Layout
 from cce_core.storage.codec import FLOAT32, codec
 
 _NO_WORDS = np.empty(0, np.uint64)
-_slots: dict[tuple[str, str], NDArray[Any]] = {}
 
 
 def _sketch(layout: Layout, keys: Tensor | None, pointers: Tensor | None) -> Sketch:
@@ -105,13 +103,10 @@ def scatter_sparse(
     words = words_of(ids, end if handover.addresses is None else None)  # else the forward pass has looked at them
     keys, pointers = None if keys is None else keys.contiguous(), None if pointers is None else pointers.contiguous()
     group = group_of(spec, part, None, keys, pointers)
-    scratch = _slots.pop((spec, part), None)  # out while it is used: an interrupt loses it, threads never share it
-    scratch = core.new_slots(layout) if scratch is None else scratch
     found = core.scatter_sparse(
-        group, JaggedBatch.alone(words), array(floats(grads, len(words), layout.dim)), scratch,
+        group, JaggedBatch.alone(words), array(floats(grads, len(words), layout.dim)),
         _fit(weights, len(words), layout), handover.addresses,
     )  # fmt: skip
-    _slots[spec, part] = scratch
     index, values = torch.from_numpy(found.index)[None], torch.from_numpy(found.values)
     return torch.sparse_coo_tensor(index, values, (layout.n_units, layout.unit), check_invariants=False)
 

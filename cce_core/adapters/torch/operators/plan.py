@@ -120,7 +120,7 @@ def _halves(method: BlockMethod, spec: TableSpec) -> Iterator[str]:
 def plan_of(spec: TableSpec) -> Plan:
     """The plan of a spec."""
     method, text = get_method(spec.method), text_of(spec)
-    names = tuple(name for name in array_specs(spec) if name not in ("generation", "scales"))
+    names = tuple(name for name in array_specs(spec) if name not in ("generation", "scales", "counts"))
     base: dict[str, Any] = {"text": text, "arrays": names, "inner": spec.inner, "rank": spec.rank}
     if isinstance(method, BlockMethod):
         weighed = "" if method.weight_layout(spec) is None else (MEMORY if method.weights_in_memory else WEIGHTS)

@@ -98,6 +98,18 @@ def define(name: str, schema: str, core: Operator, anywhere: Operator | None, li
     return getattr(torch.ops.cce, name).default
 
 
+def define_in_place(name: str, schema: str, kernel: Operator) -> Any:
+    """Register an operator that changes its arguments and returns nothing, of one kernel for every device.
+
+    Returns:
+        The operator.
+    """
+    _LIBRARY.define(name + schema)
+    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"cce::{name}", lambda *arguments: None, lib=_LIBRARY)
+    return getattr(torch.ops.cce, name).default
+
+
 _ORDINARY = torch._C._dispatch_keys(torch.empty(0, device="cpu")).raw_repr()  # of the CPU, no subclass and no transform
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -9,26 +11,39 @@ import torch
 from torch import Tensor
 
 from cce_core.adapters.torch.operators import blocks
-from cce_core.adapters.torch.operators.arrays import Device
+from cce_core.adapters.torch.operators.arrays import Call, Device
 from cce_core.adapters.torch.operators.plan import MEMORY, part_of
-from cce_core.sketching.layout import POINTER
 
 HOW = ("remap", "reset")
 _BATCH = 1 << 16
 
 
 class Pointed(NamedTuple):
-    """What the addresses of a table follow from: hash keys and packed pointers, as they were at one time."""
+    """What the addresses of a table follow from, as it was at one time.
 
+    Attributes:
+        text: its spec, as operators take it.
+        keys, pointers: hash keys and packed pointers.
+    """
+
+    text: str
     keys: Tensor | None
     pointers: Tensor | None
 
     def to(self, device: Device) -> Pointed:
         """The same on a device."""
-        return Pointed(*(None if tensor is None else tensor.to(device) for tensor in self))
+        return Pointed(self.text, *(None if tensor is None else tensor.to(device) for tensor in self[1:]))
+
+    def gather(self, values: Tensor, ids: Tensor, part: str) -> Tensor:
+        """The sums of the blocks of ids."""
+        return blocks.gather(values, ids, None, self.keys, self.pointers, self.text, part)
+
+    def scatter(self, vectors: Tensor, ids: Tensor, part: str, weights: Tensor | None = None) -> Tensor:
+        """Its adjoint."""
+        return blocks.scatter(vectors, ids, weights, self.keys, self.pointers, self.text, part)
 
 
-def remapped(values: Tensor, old: Pointed, new: Pointed, text: str, part: str, vocab: int) -> Tensor:
+def remapped(values: Tensor, old: Pointed, new: Pointed, part: str, vocab: int) -> Tensor:
     """Numbers that belong to the floats of a memory, carried from one sketch to another.
 
     An id's number is the mean of those of the blocks that it had; a float's new number is the mean of those of the ids that
@@ -38,48 +53,44 @@ def remapped(values: Tensor, old: Pointed, new: Pointed, text: str, part: str, v
 
     Args:
         values: float32 (units, unit), on the device of the sketches.
-        old, new: before and after.
-        text, part: as operators take them.
+        old, new: before and after, of one vocabulary and width, though perhaps of other sizes.
+        part: as operators take it.
         vocab: of the table.
     """
-    sums, seen = torch.zeros_like(values), torch.zeros_like(values)
-    terms = part_of(text, part).layout.terms
+    layout, terms = part_of(new.text, part).layout, part_of(old.text, part).layout.terms
+    sums, seen = values.new_zeros((2, layout.n_units, layout.unit))
     for low in range(0, vocab, _BATCH):
         ids = torch.arange(low, min(low + _BATCH, vocab), device=values.device)
-        means = blocks.gather(values, ids, None, *old, text, part) / terms
-        sums += blocks.scatter(means, ids, None, *new, text, part)
-        seen += blocks.scatter(torch.ones_like(means), ids, None, *new, text, part)
+        means = old.gather(values, ids, part) / terms
+        sums += new.scatter(means, ids, part)
+        seen += new.scatter(torch.ones_like(means), ids, part)
     return sums / seen.clamp(min=1)
 
 
 @torch.no_grad()
-def refitted(memory: Tensor, old: Pointed, new: Pointed, text: str, vocab: int) -> Tensor:
+def refitted(memory: Tensor, old: Pointed, new: Pointed, vocab: int) -> Tensor:
     """A memory whose vectors, by a new sketch, are near those that another memory has by an old one.
 
-    As in a clustering, rows that pointers lead to are the means of their ids' vectors, and hashed ones the means of what those
-    leave over:
+    As in a clustering, the rows of an id's first term are the means of their ids' vectors, and those of each further one (hashed,
+    or of another stage) the means of what those before it leave over:
 
-        M'[a] = mean { T[i] : pointer of i = a }        M'[b] = mean { T[i] − M'[pointer of i] : hash of i = b }
+        M'[a] = mean { T[i] − Σ_{s < t} M'[address of (i, s)] : i with address a of (i, t) }
 
     Args:
         memory: float32 (units, unit), on the device of the sketches.
-        old, new, text, vocab: as for `remapped`.
+        old, new, vocab: as for `remapped`.
     """
-    columns = part_of(text, MEMORY).layout.columns
-    out = torch.zeros_like(memory)
-    for pointed in (True, False):
-        kinds = [float((column.kind == POINTER) == pointed) for column in columns]
-        if not any(kinds):
-            continue
-        sums, seen = torch.zeros_like(memory), torch.zeros_like(memory)
+    layout = part_of(new.text, MEMORY).layout
+    out = memory.new_zeros((layout.n_units, layout.unit))
+    for term in range(layout.terms):
+        kinds = [float(c % layout.terms == term) for c in range(len(layout.columns))]
+        sums, seen = out.new_zeros((2, *out.shape))
         for low in range(0, vocab, _BATCH):
             ids = torch.arange(low, min(low + _BATCH, vocab), device=memory.device)
-            left = blocks.gather(memory, ids, None, *old, text, MEMORY) - blocks.gather(
-                out, ids, None, *new, text, MEMORY
-            )
+            left = old.gather(memory, ids, MEMORY) - new.gather(out, ids, MEMORY)
             chosen = torch.tensor(kinds, device=memory.device).expand(len(ids), -1).contiguous()
-            sums += blocks.scatter(left, ids, chosen, *new, text, MEMORY)
-            seen += blocks.scatter(torch.ones_like(left), ids, chosen, *new, text, MEMORY)
+            sums += new.scatter(left, ids, MEMORY, chosen)
+            seen += new.scatter(torch.ones_like(left), ids, MEMORY, chosen)
         out = out + sums / seen.clamp(min=1)
     return out
 
@@ -90,32 +101,30 @@ def carried(
     parameters: Mapping[str, Tensor],
     before: Pointed,
     after: Pointed,
-    text: str,
     vocab: int,
-) -> list[tuple[Tensor, Tensor]]:
+    remap: bool,
+) -> tuple[list[tuple[Tensor, Tensor]], list[Call]]:
     """The state of the parameters `memory` and `weights` that optimisers hold, and what it is after a clustering.
 
     Remapped is every tensor with a number for each float, or each row, of the parameter; step counts stay. Other tensors are
-    0 then. Nothing is written yet.
+    0 then. Without `remap` all is as for a new parameter. Nothing is written yet.
+
+    Returns:
+        Tensors and what they are to be; and the calls, for `put`, that set tensors of another shape and numbers.
     """
-    out = []
+    changes: list[tuple[Tensor, Tensor]] = []
+    calls: list[Call] = []
     for state, part, parameter in _states(optimizers, parameters):
-        for value in state.values():
-            if isinstance(value, Tensor) and value.dim():
-                moved = _moved(value, parameter, before, after, text, part, vocab)
-                out.append((value, torch.zeros_like(value) if moved is None else moved))
-    return out
-
-
-@torch.no_grad()
-def forget(optimizers: Iterable[torch.optim.Optimizer], parameters: Mapping[str, Tensor]) -> None:
-    """Make the state of parameters that of new ones."""
-    for state, _, _ in _states(optimizers, parameters):
         for key, value in state.items():
-            if isinstance(value, Tensor):
-                value.zero_()
-            elif isinstance(value, (int, float)) and not isinstance(value, bool):
-                state[key] = type(value)(0)
+            if isinstance(value, Tensor) and (value.dim() or not remap):
+                new = _moved(value, parameter, before, after, part, vocab, remap)
+                if new.shape == value.shape:
+                    changes.append((value, new))
+                else:
+                    calls.append(functools.partial(operator.setitem, state, key, new.to(value.device, value.dtype)))
+            elif isinstance(value, (int, float)) and not isinstance(value, bool) and not remap:
+                calls.append(functools.partial(operator.setitem, state, key, type(value)(0)))
+    return changes, calls
 
 
 def _states(
@@ -127,14 +136,17 @@ def _states(
 
 
 def _moved(
-    value: Tensor, parameter: Tensor, before: Pointed, after: Pointed, text: str, part: str, vocab: int
-) -> Tensor | None:
-    rows, device = parameter.shape[0], next(t.device for t in (*before, parameter) if t is not None)
+    value: Tensor, parameter: Tensor, before: Pointed, after: Pointed, part: str, vocab: int, remap: bool
+) -> Tensor:
+    rows, unit, new = parameter.shape[0], parameter.shape[1], part_of(after.text, part).layout.n_units
     if value.numel() not in (parameter.numel(), rows):
-        return None
+        return torch.zeros_like(value)
+    shape = [new if n == rows else n for n in value.shape] if new != rows else value.shape
+    if not remap:
+        return value.new_zeros(shape) if new != rows else torch.zeros_like(value)
+    device = next(t.device for t in (before.keys, before.pointers, parameter) if t is not None)
     full: Any = getattr(value, "full_tensor", lambda: value)()
     held = full.detach().to(device, torch.float32).reshape(rows, -1)
     if value.numel() == parameter.numel():
-        return remapped(held.contiguous(), before, after, text, part, vocab).view(value.shape)
-    spread = held.expand(rows, parameter.shape[1]).contiguous()
-    return remapped(spread, before, after, text, part, vocab).mean(1).view(value.shape)
+        return remapped(held.contiguous(), before, after, part, vocab).view(shape)
+    return remapped(held.expand(rows, unit).contiguous(), before, after, part, vocab).mean(1).view(shape)

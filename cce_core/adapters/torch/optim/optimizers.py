@@ -95,6 +95,12 @@ class Fused(torch.optim.Optimizer):
         kept = self.state[parameter]
         step, arrays = kept.get("step", 0) + 1, {name: t.view(-1) for name, t in kept.items() if isinstance(t, Tensor)}
         unit = parameter.numel() // max(1, parameter.shape[0]) if parameter.dim() > 1 else 1
+        for name, moment in arrays.items():
+            if moment.numel() not in (parameter.numel(), parameter.numel() // unit):
+                raise RuntimeError(
+                    f"the state {name!r} has {moment.numel():,} numbers for a parameter of shape {tuple(parameter.shape)}: a "
+                    "table that changes its phase must be given its optimiser, cluster_(model, optimizer)"
+                )
         gradient: Gradient = grad
         if grad.is_sparse:
             grad = grad.coalesce()

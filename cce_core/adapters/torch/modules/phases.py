@@ -1,0 +1,153 @@
+"""Modules whose table becomes another: of `vq`, whose ids have rows while they learn, and pointers to shared ones afterwards.
+
+Parameters stay the same objects in both phases, with other numbers of another shape, so that whoever holds them goes on with
+them; buffers of the other phase are None. A state says in its stamp of which phase it is, and a module that takes it follows.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cce_core.adapters.torch import guard
+from cce_core.adapters.torch.distributed import ddp
+from cce_core.adapters.torch.modules.stamp import checksum, is_of, stamped
+from cce_core.adapters.torch.modules.states import SMALL, Stated
+from cce_core.adapters.torch.operators import eager
+from cce_core.adapters.torch.operators.arrays import Call, put, replacing, words
+from cce_core.adapters.torch.operators.counting import count
+from cce_core.adapters.torch.operators.plan import MEMORY, array_specs, part_of, plan_of, text_of
+from cce_core.method.spec import CODES, ROWS, TableSpec
+
+PHASED = ("counts", "passes", "pointers")  # buffers of one phase or the other
+Changes = tuple[list[tuple[Tensor, Tensor]], list[Call]]  # for `put`
+
+
+class Phased(Stated):
+    """A module whose table may have phases, as `table.phase` says.
+
+    In the phase "rows" it has two buffers more: `counts`, uint8 (num_embeddings,), how often training has met each id, in
+    logarithms; and `passes`, int64 (1,), how many backward passes were counted.
+    """
+
+    counts: Tensor
+    passes: Tensor
+    generation: Tensor
+    projection: Tensor
+    padding_idx: int | None
+    _spec: TableSpec
+
+    @property
+    def phase(self) -> str | None:
+        """ "rows" before `cluster()` and "codes" after it, for a method (`vq`) that then stores something else; else None."""
+        found = dict(self._spec.options).get("phase")
+        return None if found is None else str(found)
+
+    # --- counters -----------------------------------------------------------------------------------------------------
+
+    def _counted(self, vectors: Tensor, ids: Tensor) -> Tensor:
+        """The same vectors, whose ids are counted when, and each time, a gradient of these comes back.
+
+        In a compiled graph they are counted when they are looked up, if the module trains.
+        """
+        if self._buffers.get("counts") is None or not vectors.requires_grad or eager.transformed():
+            return vectors
+        if torch.compiler.is_compiling():
+            if self.training and not torch.compiler.is_exporting():
+                count(self.counts, self.passes, ids, self.seed, self.padding_idx)
+        elif vectors.grad_fn is not None and vectors.device.type != "meta":
+            vectors.grad_fn.register_prehook(functools.partial(_count, self, self.counts, ids))
+        return vectors
+
+    # --- from one phase to the other ----------------------------------------------------------------------------------
+
+    def _changes(self, new: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+        raise NotImplementedError
+
+    def _becoming(self, spec: TableSpec, new: Mapping[str, Tensor]) -> Changes:
+        """What makes this module the table of that spec with these arrays, its stamp among them; nothing is changed yet.
+
+        Raises:
+            RuntimeError: the memory would have another shape, but is sharded, or in a wrapped model that cannot follow.
+        """
+        plan = plan_of(spec)
+        if plan.text == self._plan.text:
+            return self._changes(new), []
+        self._check_free()
+        specs, changes, calls = array_specs(spec), [(self.generation, new["generation"])], []
+        calls += replacing(self.memory, new[MEMORY].reshape(-1, self.memory.shape[1]))
+        if spec.rank:
+            changes.append((self.projection, new["projection"]))
+        device = self.seed.device
+        buffers = {n: new[n].to(device, copy=True) if n in specs else None for n in ("counts", "pointers")}
+        passes = None if "counts" not in specs else new.get("passes", torch.zeros(1, dtype=torch.int64))
+        buffers["passes"] = None if passes is None else passes.to(device, copy=True)
+        found = [new.get(name, own) for name in SMALL if (own := self._buffers.get(name)) is not None]
+        small = [words(tensor) for tensor in found if tensor.device.type != "meta"]
+        of_pointers = checksum(words(new["pointers"]) if "pointers" in specs else None)
+        calls += replacing(self.stamp, torch.from_numpy(stamped(plan.text, small, of_pointers)))
+        calls.append(functools.partial(self._buffers.update, buffers))
+        calls.append(functools.partial(self.__dict__.update, _spec=spec, _plan=plan))
+        return changes, calls
+
+    def _check_free(self) -> None:
+        """RuntimeError where the memory cannot have another shape."""
+        if any(hasattr(p, "full_tensor") for p in self.parameters()):
+            raise RuntimeError(
+                "a table whose parameters are sharded over processes cannot change its phase: cluster it before fully_shard"
+            )
+        ddp.wrappers(self)  # raises, where one cannot follow
+
+    def _become(self, spec: TableSpec, new: Mapping[str, Tensor]) -> None:
+        """Become it, within a change."""
+        other = spec.options != self._spec.options
+        put(*self._becoming(spec, new))
+        for wrapper in ddp.wrappers(self) if other else ():
+            ddp.rebuild(wrapper)
+
+    # --- states -------------------------------------------------------------------------------------------------------
+
+    def _load_from_state_dict(self, state_dict: MutableMapping[str, Any], prefix: str, *rest: Any) -> None:
+        """As for every module; one of the other phase is followed there, if it is whole."""
+        spec, errors = self._followed(state_dict, prefix), rest[-1]
+        if spec is None:
+            return super()._load_from_state_dict(state_dict, prefix, *rest)
+        before, known = self._spec, len(errors)
+        held = {name: tensor.detach().clone() for name, tensor in (*self.named_parameters(), *self.named_buffers())}
+        grads = [(parameter, parameter.grad) for parameter in self.parameters()]
+        new = {name: state_dict[prefix + name] for name in array_specs(spec) if prefix + name in state_dict}
+        with guard.writing(self), guard.changing():
+            self._become(spec, new)
+            super()._load_from_state_dict(state_dict, prefix, *rest)
+            if len(errors) > known:
+                self._become(before, held)
+                self._settled()
+                for parameter, grad in grads:
+                    parameter.grad = grad
+
+    def _followed(self, state: Mapping[str, Any], prefix: str) -> TableSpec | None:
+        """The spec of a state that is of the other phase of this table, and whole; else None."""
+        stamp, phase = state.get(prefix + "stamp"), self.phase
+        if phase is None or not isinstance(stamp, Tensor) or stamp.dtype != torch.int64 or stamp.device.type == "meta":
+            return None
+        spec = self._spec.with_option("phase", CODES if phase == ROWS else ROWS)
+        if not is_of(words(stamp).view(np.int64).reshape(stamp.shape), text_of(spec)):
+            return None
+        layout = part_of(text_of(spec), MEMORY).layout
+        for name, (_, shape, _) in array_specs(spec).items():
+            value = state.get(prefix + name)
+            expected = (layout.n_units, layout.unit) if name == MEMORY else shape
+            if name != "scales" and not (isinstance(value, Tensor) and value.shape == expected):
+                return None
+        return spec
+
+
+def _count(module: Phased, counts: Tensor, ids: Tensor, grads: Any) -> None:
+    """Count ids, if the module still has these counters."""
+    if counts is module._buffers.get("counts"):
+        guard.reading(count)(counts, module.passes, ids, module.seed, module.padding_idx)
