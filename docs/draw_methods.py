@@ -18,12 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 import cce_core as cce
-from cce_core.sketching.layout import DIGIT, HASH, IDENTITY, POINTER
+from cce_core.sketching.layout import DIGIT, HASH, IDENTITY, MAP, POINTER
 
 VOCAB, DIM, GROUPS = 24, 8, 4
 FOLDER = Path(__file__).parent / "methods"
-COLOURS = {IDENTITY: "#333333", HASH: "#d9730d", POINTER: "#1f5fbf", DIGIT: "#2e8540"}
-WORDS = {IDENTITY: "the id itself", HASH: "hashed", POINTER: "learned", DIGIT: "a digit of the id"}
+COLOURS = {IDENTITY: "#333333", HASH: "#d9730d", POINTER: "#1f5fbf", DIGIT: "#2e8540", MAP: "#8250df"}
+WORDS = {
+    IDENTITY: "the id itself",
+    HASH: "hashed",
+    POINTER: "learned",
+    DIGIT: "a digit of the id",
+    MAP: "own or shared",
+}
 PALE = 0.95
 
 # Tables so small that every block can be seen.
@@ -44,6 +50,7 @@ TINY: dict[str, dict[str, Any]] = {
     "vq": {"num_params": 8 * 6, "rank": 0},
     "sparse": {"num_params": 8 * 10 + 16},
     "sparse2": {"num_params": 2 * 8 * 10},
+    "tiered": {"num_params": 8 * 13, "rank": 0},
 }
 
 
@@ -54,6 +61,10 @@ def tiny(name: str) -> cce.Table:
     if table.method.learns:
         groups = np.repeat(rng.standard_normal((GROUPS, DIM)), VOCAB // GROUPS, axis=0)
         table.cluster(vectors=groups + 0.2 * rng.standard_normal((VOCAB, DIM)))
+    if name == "tiered":  # the even ids are met, and the first ten of them have rows of their own
+        table.backward(np.arange(0, 20, 2), np.zeros((10, DIM)))
+        table.settle()
+        table.requantize()
     if name == "hemb":  # its weights begin as ones: drawn as if they were trained, so that they show
         weights = table.parameters()["weights"]
         weights[:] = rng.uniform(0.2, 1, len(weights))

@@ -21,12 +21,13 @@ from cce_core.method.rhemb import RobeHashEmbedding
 from cce_core.method.robe import Robe
 from cce_core.method.sparse import SparseCodes, SparseHashedCodes
 from cce_core.method.tensor_train import TensorTrain
+from cce_core.method.tiered import Tiered
 from cce_core.method.vq import VectorQuantization
 
 _KINDS: tuple[type[Method], ...] = (
     Full, Narrow, Int8, Int4, HashingTrick, Bloom, HashEmbedding, RobeHashEmbedding, Compositional, QuotientRemainder, Robe,
     HashedNet, TensorTrain, DeepHash, Clustered, ClusteredRobe, ProductQuantization, VectorQuantization, SparseCodes,
-    SparseHashedCodes,
+    SparseHashedCodes, Tiered,
 )  # fmt: skip
 _METHODS: dict[str, Method] = {kind.name: kind() for kind in _KINDS}
 

@@ -17,6 +17,7 @@ from cce_core.method.state import TableState
 from cce_core.sketching.gradient import Gradient
 from cce_core.sketching.layout import Layout
 from cce_core.storage.codec import Codec, codec
+from cce_core.tiers import Owners
 
 # Root mean square norm of the first vectors. Dot products of smaller ones start near 0, and training then does not have
 # to undo them first: on MovieLens 100K, 20 epochs, the full table reaches AUC 0.843 from norm 0.2, 0.841 from 0.35,
@@ -80,6 +81,7 @@ class Method(abc.ABC):
         learns: whether `cluster()` learns its sketch from the trained vectors.
         learner: how it learns: "codebooks" a chunk, "windows" of one circular memory, or sparse "codes".
         phased: whether `cluster()` changes what is stored, as the option `phase` says.
+        owned: whether training gives rows to ids and takes them away, as `Method.owners` says.
         post_training: whether it is learned from a trained table, by `cluster(vectors=…)`, rather than from its own vectors.
         linear: whether the table is H · M · W.
         chunked: whether `n_chunks` means something to it.
@@ -99,6 +101,7 @@ class Method(abc.ABC):
     learns: ClassVar[bool] = False
     learner: ClassVar[str] = "codebooks"
     phased: ClassVar[bool] = False
+    owned: ClassVar[bool] = False
     post_training: ClassVar[bool] = False
     linear: ClassVar[bool] = True
     chunked: ClassVar[bool] = False
@@ -164,6 +167,10 @@ class Method(abc.ABC):
     @abc.abstractmethod
     def fresh(self, spec: TableSpec, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
         """First values of the trained arrays (float32, whatever the codec), and the other arrays."""
+
+    def owners(self, spec: TableSpec, arrays: Mapping[str, NDArray[Any]]) -> Owners | None:
+        """Who owns which row, over the arrays of a table, for a method whose training gives rows to ids."""
+        return None
 
     @abc.abstractmethod
     def forward(self, table: TableState, ids: NDArray[np.uint64], keep: bool) -> tuple[NDArray[np.float32], Any]:

@@ -105,12 +105,13 @@ class BlockMethod(Method):
         if "keys" in expected:
             out["keys"] = self.keys(spec, 0)
         if "pointers" in expected:
-            out["pointers"] = self._first_pointers(spec)
+            out["pointers"] = self.first_pointers(spec)
         if "generation" in expected:
             out["generation"] = np.zeros(1, np.int64)
         return out
 
-    def _first_pointers(self, spec: TableSpec) -> NDArray[np.uint64]:
+    def first_pointers(self, spec: TableSpec) -> NDArray[np.uint64]:
+        """Hashed ones."""
         packing = self.packing(spec)
         words = packing.empty()
         for field, column in enumerate(c for c in self.columns(spec) if c.kind == POINTER):

@@ -27,11 +27,14 @@ class QuantizedMemory:
         spec: names the codec and the rounding.
         size: floats.
         codes, scales: as `Codec.encode` gives them; scales may be empty.
+
+    Attributes:
+        rounds: how often values were rounded; each round draws its own numbers.
     """
 
     def __init__(self, spec: TableSpec, size: int, codes: Any, scales: Any) -> None:
         self.codec, self.size, self.codes, self.scales = codec(spec.codec), size, codes, scales
-        self._stochastic, self._seed, self._rounds = spec.rounding == ROUNDINGS[1], spec.seed, 0
+        self._stochastic, self._seed, self.rounds = spec.rounding == ROUNDINGS[1], spec.seed, 0
         self._master: NDArray[np.float32] | None = codes if self.codec.number == FLOAT32 else None
         self.codes_view = Memory(self.codec.number, codes, scales)
 
@@ -87,10 +90,20 @@ class QuantizedMemory:
             most = max(most, values.nbytes)
         return most
 
+    def read_rows(self, index: NDArray[np.int64], unit: int) -> NDArray[np.float32]:
+        """The values of some units, float32 (n, unit): the trained ones where they are held, else those of the codes."""
+        if self._master is not None:
+            return self._master.reshape(-1, unit)[index]
+        first = index * unit
+        blocks = _blocks(first, unit)
+        values = self.codec.decode(self.codes, self.scales, self.size, blocks)
+        at = np.searchsorted(blocks, first // BLOCK) * BLOCK + first % BLOCK
+        return values[at[:, None] + np.arange(unit)]
+
     def _next_key(self) -> int | None:
         """Of the draws of one more rounding."""
-        self._rounds += 1
-        return derive_key(self._seed, ROUNDING, self._rounds) if self._stochastic else None
+        self.rounds += 1
+        return derive_key(self._seed, ROUNDING, self.rounds) if self._stochastic else None
 
     def updates(self, values: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
         """What must be copied where to make `values` the memory: (to, from) for codes, scales and trained values."""

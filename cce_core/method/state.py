@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -16,11 +16,15 @@ from cce_core.hashing.mix import derive_key
 from cce_core.method.memory import Change, QuantizedMemory
 from cce_core.method.spec import COUNTS, ArraySpec, TableSpec
 from cce_core.sketching.descriptors import Memory, Sketch
+from cce_core.sketching.gradient import Gradient, SparseGradient
 from cce_core.sketching.group import Member, TableGroup
 from cce_core.sketching.layout import Layout
 from cce_core.storage.codec import FLOAT32
 from cce_core.storage.counters import count
+from cce_core.tiers import Moves, Owners
 
+_MOST_NEWCOMERS = 1 << 20
+_ROUNDS = 8  # of draws that a step may take at most
 _EMPTY, _NEVER = np.empty(0, np.uint64), np.zeros(1, np.int64)
 
 
@@ -34,8 +38,10 @@ class TableState:
         layout: the addresses, for methods that are made of blocks; None for others.
         weight_layout: the addresses of the weights of the blocks, where they have any.
         plain: whether a vector is a sum of blocks and no more, which the loops for many tables take.
+        owners: who owns which row, where training gives rows to ids.
 
     Attributes:
+        counting: whether `count` does anything.
         phase: "rows" before `cluster()` and "codes" after it, for a method (`vq`) that then stores something else; else None.
     """
 
@@ -51,6 +57,7 @@ class TableState:
         layout: Layout | None,
         weight_layout: Layout | None,
         plain: bool,
+        owners: Owners | None = None,
     ) -> None:
         self.spec, self._specs, self.plain = spec, dict(specs), plain
         self._arrays = {name: arrays[name] for name in specs}
@@ -60,6 +67,8 @@ class TableState:
         self.guard = Guard()
         self.age = self._arrays.get("generation", _NEVER)
         self._counts, self._passes = self._arrays.get("counts"), 0
+        self.owners, self._newcomers, self._last_given = owners, _EMPTY, -1
+        self.counting = self._counts is not None or owners is not None
         self.training_bytes: dict[str, int] = {}
         phase = dict(spec.options).get("phase")
         self.phase = None if phase is None else str(phase)
@@ -69,6 +78,8 @@ class TableState:
             self.weight_sketch = None if weight_layout is None else Sketch(weight_layout, keys, pointers)
             scales = self._arrays.get("scales", np.empty(0, np.float32))
             self.stored = QuantizedMemory(spec, layout.size, self._arrays["memory"], scales)
+            if owners is not None:
+                self.stored.rounds = _ROUNDS * owners.now
 
     @property
     def layout(self) -> Layout:
@@ -192,9 +203,51 @@ class TableState:
 
     def count(self, ids: NDArray[np.uint64]) -> None:
         """Note that a training pass has met flat ids, where the method counts them."""
+        if self.owners is not None and self.writeable:
+            found = self.owners.count(ids)
+            both = np.concatenate([self._newcomers, found]) if len(self._newcomers) else found
+            self._newcomers = both[-_MOST_NEWCOMERS:]  # many backward passes without a step must not fill the memory
+            self.training_bytes["newcomers"] = self._newcomers.nbytes
         if self._counts is not None and self._counts.flags.writeable:
             self._passes += 1
             count(self._counts, ids, derive_key(self.spec.seed, COUNTS, self._passes))
+
+    def settle(self, states: Sequence[NDArray[np.float32]] = ()) -> None:
+        """Between two steps: give rows to the ids that have earned them; an optimiser's `states` of the memory move along.
+
+        Optimisers call it for tables with `owners` as they end a step, before trained values are rounded.
+        """
+        assert self.owners is not None
+        step, (column,) = self.owners.now, self.layout.columns
+        with Changing((self.guard,)):
+            changes, self._newcomers = self.owners.step(self._newcomers), _EMPTY
+            if len(changes.rows):
+                self._move(Moves.of(self.owners, changes, column.rows - column.a, self.spec.option("fold")), states)
+                self._last_given = step
+            self.stored.rounds = _ROUNDS * (step + 1)  # so that a loaded table goes on with the same draws
+
+    def _move(self, moves: Moves, states: Sequence[NDArray[np.float32]]) -> None:
+        """Move vectors and states; with a codec, in a copy of the rows that are read or changed, which is then rounded."""
+        moves.reset(states, self.layout.n_units)
+        if self.spec.codec == "float32":
+            return moves.apply(self.stored.master().reshape(-1, self.layout.unit))
+        index, moves = moves.compact()
+        values = self.stored.read_rows(index, self.layout.unit)
+        moves.apply(values)
+
+        def change(p: NDArray[np.float32], at: NDArray[np.uint64], part: Any) -> None:
+            p[at[:, None] + np.arange(self.layout.unit, dtype=np.uint64)] = values[part]
+
+        self.update_rows(index, change)
+
+    def check_step(self, gradient: Gradient) -> None:
+        """ValueError for a gradient of rows that may have other owners by now."""
+        step = gradient.step if isinstance(gradient, SparseGradient) else None
+        if step is not None and step <= self._last_given:
+            raise ValueError(
+                f"this gradient was made for step {step}, and the table has given rows to other ids in step {self._last_given}: "
+                "call backward again, or hand the forward pass to optimizer.update"
+            )
 
     def become(self, other: TableState) -> None:
         """Be what `other` is, which must not be used again: its spec, arrays and views, all at once.

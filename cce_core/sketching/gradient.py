@@ -16,6 +16,7 @@ class SparseGradient:
         index: int64 (touched,), each unit at most once, in order of first touch.
         values: float32 (touched, unit).
         size: floats of the whole parameter.
+        step: of a table that gives rows to ids, the step that it was made for; rows may have changed hands since. None elsewhere.
 
     Example:
         >>> import numpy as np, cce_core as cce
@@ -27,6 +28,7 @@ class SparseGradient:
     index: NDArray[np.int64]
     values: NDArray[np.float32]
     size: int
+    step: int | None = None
 
     @property
     def nbytes(self) -> int:
@@ -45,7 +47,8 @@ class SparseGradient:
         values = np.zeros((len(index), self.values.shape[1]), np.float32)
         values[where[: len(self.index)]] += self.values
         values[where[len(self.index) :]] += other.values
-        return SparseGradient(index, values, self.size)
+        steps = [step for step in (self.step, other.step) if step is not None]
+        return SparseGradient(index, values, self.size, min(steps, default=None))
 
 
 Gradient = NDArray[np.float32] | SparseGradient

@@ -30,6 +30,7 @@ class Collection(Passes):
         tables: the tables.
         dim: floats of a row: those of all tables.
         groups: the tables that one compiled call serves.
+        counting: whether training passes may have to be counted.
         is_plain: whether it serves all, each is there once, and their memories are float32.
         guards: of the tables, in the order in which doors are shut.
 
@@ -61,6 +62,7 @@ class Collection(Passes):
         self._alone = [t for t, table in enumerate(self.tables) if not table.plain]
         once = len({id(table) for table in self.tables}) == len(self.tables)
         self.is_plain = once and not self._alone and all(codec == "float32" for codec, _ in self._kinds)
+        self.counting = any(table.phase is not None or table.owners is not None for table in self.tables)
         self.guards = in_order(table.guard for table in self.tables)
         self._regroup()
 

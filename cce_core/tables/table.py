@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Mapping, Sequence
@@ -55,7 +56,15 @@ class Table(TableState, Passes):
         self.method = method = get_method(spec.method)
         specs = array_specs(spec)
         arrays = fresh(spec) if arrays is None else fitting(spec, specs, arrays)
-        super().__init__(spec, specs, arrays, method.layout(spec), method.weight_layout(spec), method.is_plain(spec))
+        super().__init__(
+            spec,
+            specs,
+            arrays,
+            method.layout(spec),
+            method.weight_layout(spec),
+            method.is_plain(spec),
+            method.owners(spec, arrays),
+        )
         if self.phase is not None:
             self.prepare()
         self._projection = self._arrays.get("projection")
@@ -207,8 +216,11 @@ class Table(TableState, Passes):
             out["projection"] = slope = np.empty_like(self._projection)
             np.matmul(inner[:, :-1].T, vectors, out=slope[:-1])
             np.matmul(np.ones(len(vectors), np.float32), vectors, out=slope[-1])
-        if self._counts is not None and all(map(_finite, out.values())):  # else no step is taken
+        if self.counting and all(map(_finite, out.values())):  # else no step is taken
             self.count(ids)
+        if self.owners is not None:
+            step = self.owners.now
+            out = {n: dataclasses.replace(g, step=step) if isinstance(g, SparseGradient) else g for n, g in out.items()}
         self.training_bytes["gradient"] = sum(gradient.nbytes for gradient in out.values())
         return out
 

@@ -5,4 +5,4 @@ from cce_core.tiers.id_map import IdMap as IdMap
 from cce_core.tiers.owners import Admissions as Admissions
 from cce_core.tiers.owners import Owners as Owners
 from cce_core.tiers.policies import Policy as Policy
-from cce_core.tiers.transfers import transfer as transfer
+from cce_core.tiers.transfers import Moves as Moves

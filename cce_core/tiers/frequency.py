@@ -25,7 +25,7 @@ from cce_core.storage.packed import read_bits, write_bits
 
 BITS = (4, 8)  # of a cell
 _STREAM = 0x736B65746368  # "sketch"
-_MOST_DEPTH = 16
+_MOST_DEPTH, _MOST_STEPS = 16, 2**62
 _IDS_A_THREAD = 1 << 13
 _WORDS_A_THREAD = 1 << 16
 _LOW_BITS = {4: np.uint64(0x7777777777777777), 8: np.uint64(0x7F7F7F7F7F7F7F7F)}  # what a halved cell may hold
@@ -129,7 +129,7 @@ class FrequencySketch:
         if _check.integer("bits", bits, 1) not in BITS:
             raise ValueError(f"bits must be 4 or 8, got {bits}")
         self.bits, self.depth, self.seed = int(bits), _check.integer("depth", depth, 1, _MOST_DEPTH), _check.seed(seed)
-        self.half_life = None if half_life is None else _check.integer("half_life", half_life, 1, 2**62)
+        self.half_life = None if half_life is None else _check.integer("half_life", half_life, 1, _MOST_STEPS)
         n_words = _check.size("num_bytes", num_bytes) // 8 - 2
         self.width = n_words * 64 // self.bits // self.depth
         if self.width < 1:
@@ -147,6 +147,8 @@ class FrequencySketch:
                     f"many bytes gives it; got {array.dtype} {array.shape}"
                 )
         self.words, self.clock = arrays["words"], arrays["clock"]
+        for name, value in zip(("the step", "the sum of counts"), self.clock.tolist()):
+            _check.integer(name, value, 0, _MOST_STEPS)
         keys = derive_keys(self.seed, self.depth, _STREAM)
         self._args = keys, self.words, np.uint64(self.width), np.uint64(self.bits)
 

@@ -29,7 +29,7 @@ from cce_core.storage.packed import Packing, read_bits, write_bits
 SLOTS = 4  # of a bucket
 BITS = (16, 32)  # of a fingerprint
 _STREAM = 0x69646D6170  # "idmap"
-_MOST_SLOTS = 2**31 - SLOTS
+MOST_SLOTS = 2**31 - SLOTS
 _IDS_A_THREAD = 1 << 13
 _zero, _one, _two, _32, _low = np.uint64(0), np.uint64(1), np.uint64(2), np.uint64(32), np.uint64(2**32 - 1)
 
@@ -216,7 +216,7 @@ class IdMap:
     """
 
     def __init__(self, n_slots: int, *, bits: int = 16, seed: int = 0, words: NDArray[np.uint64] | None = None) -> None:
-        self.n_slots = _check.integer("n_slots", n_slots, SLOTS, _MOST_SLOTS)
+        self.n_slots = _check.integer("n_slots", n_slots, SLOTS, MOST_SLOTS)
         if self.n_slots % SLOTS:
             below = self.n_slots - self.n_slots % SLOTS
             raise ValueError(f"n_slots must be a multiple of {SLOTS}, got {n_slots}: take {below} or {below + SLOTS}")

@@ -11,7 +11,7 @@ will serve. Rows change hands one after the other, each of them in this order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,39 +31,60 @@ def _move(rows: Any, sources: Any, targets: Any, shares: Any, values: Any) -> No
             values[row, i] = values[source, i]
 
 
-def transfer(
-    owners: Owners,
-    changes: Admissions,
-    n_shared: int,
-    values: NDArray[np.float32],
-    states: Sequence[NDArray[np.float32]] = (),
-    *,
-    fold: bool = True,
-) -> None:
-    """Move vectors, and what an optimiser knows of them, as rows have changed hands, in place.
+class Moves(NamedTuple):
+    """What a step has to move, one row after the other.
 
-    Args:
-        owners: of the rows.
-        changes: what a `step` of theirs gave.
-        n_shared: shared rows, which follow the own ones.
-        values: float32 (n_slots + n_shared, width).
-        states: arrays of floats, each with as many for every row.
-        fold: False drops what an evicted row has learned.
-
-    Example:
-        >>> import numpy as np
-        >>> from cce_core.tiers import Owners, transfer
-        >>> owners, values = Owners(4, 1000), np.zeros((6, 1), np.float32)
-        >>> values[4:] = 7
-        >>> transfer(owners, owners.step(owners.count([1, 2])), 2, values)
-        >>> sorted(values[:, 0].tolist())
-        [0.0, 0.0, 7.0, 7.0, 7.0, 7.0]
+    Attributes:
+        rows: those that changed hands, int64 (n,).
+        sources: the shared rows of the new owners.
+        targets: the shared rows of the owners before; −1 where nothing is folded back.
+        shares: w of each, float32.
     """
-    sources = owners.map.shared_rows(changes.owners, n_shared)
-    targets = owners.map.shared_rows(changes.evicted, n_shared)
-    targets[(changes.evicted == 0) | (not fold)] = -1
-    counts = changes.evicted_counts.astype(np.float64)
-    shares = counts / np.maximum(counts + owners.sketch.mass / n_shared, 1.0)
-    _move(changes.rows, sources, targets, shares.astype(np.float32), values)
-    for state in states:
-        state.reshape(len(values), -1)[changes.rows] = 0.0
+
+    rows: NDArray[np.int64]
+    sources: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    shares: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, owners: Owners, changes: Admissions, n_shared: int, fold: bool = True) -> Moves:
+        """The moves of a step.
+
+        Args:
+            owners: of the rows.
+            changes: what a `step` of theirs gave.
+            n_shared: shared rows, which follow the own ones.
+            fold: False drops what an evicted row has learned.
+        """
+        targets = owners.map.shared_rows(changes.evicted, n_shared)
+        targets[(changes.evicted == 0) | (not fold)] = -1
+        counts = changes.evicted_counts.astype(np.float64)
+        shares = counts / np.maximum(counts + owners.sketch.mass / n_shared, 1.0)
+        sources = owners.map.shared_rows(changes.owners, n_shared)
+        return cls(changes.rows.astype(np.int64), sources, targets, shares.astype(np.float32))
+
+    def compact(self) -> tuple[NDArray[np.int64], Moves]:
+        """The rows that are read or changed, in order, and the same moves among these alone."""
+        index = np.unique(np.concatenate([self.rows, self.sources, self.targets[self.targets >= 0]]))
+        rows, sources = np.searchsorted(index, self.rows), np.searchsorted(index, self.sources)
+        targets = np.where(self.targets < 0, -1, np.searchsorted(index, self.targets))
+        return index, Moves(rows, sources, targets, self.shares)
+
+    def apply(self, values: NDArray[np.float32]) -> None:
+        """Move vectors, float32 (rows, width), in place.
+
+        Example:
+            >>> import numpy as np
+            >>> from cce_core.tiers import Moves, Owners
+            >>> owners, values = Owners(4, 1000), np.zeros((6, 1), np.float32)
+            >>> values[4:] = 7
+            >>> Moves.of(owners, owners.step(owners.count([1, 2])), 2).apply(values)
+            >>> sorted(values[:, 0].tolist())
+            [0.0, 0.0, 7.0, 7.0, 7.0, 7.0]
+        """
+        _move(self.rows, self.sources, self.targets, self.shares, values)
+
+    def reset(self, states: Sequence[NDArray[np.float32]], n_rows: int) -> None:
+        """Let new owners begin without what an optimiser knew of the owners before: arrays with as many floats for every row."""
+        for state in states:
+            state.reshape(n_rows, -1)[self.rows] = 0.0

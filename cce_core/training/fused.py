@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ from cce_core.training.state import Fused, State
 # unit.
 VALUES, FIRST, SECOND, START, SIZE, GRAIN = range(6)
 
+_OWNERS = attrgetter("owners")
 _FLOATS_A_THREAD = 1 << 15
 _SMALL = 1 << 12  # words: a batch below it is one call of one thread
 _SAFE = 1e37  # sums below it cannot overflow
@@ -173,8 +175,10 @@ def update(optimizer: Fused, both: Collection, seen: Any, grads: Any) -> None:
             _dense(optimizer, writer, both, seen, grads, plans)
         elif not _touched(optimizer, writer, both, seen, grads, plans):
             return one_by_one(optimizer, both, seen, grads)
-        if both.phased:
+        if both.counting:
             both.count(seen)
+            for table in filter(_OWNERS, both.tables):
+                table.settle(optimizer.states_of_memory(table))
 
 
 def _crowded(both: Collection, seen: ForwardPass) -> bool:

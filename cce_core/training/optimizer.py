@@ -114,6 +114,8 @@ class Optimizer(abc.ABC):
             if not table.writeable:
                 raise ValueError("the table is mapped read-only; load it with mmap=False to train it")
             for name, gradient in grads.items():
+                if table.owners is not None:
+                    table.check_step(gradient)
                 values = gradient.values if isinstance(gradient, SparseGradient) else gradient
                 _check.as_float32(f"gradient of {name}", values, values.shape)
                 if self.max_norm is not None:
@@ -147,6 +149,8 @@ class Optimizer(abc.ABC):
                 self.update_dense(flat, gradient.reshape(-1), units[name], state)
             if coded and name == "memory":
                 table.requantize()
+        if table.owners is not None:
+            table.settle(self.states_of_memory(table))
         if len(states) > known:
             table.training_bytes["optimiser"] = self.state_bytes(table)
 
@@ -229,6 +233,11 @@ class Optimizer(abc.ABC):
                 rules.update_rows, len(index), min_chunk, self.kernel_id, unit, index, at, p, flat, *arrays, constants
             )
 
+    def states_of_memory(self, table: Table) -> list[NDArray[np.float32]]:
+        """What is known of the memory's rows."""
+        state = self.states_for(table).get("memory")
+        return [] if state is None else list(state.arrays.values())
+
     def _coded_rows(
         self, gradient: SparseGradient, unit: int, state: State, p: Floats, at: NDArray[np.uint64], part: Any
     ) -> None:
@@ -275,4 +284,4 @@ def _fitting(name: str, gradient: SparseGradient, size: int, unit: int) -> Spars
         )
     if len(np.unique(index)) != len(index):
         raise ValueError(f"index of the gradient of {name} names a unit twice: add its gradients up first")
-    return SparseGradient(np.ascontiguousarray(index, np.int64), values, size)
+    return SparseGradient(np.ascontiguousarray(index, np.int64), values, size, gradient.step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from reference.id_map import IdMap
 
 MASK = 2**64 - 1
 
@@ -47,6 +48,14 @@ def blocks_of(method, i, *, vocab, inner, n_chunks, sizes, options, keys, words)
 
     if method in ("full", "ldim", "int8", "int4"):
         return [[whole(i * inner, inner)]], inner, None
+    if method == "tiered":
+        known = IdMap(rows, options["bits"])
+        known.key = keys[0]
+        fingerprint, *buckets = known.buckets(i)
+        found = [slot for b in buckets for slot in range(4 * b, 4 * b + 4)
+                 if pointer(words, slot, known.bits, 0, known.bits) == fingerprint]  # fmt: skip
+        row = found[0] if found else rows + known.shared(known.identity(known.name(i)), max(1, rows // 16))
+        return [[whole(row * inner, inner)]], inner, None
     if method == "hash":
         return [[whole(bucket(i, keys[0], rows) * inner, inner, sign(0))]], inner, None
     if method == "bloom":

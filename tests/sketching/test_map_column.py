@@ -75,7 +75,7 @@ def test_vectors_and_gradients_are_those_of_the_rows(number):
         np.add.at(whole, at, grads)
         batch = JaggedBatch.alone(ids)
         np.testing.assert_allclose(blocks.scatter(group, batch, grads).reshape(19, 4), whole, rtol=1e-5, atol=1e-6)
-        sparse = blocks.scatter_sparse(group, batch, grads, blocks.new_slots(sketch.layout))
+        sparse = blocks.scatter_sparse(group, batch, grads)
         np.testing.assert_allclose(sparse.dense().reshape(19, 4), whole, rtol=1e-5, atol=1e-6)
         assert sorted(sparse.index.tolist()) == sorted(set(at))
     rows.erase([5])

@@ -229,6 +229,9 @@ def test_bad_sizes_say_what_is_wrong():
     for bad in ({**good, "words": good["words"][:-1]}, {**good, "clock": np.zeros(2, np.int32)}):
         with pytest.raises(ValueError, match="must be a contiguous .* as many bytes"):
             FrequencySketch(100, arrays=bad)
+    for clock in ([-1, 0], [0, -1], [2**63 - 1, 0]):
+        with pytest.raises(ValueError, match="must be between 0 and"):
+            FrequencySketch(100, arrays={**good, "clock": np.array(clock)})
     with pytest.raises(TypeError, match="clock must be an array, got None"):
         FrequencySketch(100, arrays={"words": good["words"]})
 

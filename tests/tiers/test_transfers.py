@@ -7,7 +7,7 @@ import pytest
 from reference.owners import Owners as Naive
 
 from cce_core._jit import COMPILED
-from cce_core.tiers import Owners, Policy, transfer
+from cce_core.tiers import Moves, Owners, Policy
 
 
 def naive_transfer(naive, changes, mass, n_shared, values, fold):
@@ -36,7 +36,14 @@ def test_a_stream_moves_rows_as_the_definition_does(fold, n_shared, admission):
         ids = rng.zipf(1.3, 30) % 2**40
         changes = real.step(real.count(ids))
         mass = real.sketch.mass
-        transfer(real, changes, n_shared, values, states, fold=fold)
+        moves, whole = Moves.of(real, changes, n_shared, fold), values.copy()
+        moves.apply(whole)
+        moves.reset(states, len(values))
+        index, few = moves.compact()
+        part = values[index]
+        few.apply(part)
+        values[index] = part
+        np.testing.assert_array_equal(values, whole)
         expected = naive.step(naive.count(ids.tolist()))
         naive_transfer(naive, expected, mass, n_shared, twin, fold)
         np.testing.assert_allclose(values, twin, rtol=1e-6, atol=1e-7)
@@ -52,11 +59,11 @@ def test_a_stream_moves_rows_as_the_definition_does(fold, n_shared, admission):
 def test_no_vector_jumps_at_admission_and_what_was_learned_is_folded_back():
     owners, values = Owners(4, 1000, Policy(lead=1)), np.zeros((5, 2), np.float32)
     values[4] = 1.0
-    transfer(owners, owners.step(owners.count([1, 2, 3, 4])), 1, values)
+    Moves.of(owners, owners.step(owners.count([1, 2, 3, 4])), 1).apply(values)
     assert (values == 1).all()
     values[:4] = 3.0
     changes = owners.step(owners.count([5, 5]))
-    transfer(owners, changes, 1, values)
+    Moves.of(owners, changes, 1).apply(values)
     share = 1 / (1 + owners.sketch.mass)
     np.testing.assert_allclose(values[4], 1 + share * 2, rtol=1e-6)
     np.testing.assert_array_equal(values[changes.rows[0]], values[4])
@@ -65,5 +72,5 @@ def test_no_vector_jumps_at_admission_and_what_was_learned_is_folded_back():
 
 def test_nothing_is_lost_where_nothing_changes_hands():
     owners, values = Owners(4, 1000), np.arange(10, dtype=np.float32).reshape(5, 2)
-    transfer(owners, owners.step(np.empty(0, np.uint64)), 1, values)
+    Moves.of(owners, owners.step(np.empty(0, np.uint64)), 1).apply(values)
     assert values.reshape(-1).tolist() == list(range(10))

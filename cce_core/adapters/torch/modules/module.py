@@ -84,6 +84,11 @@ class Compressed(Phased, Weighted):
         if scale_grad_by_freq and num_embeddings is None:
             raise ValueError("scale_grad_by_freq counts ids up to num_embeddings: give it a number")
         rule = get_method(resolved(_check.instance("method", method, str, "a method's name"))[0])
+        if rule.owned:
+            raise ValueError(
+                f"method {rule.name!r} is not in torch's modules yet, whose parameters keep their rows: train it with "
+                "cce.make_table, or take method='hash'"
+            )
         if rule.phased and shard_pointers:
             raise ValueError(
                 f"a {rule.name!r} table has no pointers to share out before it is clustered: leave shard_pointers out, or "

@@ -1,0 +1,165 @@
+"""Ids without end: own rows for those that earn them while the stream goes by, shared rows for all others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cce_core import _check
+from cce_core.method.base import Request
+from cce_core.method.block import BlockMethod
+from cce_core.method.spec import ArraySpec, BudgetError, TableSpec
+from cce_core.sketching.layout import MAP, Column, Layout
+from cce_core.storage.packed import Packing
+from cce_core.tiers import Owners, Policy
+from cce_core.tiers.id_map import BITS, MOST_SLOTS, SLOTS, map_key
+
+_RANK = 4
+_SHARED = 16  # own rows per shared one
+_POLICY = ("admission", "eviction", "half_life", "lead", "grace", "admit_threshold", "admit_probability", "ttl")
+_OWN = {
+    "map": "pointers",
+    "counts": "own_counts",
+    "seen": "own_seen",
+    "young": "own_young",
+    "sketch": "sketch",
+    "clock": "clock",
+}
+
+
+class Tiered(BlockMethod):
+    """T[i] = M[row(i)] · W + b, where row(i) is the id's own row, if it has one, or else a row that ids share by hash.
+
+    Training counts ids, and between steps gives own rows to those that are met more often than the owners of such rows. Lookups
+    count nothing.
+    """
+
+    name = "tiered"
+    paper = "arXiv:1704.07463"
+    summary = "own rows for the ids that earn them while training, shared rows by hash for all others"
+    stores = "1.06·rank + 4 per own row, 1.06·rank per 16 of them, and the projection"
+    takes = "two hashes, 8 fingerprints, rank bytes decoded and rank·dim multiplications"
+    default_codec = "int8"
+    default_rounding = "stochastic"
+    owned = True
+    options = {
+        "admission": "duel", "eviction": "lfu_decay", "half_life": 1000, "lead": 2, "grace": 0, "admit_threshold": 2,
+        "admit_probability": 0.1, "ttl": 1000, "bits": 16, "fold": True,
+    }  # fmt: skip
+
+    def check(self, request: Request) -> None:
+        """The policy's settings, and the bits of a fingerprint."""
+        _policy(request.options)
+        if _check.integer("bits", request.options["bits"]) not in BITS:
+            raise ValueError(f"bits must be 16 or 32, got {request.options['bits']}")
+
+    def rank(self, request: Request) -> int:
+        """4, or 0 for vectors as narrow."""
+        return _RANK if request.dim > _RANK else 0
+
+    # --- sizes --------------------------------------------------------------------------------------------------------
+
+    def sizes(self, request: Request) -> tuple[int, ...]:
+        """Own rows, a multiple of 4: the most that fit, with all that comes with them."""
+
+        def fits(buckets: int) -> bool:
+            n = SLOTS * buckets
+            if request.num_params is not None:
+                return _floats(request, n) + request.projection <= request.num_params
+            return self._bytes(request, n) <= (request.num_bytes or 0)
+
+        if not fits(1):
+            params = _floats(request, SLOTS) + request.projection
+            raise BudgetError(request.too_small(self.name, params, self._bytes(request, SLOTS)))
+        low, high = 1, MOST_SLOTS // SLOTS + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return (SLOTS * low,)
+
+    def check_sizes(self, request: Request, sizes: tuple[int, ...]) -> None:
+        """One number of own rows."""
+        if len(sizes) != 1:
+            raise ValueError(f"a {self.name!r} table has one size, its own rows, got {len(sizes)}")
+        if _check.integer("sizes[0], the own rows,", sizes[0], SLOTS, MOST_SLOTS) % SLOTS:
+            raise ValueError(f"sizes[0], the own rows, must be a multiple of {SLOTS}, got {sizes[0]}")
+
+    def nbytes(self, spec: TableSpec) -> int:
+        """As `sizes` reckons."""
+        return self._bytes(Request.of(spec), spec.sizes[0])
+
+    def _bytes(self, request: Request, n: int) -> int:
+        policy, bits = _policy(request.options), int(request.options["bits"] or BITS[0])
+        per_row = 1 + 4 * policy.uses_steps + bool(policy.grace)
+        fingerprints = 8 * -(-n * bits // 64)
+        memory = request.codec.nbytes(_floats(request, n))
+        return memory + 4 * request.projection + 8 + fingerprints + n * per_row + _sketch_bytes(n)
+
+    # --- arrays -------------------------------------------------------------------------------------------------------
+
+    def layout(self, spec: TableSpec) -> Layout:
+        """One column: an own row or a shared one."""
+        (n,), inner = spec.sizes, spec.inner
+        rows = n + _shared(n)
+        column = Column(MAP, 0, inner, rows, a=n, b=0)
+        return Layout((column,), 1, width=inner, size=rows * inner, unit=inner, bits_per_id=spec.option("bits"))
+
+    def packing(self, spec: TableSpec) -> Packing:
+        """The fingerprints."""
+        return Packing(spec.sizes[0], (spec.option("bits"),))
+
+    def keys(self, spec: TableSpec, generation: int) -> NDArray[np.uint64]:
+        """The map's."""
+        return np.array([map_key(spec.seed)], np.uint64)
+
+    def arrays(self, spec: TableSpec) -> dict[str, ArraySpec]:
+        """And all that is counted."""
+        (n,), policy = spec.sizes, _policy(dict(spec.options))
+        out = super().arrays(spec)
+        out["own_counts"] = ArraySpec(np.uint8, (n,))
+        if policy.uses_steps:
+            out["own_seen"] = ArraySpec(np.uint32, (n,))
+        if policy.grace:
+            out["own_young"] = ArraySpec(np.uint8, (n,))
+        out["sketch"] = ArraySpec(np.uint64, (_sketch_bytes(n) // 8 - 2,))
+        out["clock"] = ArraySpec(np.int64, (2,))
+        return out
+
+    def fresh(self, spec: TableSpec, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
+        """No id was met yet."""
+        out = super().fresh(spec, rng)
+        return {name: out[name] if name in out else np.zeros(a.shape, a.dtype) for name, a in self.arrays(spec).items()
+                if name != "scales"}  # fmt: skip
+
+    def first_pointers(self, spec: TableSpec) -> NDArray[np.uint64]:
+        """Nobody has a row."""
+        return self.packing(spec).empty()
+
+    def owners(self, spec: TableSpec, arrays: Mapping[str, NDArray[Any]]) -> Owners:
+        """Who owns which row, over the arrays of a table."""
+        (n,) = spec.sizes
+        empty: dict[str, NDArray[Any]] = {"own_seen": np.empty(0, np.uint32), "own_young": np.empty(0, np.uint8)}
+        held = {name: arrays[own] if own in arrays else empty[own] for name, own in _OWN.items()}
+        policy = _policy(dict(spec.options))
+        return Owners(n, _sketch_bytes(n), policy, bits=spec.option("bits"), seed=spec.seed, arrays=held)
+
+
+def _policy(options: Mapping[str, Any]) -> Policy:
+    return Policy(**{name: options[name] for name in _POLICY})
+
+
+def _shared(n: int) -> int:
+    """Shared rows beside `n` own ones."""
+    return max(1, n // _SHARED)
+
+
+def _floats(request: Request, n: int) -> int:
+    return (n + _shared(n)) * request.inner
+
+
+def _sketch_bytes(n: int) -> int:
+    """One cell for each own row, and the clock."""
+    return 16 + 8 * -(-n // 8)
