@@ -30,7 +30,7 @@ from cce_core.sketching.scatter import compact_rows, owned, places_for, scatter_
 from cce_core.tables.collection import Collection
 from cce_core.tables.passes import ForwardPass
 from cce_core.tables.table import Table
-from cce_core.training.rules import ADAM, ROWWISE, SGD, update_dense, update_rows
+from cce_core.training.rules import ADAM, ADAM_HALF, ROWWISE, ROWWISE_HALF, SGD, update_dense, update_rows
 from cce_core.training.state import Fused, State
 
 # Of a parameter's row: the addresses of its values and of two arrays of state, where its gradient begins, its floats and its
@@ -52,7 +52,7 @@ class Prepared:
         rule: the formula.
         rows: int64 (parameters, 6): the memories, then the projections.
         states: theirs.
-        numbers: float64 (parameters, 6), the constants of a step.
+        numbers: float64 (parameters, 7), the constants of a step.
         held: the arrays whose addresses stand in `rows`.
         projections: the rows of the projections, whose gradients here begin at 0.
         call_args: where the words of the last batch lay.
@@ -86,8 +86,16 @@ def _rule_range(low: int, high: int, kernel_id: int, rows: Any, numbers: Any, g:
 def _arrays(kernel_id: int, row: Any) -> Any:
     """Values and state of a parameter."""
     size = row[SIZE]
-    first = 0 if kernel_id == SGD else size // row[GRAIN] if kernel_id == ROWWISE else size
-    second = size if kernel_id == ADAM else 0
+    n_rows = size // row[GRAIN]
+    first, second = size, size if kernel_id == ADAM else 0
+    if kernel_id == SGD:
+        first = 0
+    elif kernel_id == ROWWISE:
+        first = n_rows
+    elif kernel_id == ROWWISE_HALF:
+        first = (n_rows + 1) // 2
+    elif kernel_id == ADAM_HALF:
+        first, second = (size + 1) // 2, (n_rows + 1) // 2
     p, a = array_at(row[VALUES], size, np.float32), array_at(row[FIRST], first, np.float32)
     return p, a, array_at(row[SECOND], second, np.float32)
 
@@ -167,7 +175,7 @@ def update(optimizer: Fused, both: Collection, seen: Any, grads: Any) -> None:
         first, call_args = plans[0], seen.left[0].call_args
         if first.call_args is not call_args:  # batches are mostly of one size
             first.call_args = call_args
-            first.whole = optimizer.updates_all() if kernel_id == ADAM else _crowded(both, seen)
+            first.whole = optimizer.updates_all() or (kernel_id not in (ADAM, ADAM_HALF) and _crowded(both, seen))
             _note(both, seen, first.whole)
         if first.whole:
             _dense(optimizer, writer, both, seen, grads, plans)
@@ -220,17 +228,17 @@ def _plan(optimizer: Fused, both: Collection, group: TableGroup) -> Prepared:
     array = np.array(rows, np.int64)
     projections = array[len(group.parts) :].copy()
     projections[:, START] -= group.size
-    return Prepared(optimizer.kernel_id, array, states, np.zeros((len(rows), 6)), held, projections)
+    return Prepared(optimizer.kernel_id, array, states, np.zeros((len(rows), 7)), held, projections)
 
 
 def _begin_step(optimizer: Fused, plan: Prepared) -> None:
     """Count the step, and work out its constants."""
-    known, numbers = -1, plan.numbers
+    known, numbers = (-1, False), plan.numbers
     for s, state in enumerate(plan.states):
         state.step += 1
-        if state.step != known:
-            known = state.step
-            constants = optimizer.constants(known)
+        if known != (state.step, state.projection):
+            known = state.step, state.projection
+            constants = optimizer.constants(state.step, optimizer.rate(state))
             numbers[s:, : len(constants)] = constants
 
 

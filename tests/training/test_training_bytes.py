@@ -16,6 +16,8 @@ OPTIMISERS = {
     "row-wise": (lambda: cce.Adagrad(0.1, rowwise=True), 4),
     "adagrad": (lambda: cce.Adagrad(0.1), 16),
     "lazy": (lambda: cce.AdamW(0.01, lazy=True), 32),
+    "row-wise bfloat16": (lambda: cce.Adagrad(0.1, rowwise=True, state_dtype="bfloat16"), 2),
+    "lazy row-wise adam": (lambda: cce.Adam(0.01, lazy=True, rowwise=True), 10),
 }
 
 
