@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cce_core import _check
 from cce_core._guard import Writer
 from cce_core._jit import jit
-from cce_core._threads import parallel_for
+from cce_core._threads import get_num_threads, parallel_for
 from cce_core.sketching import blocks
 from cce_core.sketching.block_ops import array_at
 from cce_core.sketching.descriptors import COLUMNS, COUNT, MEMORY_OFFSET, UNIT, WIDTH, address_of
@@ -196,7 +196,8 @@ def _crowded(both: Collection, seen: ForwardPass) -> bool:
 
 
 def _note(both: Collection, seen: ForwardPass, whole: bool) -> None:
-    """Bytes that a step of such a batch takes, and gives back."""
+    """Bytes that a step of such a batch takes, and gives back; each thread numbers the units of its range by itself."""
+    threads = 0 if whole else 1 if len(seen.batch.ids) < _SMALL else get_num_threads()
     for group, left in zip(both.groups, seen.left):
         for t, place in zip(group.tables, left.call_args):
             table, n = both.tables[t], int(place[COUNT])
@@ -204,7 +205,7 @@ def _note(both: Collection, seen: ForwardPass, whole: bool) -> None:
             sparse = blocks.most_touched(layout, n) * (8 + 4 * layout.unit)
             memory = 4 * layout.size if whole else sparse
             table.training_bytes["gradient"] = memory + 4 * math.prod(shapes.get("projection", (0,)))
-            table.training_bytes["scratch"] = 0 if whole else blocks.scratch_bytes(layout, n)
+            table.training_bytes["scratch"] = threads * blocks.scratch_bytes(layout, n)
 
 
 def _plan(optimizer: Fused, both: Collection, group: TableGroup) -> Prepared:

@@ -66,6 +66,15 @@ def test_a_fused_step_is_told_by_the_way_it_takes():
         assert table.ledger().peak == table.ledger().total + sum(training.values())
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_each_thread_of_a_large_step_has_scratch_of_its_own(threads):
+    table, n = cce.make_table("full", 50_000, 2), 4_500
+    cce.set_num_threads(threads)
+    cce.SGD(0.1).update(cce.Collection([table]), np.arange(n)[:, None], np.ones((n, 2), np.float32))
+    cce.set_num_threads(None)
+    assert table.ledger().training["scratch"] == threads * (8 * n + 4 * 2**15)  # 2^15 places for 4 · 4,500
+
+
 def test_of_a_step_and_a_clustering_the_larger_one_counts():
     table = cce.make_table("cce", 500, 8, num_params=512, rank=0)
     table.backward([1], np.ones((1, 8)))
