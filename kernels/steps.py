@@ -18,6 +18,7 @@ import numpy as np
 from cce_core import _check
 from cce_core.hashing.mix import derive_key
 from cce_core.method.spec import ROUNDING, ROUNDINGS
+from cce_core.storage.codec import BLOCK, PARTS
 from cce_core.storage.codec import codec as get_codec
 from cce_core.training import SGD, Adagrad, AdamW
 from cce_core.training.optimizer import Optimizer
@@ -29,6 +30,7 @@ PLAIN, MOMENTUM, EACH, ROWWISE, MOMENTS = range(5)
 _PLAIN, _MOMENTUM, _EACH = tl.constexpr(PLAIN), tl.constexpr(MOMENTUM), tl.constexpr(EACH)
 _ROWWISE = tl.constexpr(ROWWISE)
 _TILE = 1 << 13 if INTERPRETED else 1 << 11  # floats
+_PARTS_OF_INT4 = dataclasses.replace(get_codec("int8"), most=PARTS * get_codec("int4").most)
 _DENSE = 4  # a whole gradient is no more than so many times what a batch adds to it: then it is the quicker one
 
 
@@ -90,6 +92,14 @@ def _unclipped(optimizer: Optimizer) -> None:
     """Refuse what the kernels do not do, rather than not do it silently."""
     if optimizer.max_norm is not None:
         raise ValueError("max_norm is for the CPU: on the device, clip the gradients of the vectors before the step")
+    if optimizer.projection_lr is not None:
+        raise ValueError("projection_lr is for the CPU: on the device a projection has the rate of the memory")
+    if getattr(optimizer, "state_dtype", "float32") != "float32" or (
+        isinstance(optimizer, AdamW) and optimizer.rowwise
+    ):
+        raise ValueError(
+            "states in bfloat16 are for the CPU: on the device take state_dtype='float32', or Adam without rowwise"
+        )
 
 
 def step(optimizer: Optimizer, p: torch.Tensor, gradient: Any, unit: int, state: State) -> None:
@@ -151,7 +161,8 @@ class Trainer:
     """Trains tables in place with one of `cce_core`'s optimisers.
 
     Behind a codec float32 values are kept, rounded into the codes at each step; with stochastic rounding they exist during a
-    step alone. `tables.cluster` (a new generation) drops the state of what it changed, as in `cce_core`.
+    step alone, and of int4 the sixteenths that codes leave over are kept. `tables.cluster` (a new generation) drops the state of
+    what it changed, as in `cce_core`.
 
     Args:
         tables: whose parameters are trained.
@@ -174,11 +185,14 @@ class Trainer:
         self._states: list[tuple[int, dict[str, State]]] = [(g, {}) for g in tables.generations]
         self._values: list[tuple[int, torch.Tensor | None]] = [(g, None) for g in tables.generations]
         self._settled = [0] * len(tables.specs)
+        self._left: list[tuple[int, torch.Tensor | None]] = [(g, None) for g in tables.generations]
 
     def state_bytes(self) -> int:
         """Bytes of state, and of the values behind codecs, that are held."""
         held = [array for _, states in self._states for state in states.values() for array in state.arrays.values()]
-        return sum(t.numel() * t.element_size() for t in [*held, *(v for _, v in self._values if v is not None)])
+        return sum(
+            t.numel() * t.element_size() for t in [*held, *(v for _, v in self._values + self._left if v is not None)]
+        )
 
     def update(self, ids: Any, grads: torch.Tensor, offsets: Any = None, **settings: Any) -> None:
         """Backward pass and step in one, for the same arguments as `Tables.backward`.
@@ -225,6 +239,10 @@ class Trainer:
         generation, values = self._values[k]
         if values is None or generation != self.tables.generations[k]:
             arrays, size = self.tables.arrays[k], self.tables.size_of(k)
+            since, left = self._left[k]
+            if left is not None and since == self.tables.generations[k]:
+                parts = PARTS * _nibbles(arrays["memory"], size) + _nibbles(left, size)
+                return parts.float() / PARTS * arrays["scales"].repeat_interleave(BLOCK)[:size]
             values = codecs.decode(get_codec(self.tables.specs[k].codec), arrays["memory"], arrays.get("scales"), size)
         return values
 
@@ -233,7 +251,15 @@ class Trainer:
         random = spec.rounding == ROUNDINGS[1]
         self._settled[k] += 1
         key = derive_key(spec.seed, ROUNDING, self._settled[k]) if random else None
-        codecs.encode_into(get_codec(spec.codec), values, arrays["memory"], arrays.get("scales"), key)
+        if random and spec.codec == "int4":
+            parts = torch.empty(values.numel(), dtype=torch.int8, device=values.device)
+            codecs.encode_into(_PARTS_OF_INT4, values, parts, arrays["scales"], key)
+            arrays["scales"].mul_(PARTS)
+            whole = torch.div(parts.int() + PARTS // 2, PARTS, rounding_mode="floor")
+            arrays["memory"].copy_(_packed(whole))
+            self._left[k] = self.tables.generations[k], _packed(parts.int() - PARTS * whole)
+        else:
+            codecs.encode_into(get_codec(spec.codec), values, arrays["memory"], arrays.get("scales"), key)
         self._values[k] = self.tables.generations[k], None if random else values
 
     def _of(self, k: int) -> dict[str, State]:
@@ -244,6 +270,16 @@ class Trainer:
             states = {name: state for name, state in states.items() if name == "projection"}
             self._states[k] = now, states
         return states
+
+
+def _nibbles(packed: torch.Tensor, size: int) -> torch.Tensor:
+    """Numbers from −8 to 7, two to a byte, the earlier one in the lower half."""
+    return torch.stack([packed & 15, packed >> 4], 1).view(-1)[:size].int() - 8
+
+
+def _packed(numbers: torch.Tensor) -> torch.Tensor:
+    up = torch.nn.functional.pad(numbers + 8, (0, numbers.numel() % 2)).view(-1, 2)
+    return (up[:, 0] | (up[:, 1] << 4)).to(torch.uint8)
 
 
 def _without(settings: dict[str, Any]) -> dict[str, Any]:

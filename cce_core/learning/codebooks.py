@@ -63,12 +63,14 @@ class WorkingSet:
 
 @jit
 def _commit(
-    codes: Any, new_codes: Any, scales: Any, new_scales: Any, values: Any, new_values: Any, keys: Any, new_keys: Any,
-    pointers: Any, new_pointers: Any, projection: Any, new_projection: Any, factors: Any, new_factors: Any, generation: Any,
+    codes: Any, new_codes: Any, scales: Any, new_scales: Any, values: Any, new_values: Any, remainders: Any, new_remainders: Any,
+    keys: Any, new_keys: Any, pointers: Any, new_pointers: Any, projection: Any, new_projection: Any, factors: Any,
+    new_factors: Any, generation: Any,
 ) -> None:  # fmt: skip
     codes[:] = new_codes
     scales[:] = new_scales
     values[:] = new_values
+    remainders[:] = new_remainders
     keys[:] = new_keys
     pointers[:] = new_pointers
     projection[:] = new_projection

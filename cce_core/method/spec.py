@@ -41,7 +41,7 @@ class TableSpec:
         seed: of the hashes, the first pointers and the first values.
         options: the method's own options, sorted by name.
         codec: how the memory is kept: "float32", "bfloat16", "int8" or "int4".
-        rounding: how it is rounded into the codec while training: "straight-through" or "stochastic".
+        rounding: how it is rounded into the codec while training: "straight-through" or "stochastic"; see `QuantizedMemory`.
 
     Example:
         >>> import cce_core as cce

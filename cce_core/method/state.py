@@ -101,7 +101,7 @@ class TableState:
         if self.spec.codec != "float32":
             with self.guard.door:
                 trained["memory"] = self.stored.master()
-                self.training_bytes["values"] = self.stored.training_bytes
+                self.training_bytes |= self.stored.held
         return trained
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -130,14 +130,14 @@ class TableState:
         with Changing((self.guard,)):
             if self.spec.codec != "float32":
                 self.stored.requantize()
-                self.training_bytes["values"] = self.stored.training_bytes
+                self.training_bytes |= self.stored.held
 
     def update_rows(self, index: NDArray[np.int64], change: Change) -> None:
         """Change some units of a memory with a codec, at the cost of those alone: see `QuantizedMemory.update_rows`."""
         with Changing((self.guard,)):
             made = self.stored.update_rows(index, self._units["memory"], change)
             made = max(made, self.training_bytes.get("scratch", 0))  # another time: of the gradient
-            self.training_bytes |= {"values": self.stored.training_bytes, "scratch": made}
+            self.training_bytes |= {**self.stored.held, "scratch": made}
 
     def block_sizes(self) -> dict[str, int]:
         """Floats of the blocks that each parameter is made of: what "row" means to sparse gradients and optimisers."""

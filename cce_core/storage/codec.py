@@ -24,6 +24,8 @@ from cce_core.hashing.mix import keyed, premix
 
 FLOAT32, BFLOAT16, INT8, INT4 = 0, 1, 2, 3
 BLOCK = 64  # floats that share a scale
+PARTS = 16  # of a step of int4, that a remainder counts
+NOTHING_LEFT = 0x88  # two remainders of none, each in the upper or lower half
 _SHIFT, _ONE, _HALF = np.uint64(6), np.uint64(1), np.float32(0.5)
 _GRAIN = 1 << 9  # blocks
 _LOW = np.uint32(0xFFFF)
@@ -76,7 +78,7 @@ def _encode_bfloat16(
 @jit
 def _encode_scaled(
     start: int, stop: int, blocks: Any, apart: bool, size: int, values: Any, most: np.float32, four: bool,
-    stochastic: bool, key: np.uint64, codes: Any, scales: Any,
+    stochastic: bool, key: np.uint64, codes: Any, scales: Any, remainders: Any,
 ) -> None:  # fmt: skip
     for n in range(start, stop):
         low, high, back = _range_of(n, blocks, apart, size)
@@ -86,12 +88,20 @@ def _encode_scaled(
         scale = largest / most
         if not np.isfinite(scale * most):  # the quotient of the largest float was rounded up
             scale *= np.float32(1.0 - 2.0**-23)
-        scales[low // BLOCK] = scale
+        scales[low // BLOCK] = scale if remainders is None else scale * np.float32(PARTS)
         for i in range(low, high):
             exact = values[i - back] / largest * most if largest > np.float32(0.0) else np.float32(0.0)
             q = np.floor(exact + (_chance(i, key) if stochastic else _HALF))
             q = min(max(q, -most), most)
             if four:
+                if remainders is not None:
+                    part = q
+                    q = np.floor((part + np.float32(PARTS // 2)) / np.float32(PARTS))
+                    left = np.uint8(part - q * np.float32(PARTS) + np.float32(PARTS // 2))
+                    if i & 1:
+                        remainders[i >> 1] = np.uint8(remainders[i >> 1] | np.uint8(left << np.uint8(4)))
+                    else:
+                        remainders[i >> 1] = left
                 nibble = np.uint8(q + np.float32(8.0))
                 if i & 1:
                     codes[i >> 1] = np.uint8(codes[i >> 1] | np.uint8(nibble << np.uint8(4)))
@@ -102,11 +112,18 @@ def _encode_scaled(
 
 
 @jit
-def _decode(start: int, stop: int, blocks: Any, size: int, codec: int, codes: Any, scales: Any, out: Any) -> None:
+def _decode(
+    start: int, stop: int, blocks: Any, size: int, codec: int, codes: Any, scales: Any, remainders: Any, out: Any
+) -> None:
     for n in range(start, stop):
         low, high, back = _range_of(n, blocks, True, size)
         for i in range(low, high):
             out[i - back] = fetch(codec, codes, scales, np.uint64(i))
+            if remainders is not None:
+                here, shift = np.uint64(i) >> _ONE, np.uint32((np.uint64(i) & _ONE) << np.uint64(2))
+                whole = np.float32((np.uint32(codes[here]) >> shift) & np.uint32(15)) - np.float32(8.0)
+                left = np.float32((np.uint32(remainders[here]) >> shift) & np.uint32(15)) - np.float32(PARTS // 2)
+                out[i - back] = (whole + left / np.float32(PARTS)) * scales[low // BLOCK]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,16 +189,18 @@ class Codec:
             first = last
         return codes, scales
 
-    def encode_into(self, values: NDArray[np.float32], codes: Any, scales: Any, key: int | None = None) -> None:
-        """The same into arrays that the caller owns."""
+    def encode_into(
+        self, values: NDArray[np.float32], codes: Any, scales: Any, key: int | None = None, remainders: Any = None
+    ) -> None:
+        """The same into arrays that the caller owns; of int4 with the sixteenths of a step that the codes leave over."""
         if self.number == FLOAT32:
             codes[:] = values
         else:
-            self._encode(-(-values.size // BLOCK), None, False, values.size, values, codes, scales, key)
+            self._encode(-(-values.size // BLOCK), None, False, values.size, values, codes, scales, key, remainders)
 
     def encode_blocks(
         self, blocks: NDArray[np.int64], values: NDArray[np.float32], size: int, codes: Any, scales: Any,
-        key: int | None = None,
+        key: int | None = None, remainders: Any = None,
     ) -> None:  # fmt: skip
         """The same of some blocks of 64 floats alone: of a codec other than float32.
 
@@ -189,28 +208,29 @@ class Codec:
             blocks: their numbers, each once, in order.
             values: float32, the blocks one after the other, or all `size` floats.
             size: floats in all.
-            codes, scales, key: as for `encode_into`; a float's draw is the same one there.
+            codes, scales, key, remainders: as for `encode_into`; a float's draw is the same one there.
         """
-        self._encode(len(blocks), blocks, values.size != size, size, values, codes, scales, key)
+        self._encode(len(blocks), blocks, values.size != size, size, values, codes, scales, key, remainders)
 
     def _encode(
         self, n: int, blocks: Any, apart: bool, size: int, values: NDArray[np.float32], codes: Any, scales: Any,
-        key: int | None,
+        key: int | None, remainders: Any,
     ) -> None:  # fmt: skip
         draw, word = key is not None, np.uint64(key or 0)
         if self.number == BFLOAT16:
             parallel_for(_encode_bfloat16, n, _GRAIN, blocks, apart, size, values.view(np.uint32), draw, word, codes)
         else:
-            most, four = np.float32(self.most), self.number == INT4
-            parallel_for(_encode_scaled, n, _GRAIN, blocks, apart, size, values, most, four, draw, word, codes, scales)
+            most, four = np.float32(self.most * (1 if remainders is None else PARTS)), self.number == INT4
+            args = blocks, apart, size, values, most, four, draw, word, codes, scales, remainders
+            parallel_for(_encode_scaled, n, _GRAIN, *args)
 
     def decode(
-        self, codes: Any, scales: Any, size: int, blocks: NDArray[np.int64] | None = None
+        self, codes: Any, scales: Any, size: int, blocks: NDArray[np.int64] | None = None, remainders: Any = None
     ) -> NDArray[np.float32]:
         """The `size` floats that codes and scales stand for; or some blocks of 64 of them, one after the other."""
         n = -(-size // BLOCK) if blocks is None else len(blocks)
         out = np.empty(size if blocks is None else n * BLOCK, np.float32)
-        parallel_for(_decode, n, _GRAIN, blocks, size, self.number, codes, scales, out)
+        parallel_for(_decode, n, _GRAIN, blocks, size, self.number, codes, scales, remainders, out)
         return out
 
 

@@ -47,7 +47,7 @@ def make_table(
         codec: how the memory is kept: "float32", "bfloat16" (2 bytes a float), "int8" or "int4" (1 or 1/2, and a float32
             scale for each 64); None for the method's own, which is float32 for all but `int8` and `int4`.
         rounding: how training rounds into a codec: "straight-through" keeps float32 values beside it while training,
-            "stochastic" keeps none and rounds up or down at random.
+            "stochastic" keeps none and rounds up or down at random; of int4 it keeps 4 bits a float, sixteenths of a code.
         seed: of the hashes and the first values.
         options: the method's own.
 

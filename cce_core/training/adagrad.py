@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core.training.optimizer import Optimizer
-from cce_core.training.rules import ADAGRAD, ROWWISE
+from cce_core.training.rules import ADAGRAD, ROWWISE, ROWWISE_HALF
 from cce_core.training.state import State
 
 
@@ -20,7 +20,12 @@ class Adagrad(Optimizer):
         lr: learning rate, at least 0.
         eps: ε, above 0.
         rowwise: one number of state a row (a block of the memory) instead of one a float.
+        state_dtype: "float32", or, row-wise, "bfloat16": half the bytes, rounded at random so that small squares still add up.
         max_norm: clip the gradients of a step to this norm.
+        projection_lr: the learning rate of projections, whose gradients are sums over all ids; None for the same.
+
+    Raises:
+        ValueError: a number is out of range, or bfloat16 is asked for without `rowwise`.
 
     References:
         Duchi, Hazan, Singer, JMLR 12 (2011).
@@ -35,17 +40,31 @@ class Adagrad(Optimizer):
     """
 
     def __init__(
-        self, lr: float = 1e-2, eps: float = 1e-10, *, rowwise: bool = False, max_norm: float | None = None
+        self,
+        lr: float = 1e-2,
+        eps: float = 1e-10,
+        *,
+        rowwise: bool = False,
+        state_dtype: str = "float32",
+        max_norm: float | None = None,
+        projection_lr: float | None = None,
     ) -> None:
-        super().__init__(lr, max_norm)
+        super().__init__(lr, max_norm, projection_lr)
         self.eps = _check.number("eps", eps, 0.0, open_at_least=True, in_float32=True)
         self.rowwise = _check.flag("rowwise", rowwise)
-        self.kernel_id = ROWWISE if self.rowwise else ADAGRAD
+        self.state_dtype = _check.choice("state_dtype", state_dtype, ("float32", "bfloat16"))
+        half = self.state_dtype == "bfloat16"
+        if half and not self.rowwise:
+            raise ValueError("state_dtype 'bfloat16' goes with rowwise=True: one number of state a row")
+        self.kernel_id = ROWWISE_HALF if half else ROWWISE if self.rowwise else ADAGRAD
 
     def state_arrays(self, size: int, unit: int, state: State) -> list[NDArray[np.float32]]:
         """The sums of squares."""
+        if self.kernel_id == ROWWISE_HALF:
+            return [state.halves("squares", size // unit)]
         return [state.array("squares", size // unit if self.rowwise else size)]
 
-    def constants(self, step: int) -> tuple[float, ...]:
-        """They do not change."""
-        return self.lr, self.eps
+    def constants(self, step: int, lr: float | None = None) -> tuple[float, ...]:
+        """The learning rate and ε; in bfloat16 the step, which keys the draws."""
+        fixed = self.lr if lr is None else lr, self.eps
+        return (*fixed, float(step)) if self.kernel_id == ROWWISE_HALF else fixed

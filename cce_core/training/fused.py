@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from cce_core import _check
 from cce_core._guard import Writer
 from cce_core._jit import jit
-from cce_core._threads import parallel_for
+from cce_core._threads import get_num_threads, parallel_for
 from cce_core.sketching import blocks
 from cce_core.sketching.block_ops import array_at
 from cce_core.sketching.descriptors import COLUMNS, COUNT, MEMORY_OFFSET, UNIT, WIDTH, address_of
@@ -31,7 +31,7 @@ from cce_core.sketching.scatter import compact_rows, owned, places_for, scatter_
 from cce_core.tables.collection import Collection
 from cce_core.tables.passes import ForwardPass
 from cce_core.tables.table import Table
-from cce_core.training.rules import ADAM, ROWWISE, SGD, update_dense, update_rows
+from cce_core.training.rules import ADAM, ADAM_HALF, ROWWISE, ROWWISE_HALF, SGD, update_dense, update_rows
 from cce_core.training.state import Fused, State
 
 # Of a parameter's row: the addresses of its values and of two arrays of state, where its gradient begins, its floats and its
@@ -54,7 +54,7 @@ class Prepared:
         rule: the formula.
         rows: int64 (parameters, 6): the memories, then the projections.
         states: theirs.
-        numbers: float64 (parameters, 6), the constants of a step.
+        numbers: float64 (parameters, 7), the constants of a step.
         held: the arrays whose addresses stand in `rows`.
         projections: the rows of the projections, whose gradients here begin at 0.
         call_args: where the words of the last batch lay.
@@ -88,8 +88,16 @@ def _rule_range(low: int, high: int, kernel_id: int, rows: Any, numbers: Any, g:
 def _arrays(kernel_id: int, row: Any) -> Any:
     """Values and state of a parameter."""
     size = row[SIZE]
-    first = 0 if kernel_id == SGD else size // row[GRAIN] if kernel_id == ROWWISE else size
-    second = size if kernel_id == ADAM else 0
+    n_rows = size // row[GRAIN]
+    first, second = size, size if kernel_id == ADAM else 0
+    if kernel_id == SGD:
+        first = 0
+    elif kernel_id == ROWWISE:
+        first = n_rows
+    elif kernel_id == ROWWISE_HALF:
+        first = (n_rows + 1) // 2
+    elif kernel_id == ADAM_HALF:
+        first, second = (size + 1) // 2, (n_rows + 1) // 2
     p, a = array_at(row[VALUES], size, np.float32), array_at(row[FIRST], first, np.float32)
     return p, a, array_at(row[SECOND], second, np.float32)
 
@@ -169,7 +177,7 @@ def update(optimizer: Fused, both: Collection, seen: Any, grads: Any) -> None:
         first, call_args = plans[0], seen.left[0].call_args
         if first.call_args is not call_args:  # batches are mostly of one size
             first.call_args = call_args
-            first.whole = optimizer.updates_all() if kernel_id == ADAM else _crowded(both, seen)
+            first.whole = optimizer.updates_all() or (kernel_id not in (ADAM, ADAM_HALF) and _crowded(both, seen))
             _note(both, seen, first.whole)
         if first.whole:
             _dense(optimizer, writer, both, seen, grads, plans)
@@ -192,7 +200,8 @@ def _crowded(both: Collection, seen: ForwardPass) -> bool:
 
 
 def _note(both: Collection, seen: ForwardPass, whole: bool) -> None:
-    """Bytes that a step of such a batch takes, and gives back."""
+    """Bytes that a step of such a batch takes, and gives back; each thread numbers the units of its range by itself."""
+    threads = 0 if whole else 1 if len(seen.batch.ids) < _SMALL else get_num_threads()
     for group, left in zip(both.groups, seen.left):
         for t, place in zip(group.tables, left.call_args):
             table, n = both.tables[t], int(place[COUNT])
@@ -200,7 +209,7 @@ def _note(both: Collection, seen: ForwardPass, whole: bool) -> None:
             sparse = blocks.most_touched(layout, n) * (8 + 4 * layout.unit)
             memory = 4 * layout.size if whole else sparse
             table.training_bytes["gradient"] = memory + 4 * math.prod(shapes.get("projection", (0,)))
-            table.training_bytes["scratch"] = 0 if whole else blocks.scratch_bytes(layout, n)
+            table.training_bytes["scratch"] = threads * blocks.scratch_bytes(layout, n)
 
 
 def _plan(optimizer: Fused, both: Collection, group: TableGroup) -> Prepared:
@@ -224,17 +233,17 @@ def _plan(optimizer: Fused, both: Collection, group: TableGroup) -> Prepared:
     array = np.array(rows, np.int64)
     projections = array[len(group.parts) :].copy()
     projections[:, START] -= group.size
-    return Prepared(optimizer.kernel_id, array, states, np.zeros((len(rows), 6)), held, projections)
+    return Prepared(optimizer.kernel_id, array, states, np.zeros((len(rows), 7)), held, projections)
 
 
 def _begin_step(optimizer: Fused, plan: Prepared) -> None:
     """Count the step, and work out its constants."""
-    known, numbers = -1, plan.numbers
+    known, numbers = (-1, False), plan.numbers
     for s, state in enumerate(plan.states):
         state.step += 1
-        if state.step != known:
-            known = state.step
-            constants = optimizer.constants(known)
+        if known != (state.step, state.projection):
+            known = state.step, state.projection
+            constants = optimizer.constants(state.step, optimizer.rate(state))
             numbers[s:, : len(constants)] = constants
 
 

@@ -45,6 +45,9 @@ def _fused() -> Any:
 class Optimizer(abc.ABC):
     """Updates the parameters of tables in place from their gradients.
 
+    A projection may have a learning rate of its own, `projection_lr`: all ids share it, so its gradient is the sum of theirs.
+    With one rate for both, row-wise Adagrad was unstable above 0.2, and narrow rows want large rates.
+
     With `max_norm` the gradients of a step (of all its tables, in a collection) are scaled so that their common Euclidean norm,
     after the gradients of equal units have been summed, is at most that.
 
@@ -56,8 +59,12 @@ class Optimizer(abc.ABC):
 
     kernel_id: int | None = None  # how `fused` knows the formula; None where it does not
 
-    def __init__(self, lr: float, max_norm: float | None = None) -> None:
+    projection_lr: float | None = None
+
+    def __init__(self, lr: float, max_norm: float | None = None, projection_lr: float | None = None) -> None:
         self.lr = _check.number("lr", lr, 0.0, in_float32=True)
+        if projection_lr is not None:
+            self.projection_lr = _check.number("projection_lr", projection_lr, 0.0, in_float32=True)
         self.max_norm = None if max_norm is None else _check.number("max_norm", max_norm, 0.0, open_at_least=True)
         self._plans: weakref.WeakKeyDictionary[Collection, tuple[Any, list[Any]]] = weakref.WeakKeyDictionary()
         self.last: tuple[Callable[[], Any], list[int], list[Any]] = (lambda: None), [], []
@@ -134,7 +141,7 @@ class Optimizer(abc.ABC):
         for name, gradient in grads.items():
             state = states.get(name)
             if state is None:
-                state = states[name] = State()
+                state = states[name] = State(projection=name == "projection")
             state.step += 1
             whole = self.updates_all() or not isinstance(gradient, SparseGradient)
             if coded and name == "memory":
@@ -186,8 +193,13 @@ class Optimizer(abc.ABC):
         return []
 
     @abc.abstractmethod
-    def constants(self, step: int) -> tuple[float, ...]:
-        """The constants of that step, as the formula of `kernel_id` takes them; at most six."""
+    def constants(self, step: int, lr: float | None = None) -> tuple[float, ...]:
+        """The constants of that step, as the formula of `kernel_id` takes them, with another learning rate than `lr`, if one is
+        given; at most seven."""
+
+    def rate(self, state: State) -> float:
+        """The learning rate of a parameter."""
+        return self.projection_lr if state.projection and self.projection_lr is not None else self.lr
 
     def prepare(self, both: Collection, now: list[int], make: Callable[[Optimizer, Collection, Any], Any]) -> list[Any]:
         """What `make` made of each group of a collection, for as long as its tables' generations are `now`."""
@@ -202,7 +214,7 @@ class Optimizer(abc.ABC):
 
     def state_of(self, table: Table, name: str) -> State:
         """The state of one parameter."""
-        return self.states_for(table).setdefault(name, State())
+        return self.states_for(table).setdefault(name, State(projection=name == "projection"))
 
     def apply(
         self, p: Floats, index: NDArray[np.int64] | None, g: Floats, unit: int, state: State,
@@ -213,7 +225,7 @@ class Optimizer(abc.ABC):
         Of a parameter of `size` floats p may hold some units alone, which begin there where `at` says.
         """
         arrays = [*self.state_arrays(p.size if size is None else size, unit, state), _NOTHING, _NOTHING][:2]
-        constants, flat = np.array(self.constants(state.step)), g.reshape(-1)
+        constants, flat = np.array(self.constants(state.step, self.rate(state))), g.reshape(-1)
         if index is None:
             parallel_for(
                 rules.update_dense,

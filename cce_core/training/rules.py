@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 
 from cce_core._jit import jit
-from cce_core.sketching.block_ops import copy_blocks
+from cce_core.hashing.mix import keyed, premix
+from cce_core.sketching.block_ops import array_at, copy_blocks
 from cce_core.storage.codec import FLOAT32
 
-SGD, ADAGRAD, ROWWISE, ADAM = range(4)  # how compiled loops know the formulas
+# How compiled loops know the formulas; the last two have their state in bfloat16.
+SGD, ADAGRAD, ROWWISE, ADAM, ROWWISE_HALF, ADAM_HALF = range(6)
 _0, _1, _FLOATS = np.uint64(0), np.float32(1.0), 1 << 10
+_two, _three, _four = np.uint64(2), np.uint64(3), np.uint64(4)
 
 
 @jit
@@ -61,6 +64,54 @@ def _adagrad_rows(start: int, stop: int, unit: int, p: Any, g: Any, sums: Any, c
 
 
 @jit
+def _wide(half: np.uint16) -> np.float32:
+    return np.uint32(np.uint32(half) << np.uint32(16)).view(np.float32)
+
+
+@jit
+def _narrow(x: np.float32, i: np.uint64, key: np.uint64) -> np.uint16:
+    """bfloat16 of x, rounded up or down with the chance that makes the mean right, drawn for place i.
+
+    Rounded to nearest, what is less than a 256th of a sum would never be added to it.
+    """
+    bits, word = np.float32(x).view(np.uint32), keyed(premix(i >> _two), key)
+    draw = np.uint32((word >> ((i & _three) << _four)) & np.uint64(0xFFFF))
+    up = np.uint32(bits + draw) >> np.uint32(16)
+    if (up & np.uint32(0x7F80)) == np.uint32(0x7F80):  # not infinity, for a finite number
+        up = bits >> np.uint32(16)
+    return np.uint16(up)
+
+
+@jit
+def _half_row(
+    kernel_id: int, row: np.uint64, at: np.uint64, start: np.uint64, u: np.uint64, p: Any, g: Any, a: Any, b: Any, c: Any
+) -> None:  # fmt: skip
+    """One row, at p[at] with its gradient at g[start]; a and b hold two numbers of state in the room of a float32."""
+    first = array_at(a.ctypes.data, 2 * a.shape[0], np.uint16)
+    square = np.float32(0.0)
+    for i in range(u):
+        square += g[start + i] * g[start + i]
+    square /= np.float32(u)
+    if kernel_id == ROWWISE_HALF:
+        key = premix(np.uint64(c[2]))
+        total = _wide(first[row]) + square
+        first[row] = _narrow(total, row, key)
+        scale = np.float32(c[0]) / (np.sqrt(total) + np.float32(c[1]))
+        for i in range(u):
+            p[at + i] -= scale * g[start + i]
+        return
+    second = array_at(b.ctypes.data, 2 * b.shape[0], np.uint16)
+    b1, b2, k, key = np.float32(c[0]), np.float32(c[1]), np.float32(c[2]), premix(np.uint64(c[6]))
+    total = b2 * _wide(second[row]) + (_1 - b2) * square
+    second[row] = _narrow(total, row, ~key)
+    scale = np.float32(c[3]) / (np.sqrt(total) * np.float32(c[4]) + np.float32(c[5]))
+    for i in range(u):
+        mean = b1 * _wide(first[row * u + i]) + (_1 - b1) * g[start + i]
+        first[row * u + i] = _narrow(mean, row * u + i, key)
+        p[at + i] = k * p[at + i] - scale * mean
+
+
+@jit
 def update_dense(start: int, stop: int, kernel_id: int, unit: int, p: Any, g: Any, a: Any, b: Any, c: Any) -> None:
     """The formula `kernel_id`, with the state a and b and the constants c, for the floats [start, stop) of p; row-wise, for
     the rows that begin there."""
@@ -72,6 +123,11 @@ def update_dense(start: int, stop: int, kernel_id: int, unit: int, p: Any, g: An
         _adagrad(start, stop, p, g, a, c)
     elif kernel_id == ROWWISE:
         _adagrad_rows(-(-start // unit), -(-stop // unit), unit, p, g, a, c)
+    elif kernel_id >= ROWWISE_HALF:
+        u = np.uint64(unit)
+        for r in range(-(-start // unit), -(-stop // unit)):
+            row = np.uint64(r)
+            _half_row(kernel_id, row, row * u, row * u, u, p, g, a, b, c)
     else:
         _adam(start, stop, p, g, a, b, c)
 
@@ -86,6 +142,11 @@ def update_rows(
     Values and state of some units at a time are moved side by side, so that the formula becomes vector instructions.
     """
     some, u = max(1, _FLOATS // unit), np.uint64(unit)
+    if kernel_id >= ROWWISE_HALF:
+        for r in range(start, stop):
+            row = np.uint64(index[r])
+            _half_row(kernel_id, row, row * u if at is None else at[r], np.uint64(r) * u, u, p, g, a, b, c)
+        return
     places, lines = np.empty(some, np.uint64), np.empty(some, np.uint64)
     values, first = np.empty(some * unit, np.float32), np.empty(some * unit, np.float32)
     second = np.empty(some * unit if kernel_id == ADAM else 0, np.float32)

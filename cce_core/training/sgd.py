@@ -26,6 +26,7 @@ class SGD(Optimizer):
         momentum: μ in [0, 1].
         weight_decay: λ, added to the gradient (after any clipping).
         max_norm: clip the gradients of a step to this norm.
+        projection_lr: the learning rate of projections; None for the same.
 
     Example:
         >>> import numpy as np, cce_core as cce
@@ -37,9 +38,15 @@ class SGD(Optimizer):
     """
 
     def __init__(
-        self, lr: float, momentum: float = 0.0, weight_decay: float = 0.0, *, max_norm: float | None = None
+        self,
+        lr: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        *,
+        max_norm: float | None = None,
+        projection_lr: float | None = None,
     ) -> None:
-        super().__init__(lr, max_norm)
+        super().__init__(lr, max_norm, projection_lr)
         self.momentum = _check.number("momentum", momentum, 0.0, 1.0, in_float32=True)
         self.weight_decay = _check.number("weight_decay", weight_decay, 0.0, in_float32=True)
 
@@ -51,12 +58,12 @@ class SGD(Optimizer):
     def updates_all(self) -> bool:
         return bool(self.momentum or self.weight_decay)
 
-    def constants(self, step: int) -> tuple[float, ...]:
+    def constants(self, step: int, lr: float | None = None) -> tuple[float, ...]:
         """The learning rate."""
-        return (self.lr,)
+        return (self.lr if lr is None else lr,)
 
     def update_dense(self, p: NDArray[Any], g: NDArray[Any], unit: int, state: State) -> None:
-        lr, decay = np.float32(self.lr), np.float32(self.weight_decay)
+        lr, decay = np.float32(self.rate(state)), np.float32(self.weight_decay)
         if self.momentum:
             buffer = state.array("momentum", p.size)
             parallel_for(sgd_momentum, p.size, FLOATS_A_THREAD, p, g, buffer, lr, decay, np.float32(self.momentum))

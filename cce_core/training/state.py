@@ -16,16 +16,29 @@ from cce_core.tables.table import Table
 
 @dataclasses.dataclass
 class State:
-    """What an optimiser knows of one parameter: how many steps it has taken, and arrays such as moments."""
+    """What an optimiser knows of one parameter: how many steps it has taken, and arrays such as moments.
+
+    Attributes:
+        step: steps so far.
+        arrays: by name.
+        projection: whether the parameter is a projection, which may have a learning rate of its own.
+    """
 
     step: int = 0
-    arrays: dict[str, NDArray[np.float32]] = dataclasses.field(default_factory=dict)
+    arrays: dict[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
+    projection: bool = False
 
     def array(self, name: str, size: int) -> NDArray[np.float32]:
         """The array of that name, zeros when it is first asked for."""
         if name not in self.arrays:
             self.arrays[name] = np.zeros(size, np.float32)
         return self.arrays[name]
+
+    def halves(self, name: str, size: int) -> NDArray[np.float32]:
+        """The same of bfloat16 numbers, two in the room of each float32: for compiled loops, which read them as what they are."""
+        if name not in self.arrays:
+            self.arrays[name] = np.zeros(size + size % 2, np.uint16)
+        return self.arrays[name].view(np.float32)
 
 
 class Fused(Protocol):
@@ -37,7 +50,9 @@ class Fused(Protocol):
 
     def updates_all(self) -> bool: ...
 
-    def constants(self, step: int) -> tuple[float, ...]: ...
+    def constants(self, step: int, lr: float | None = None) -> tuple[float, ...]: ...
+
+    def rate(self, state: State) -> float: ...
 
     def prepare(self, both: Collection, now: list[int], make: Callable[[Any, Collection, Any], Any]) -> list[Any]: ...
 

@@ -33,6 +33,9 @@ OPTIMISERS = {
     "adam": lambda: cce.Adam(0.1),
     "adamw": lambda: cce.AdamW(0.1, weight_decay=0.1),
     "lazy": lambda: cce.AdamW(0.1, weight_decay=0.1, lazy=True),
+    "row-wise bfloat16": lambda: cce.Adagrad(0.1, rowwise=True, state_dtype="bfloat16", projection_lr=0.03),
+    "row-wise adam": lambda: cce.AdamW(0.1, weight_decay=0.1, rowwise=True, projection_lr=0.03),
+    "lazy row-wise adam": lambda: cce.Adam(0.1, lazy=True, rowwise=True),
     "clipped": lambda: cce.Adam(0.1, max_norm=0.5),
 }
 

@@ -16,6 +16,8 @@ OPTIMISERS = {
     "row-wise": (lambda: cce.Adagrad(0.1, rowwise=True), 4),
     "adagrad": (lambda: cce.Adagrad(0.1), 16),
     "lazy": (lambda: cce.AdamW(0.01, lazy=True), 32),
+    "row-wise bfloat16": (lambda: cce.Adagrad(0.1, rowwise=True, state_dtype="bfloat16"), 2),
+    "lazy row-wise adam": (lambda: cce.Adam(0.01, lazy=True, rowwise=True), 10),
 }
 
 
@@ -62,6 +64,15 @@ def test_a_fused_step_is_told_by_the_way_it_takes():
         assert training["gradient"] == (4 * 8000 if whole else n * (8 + 4 * 8))
         assert training["scratch"] == (0 if whole else 8 * n + 4 * 64)
         assert table.ledger().peak == table.ledger().total + sum(training.values())
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_each_thread_of_a_large_step_has_scratch_of_its_own(threads):
+    table, n = cce.make_table("full", 50_000, 2), 4_500
+    cce.set_num_threads(threads)
+    cce.SGD(0.1).update(cce.Collection([table]), np.arange(n)[:, None], np.ones((n, 2), np.float32))
+    cce.set_num_threads(None)
+    assert table.ledger().training["scratch"] == threads * (8 * n + 4 * 2**15)  # 2^15 places for 4 · 4,500
 
 
 def test_of_a_step_and_a_clustering_the_larger_one_counts():
