@@ -1,4 +1,4 @@
-"""DistributedDataParallel: pointers that need not be sent, and sparse gradients.
+"""DistributedDataParallel: pointers that need not be sent, sparse gradients, and memories of another shape.
 
 Of each parameter it asks whether its module is a `torch.nn.Embedding` with `sparse=True`, and reduces all other gradients as
 dense ones, which fails for a sparse one. A module of ours cannot be one of those: whoever initialises, quantises or swaps

@@ -75,12 +75,7 @@ class Compressed(Phased, Weighted):
         options: dict[str, Any],
     ) -> None:
         super().__init__()
-        if options.get("rounding") not in (None, ROUNDINGS[0]):
-            raise ValueError(
-                "rounding must be 'straight-through' here: torch's optimisers need the float values that stochastic rounding "
-                "does not keep"
-            )
-        options = {**options, "rounding": ROUNDINGS[0]}
+        options = {**options, "rounding": options.get("rounding") or ROUNDINGS[0]}
         if scale_grad_by_freq and num_embeddings is None:
             raise ValueError("scale_grad_by_freq counts ids up to num_embeddings: give it a number")
         rule = get_method(resolved(_check.instance("method", method, str, "a method's name"))[0])
@@ -110,9 +105,12 @@ class Compressed(Phased, Weighted):
                 "out, or take method='full' without rank and codec"
             )
         units = table.block_sizes()
+        if self._plan.stored:
+            self._store(clustering.tensors_of(table), device, dtype)
         for name, values in table.parameters().items():
-            rows = values.reshape(-1, units[name]) if name in ("memory", "weights") else values
-            self.register_parameter(name, torch.nn.Parameter(tensor_of(rows, device, dtype)))
+            if name not in self._parameters:
+                rows = values.reshape(-1, units[name]) if name in ("memory", "weights") else values
+                self.register_parameter(name, torch.nn.Parameter(tensor_of(rows, device, dtype)))
         buffers = table.buffers()
         whole = buffers.get("pointers")
         self.shard_pointers = shard_pointers and "pointers" in buffers
@@ -131,6 +129,7 @@ class Compressed(Phased, Weighted):
                 self.register_buffer(name, None)
         self.register_buffer(PADDING, None)
         self._begin(device, whole)
+        self._hollow()
         if plain:
             self.reset_parameters()
 
@@ -258,7 +257,7 @@ class Compressed(Phased, Weighted):
 
     def _table(self, arrays: dict[str, NDArray[Any]]) -> Table:
         table = Table(self.spec, arrays)
-        if self._plan.coded:
+        if self._plan.coded and not self._plan.stored:
             table.parameters()[MEMORY][:] = float32(self.memory).reshape(-1)
         return table
 
@@ -277,7 +276,11 @@ class Compressed(Phased, Weighted):
             if name == "pointers" and self.shard_pointers:
                 values = self._shares().whole(values)
             out[name] = values.view(dtype).reshape(shape)
-        if self._plan.coded:
+        if self._plan.stored:
+            out[MEMORY] = words(self.codes).view(array_specs(self.spec)[MEMORY].dtype)
+            if self.scales.numel():
+                out["scales"] = float32(self.scales)
+        elif self._plan.coded:
             out[MEMORY], scales = get_codec(self.spec.codec).encode(float32(self.memory).reshape(-1))
             if scales.size:
                 out["scales"] = scales
@@ -287,7 +290,7 @@ class Compressed(Phased, Weighted):
         """Every byte that the table costs once it is saved, and what training holds beside it; see `cce_core.Ledger`."""
         table = self.table
         table.training_bytes.pop("values", None)
-        if self._plan.coded:
+        if self._plan.coded and not self._plan.stored:
             table.training_bytes["values"] = self.memory.numel() * self.memory.element_size()
         found, row = table.ledger(), self._buffers.get(PADDING)
         return found if row is None else dataclasses.replace(found, stored={**found.stored, PADDING: row.nbytes})
@@ -405,6 +408,8 @@ class Compressed(Phased, Weighted):
             if name == "pointers" and self.shard_pointers:
                 own = self._shares().own(words(new[name]))
                 out.append((self.pointers, torch.from_numpy(own.view(np.int64))))
+            elif name == MEMORY and self._plan.stored:
+                out += [(self.codes, new["codes"]), (self.scales, new["scales"])]
             elif name != "scales":
                 out.append((getattr(self, name), new[name]))
         small = [words(new.get(name, getattr(self, name))) for name in SMALL if name in self._buffers]
