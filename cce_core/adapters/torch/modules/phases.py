@@ -26,6 +26,9 @@ from cce_core.adapters.torch.operators.plan import MEMORY, array_specs, part_of,
 from cce_core.method.spec import CODES, ROWS, TableSpec
 
 PHASED = ("counts", "passes", "pointers")  # buffers of one phase or the other
+_exporting = getattr(
+    torch.compiler, "is_exporting", torch.compiler.is_compiling
+)  # torch 2.6 cannot tell: it counts in neither
 Changes = tuple[list[tuple[Tensor, Tensor]], list[Call]]  # for `put`
 
 
@@ -59,7 +62,7 @@ class Phased(Stored):
         if self._buffers.get("counts") is None or not vectors.requires_grad or eager.transformed():
             return vectors
         if torch.compiler.is_compiling():
-            if self.training and not torch.compiler.is_exporting():
+            if self.training and not _exporting():
                 count(self.counts, self.passes, ids, self.seed, self.padding_idx)
         elif vectors.grad_fn is not None and vectors.device.type != "meta":
             vectors.grad_fn.register_prehook(functools.partial(_count, self, self.counts, ids))
