@@ -328,9 +328,10 @@ class Compressed(Phased, Weighted):
         Args:
             optimizer: a torch optimiser, or several, that must not go on with moments of rows which mean something else now.
             weights: how much each id counts, real numbers (num_embeddings,): a tensor, an array or a list.
-            moments: "remap" gives each new row the mean of the moments that its ids had; "reset" forgets them, as for a new
-                parameter. Both concern the memory and its weights alone. On MovieLens 100K they train alike (GMF with AdamW, four
-                clusterings: AUC 0.838 and 0.837, means of three seeds).
+            moments: "remap" gives each new row the mean of the moments that its ids had (their sum, where each had a row of its
+                own, since the gradient of a shared row is the sum of theirs); "reset" forgets them, as for a new parameter. Both
+                concern the memory and its weights alone. On MovieLens 100K they train alike (GMF with AdamW, four clusterings:
+                AUC 0.838 and 0.837, means of three seeds).
             averaged: a module that averages this one, or several; its copy of this table, or a model that holds one.
             group: the process group; None is the default one, where there is one.
             settings: as for `cce_core.learning.cluster.cluster`.
