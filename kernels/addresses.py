@@ -3,7 +3,7 @@
     address = base + stride · index(id)        place = address + i, from the region's end on at its start
 
 A tile is (ids, chunks): each address is found once, however wide its block is. What a table is comes from device memory as
-two arrays of 64-bit numbers, one row a part (`PART`) and one row a column (`COLUMN`), so that one launch serves many tables.
+two arrays of 64-bit numbers, one row a member and one row a column (`COLUMN`), so that one launch serves many tables.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def fetch(memory, scales, codec, place, live, CODEC: tl.constexpr, ALIGN: tl.con
     elif CODEC == _INT4:
         return fetch_int4(memory, scales, place, live)
     else:
-        # All lanes of a program have one part: three of the four have no lane that is live, and load nothing.
+        # All lanes of a program have one member: three of the four have no lane that is live, and load nothing.
         kind = tl.zeros_like(place).to(tl.int64) + codec
         value = fetch_float32(memory, place, live & (kind == _FLOAT32), ALIGN)
         value += fetch_bfloat16(memory, place, live & (kind == _BFLOAT16), ALIGN)

@@ -29,7 +29,7 @@ from cce_core.sketching.layout import HASH, POINTER, Layout
 from cce_core.storage.codec import codec as get_codec
 from cce_kernels import circular, codecs, kmeans, ordered, packing, scatter
 from cce_kernels import lookup as forward
-from cce_kernels.launch import Launch, Part
+from cce_kernels.launch import Launch, Member
 from cce_kernels.pursuit import omp
 from cce_kernels.runtime import floats, on_device, torch
 from cce_kernels.tables import Tables
@@ -84,7 +84,7 @@ class _Means:
 
     def __init__(self, size: int, layouts: dict[int, Layout], keys: torch.Tensor, vocab: int) -> None:
         self.sums, self.seen = torch.zeros((2, size), dtype=torch.float32, device=keys.device)
-        self.launches = {chunk: Launch([Part(one, self.sums, keys, vocab=vocab)]) for chunk, one in layouts.items()}
+        self.launches = {chunk: Launch([Member(one, self.sums, keys, vocab=vocab)]) for chunk, one in layouts.items()}
         self.unit = next(iter(layouts.values())).unit
 
     def add(self, chunk: int, ids: torch.Tensor, values: torch.Tensor) -> None:
@@ -159,7 +159,7 @@ class _Learner(Learner):
         if self.vectors is not None:
             return self.vectors[ids, chunk * width : (chunk + 1) * width].contiguous()
         part, arrays = self.part(chunk), self.arrays
-        launch = Launch([Part(part, self.old, arrays.get("keys"), arrays["pointers"], vocab=self.vocab)])
+        launch = Launch([Member(part, self.old, arrays.get("keys"), arrays["pointers"], vocab=self.vocab)])
         out = torch.empty((len(ids), width), dtype=torch.float32, device=self.device)
         error = torch.full((1,), forward.GOOD, dtype=torch.int64, device=self.device)
         forward.run(launch, ids, None, None, None, forward.SUM, out, error)

@@ -1,7 +1,7 @@
-"""Tables as the kernels read them: one row of 64-bit numbers a part, two a column, and what all parts have in common.
+"""Tables as the kernels read them: one row of 64-bit numbers a member, two a column, and what all members have in common.
 
-A part is a layout on a memory that fills some columns of the output. A table is one part, or two where its weights are also
-coordinates of its vectors. The rows hold addresses of device memory, so a part keeps its tensors alive.
+A member is a layout on a memory that fills some columns of the output. A table is one member, or two where its weights are also
+coordinates of its vectors. The rows hold addresses of device memory, so a member keeps its tensors alive.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ FIELDS = 19
     DIM,
 ) = range(FIELDS)
 Arrays = Mapping[str, torch.Tensor]
-# Of memory, keys, pointers and weights, added to what a part's row says: 0 where it says it all.
+# Of memory, keys, pointers and weights, added to what a member's row says: 0 where it says it all.
 Addresses = tuple[int, int, int, int]
 OWN: Addresses = (0, 0, 0, 0)
 _WORDS = (torch.uint64, torch.int64)
@@ -57,7 +57,7 @@ _DTYPES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class Member:
     """A layout on tensors.
 
     Attributes:
@@ -69,7 +69,7 @@ class Part:
         vocab: ids are below it; None takes every 64-bit id.
         weighing: the layout of the columns' weights, if they have any; `weights` is its float32 array, None where the
             weights lie in the memory itself.
-        source: which of the tables this part belongs to: whose ids it reads.
+        source: which of the tables this member belongs to: whose ids it reads.
         left: the first of its columns among the vectors of all memories.
         final: the first of its columns among the vectors that come out; −1 where torch makes those later.
         projection: float32 (layout.dim + 1, dim), if the kernel is to make the vectors dim wide.
@@ -150,7 +150,7 @@ class Part:
         return out
 
     def row(self, first: int) -> list[int]:
-        """The part's numbers; its columns begin at row `first`."""
+        """The member's numbers; its columns begin at row `first`."""
         inside = self.weights is None
         weights = self.memory if inside else self.weights
         scales, wcodec = (_at(self.scales), self.codec) if inside else (0, FLOAT32)
@@ -162,10 +162,10 @@ class Part:
         ]  # fmt: skip
 
 
-def parts_of(spec: TableSpec, arrays: Arrays, source: int = 0, left: int = 0, final: int = 0) -> list[Part]:
-    """The parts of one table; a table whose weights are coordinates of its vectors has a second one for them.
+def members_of(spec: TableSpec, arrays: Arrays, source: int = 0, left: int = 0, final: int = 0) -> list[Member]:
+    """The members of one table; a table whose weights are coordinates of its vectors has a second one for them.
 
-    Products of chunks (`final` is −1), and projections of two parts, are left to torch.
+    Products of chunks (`final` is −1), and projections of two members, are left to torch.
     """
     method = block_method(spec.method)
     layout, weight_layout = method.layout(spec), method.weight_layout(spec)
@@ -177,20 +177,20 @@ def parts_of(spec: TableSpec, arrays: Arrays, source: int = 0, left: int = 0, fi
         floats("projection", arrays["projection"], (spec.rank + 1, spec.dim))
     keys, pointers = arrays.get("keys"), arrays.get("pointers")
     weights = None if weight_layout is None or method.weights_in_memory else arrays["weights"]
-    part = Part(
+    member = Member(
         layout, arrays["memory"], keys, pointers, arrays.get("scales"), get_codec(spec.codec).number, spec.vocab,
         weight_layout, weights, source, left, final,
     )  # fmt: skip
     if not method.appends_weights(spec):
-        return [dataclasses.replace(part, projection=arrays["projection"])] if spec.rank and final >= 0 else [part]
+        return [dataclasses.replace(member, projection=arrays["projection"])] if spec.rank and final >= 0 else [member]
     assert weight_layout is not None
     assert weights is not None
     final = -1 if spec.rank else final
-    more = Part(
+    more = Member(
         weight_layout, weights, keys, pointers, vocab=spec.vocab, source=source, left=left + layout.dim,
         final=final if final < 0 else final + layout.dim,
     )  # fmt: skip
-    return [dataclasses.replace(part, final=final), more]
+    return [dataclasses.replace(member, final=final), more]
 
 
 def _at(tensor: torch.Tensor | None) -> int:
@@ -210,68 +210,68 @@ class Launch:
     """Parts that one launch serves: their rows on the device, and what the kernels are compiled for.
 
     Args:
-        parts: at least one; tensors on one device.
+        members: at least one; tensors on one device.
     """
 
-    def __init__(self, parts: Sequence[Part]) -> None:
-        self.parts = list(parts)
-        device = self.parts[0].device
-        for part in self.parts:
-            if part.device != device:
-                raise ValueError(f"tables must be on one device, got {device} and {part.device}")
-        self.device, self.n_columns = device, max(len(part.layout.columns) for part in self.parts)
-        layouts = [part.layout for part in self.parts]
+    def __init__(self, members: Sequence[Member]) -> None:
+        self.members = list(members)
+        device = self.members[0].device
+        for member in self.members:
+            if member.device != device:
+                raise ValueError(f"tables must be on one device, got {device} and {member.device}")
+        self.device, self.n_columns = device, max(len(member.layout.columns) for member in self.members)
+        layouts = [member.layout for member in self.members]
         chunks = power_of_two(max(layout.n_chunks for layout in layouts))
         width = power_of_two(max(layout.width for layout in layouts))
         # What only the lookup is compiled for. A product of tiles takes at least 16 of everything.
-        project = any(part.projected for part in self.parts)
+        project = any(member.projected for member in self.members)
         self.least = 16 if project else 1
         width = max(width, self.least // chunks)
-        widest = max([part.dim for part in self.parts if part.projected], default=1)
+        widest = max([member.dim for member in self.members if member.projected], default=1)
         self.wide = {"PROJECT": project, "D": max(self.least, min(64, power_of_two(widest)))}
-        arrays = [part.columns() for part in self.parts]
+        arrays = [member.columns() for member in self.members]
         firsts = np.cumsum([0, *map(len, arrays)])
         self.columns = torch.from_numpy(np.concatenate(arrays)).to(device)
-        rows = np.array([part.row(int(first)) for part, first in zip(self.parts, firsts)], np.int64)
+        rows = np.array([member.row(int(first)) for member, first in zip(self.members, firsts)], np.int64)
         self.rows = torch.from_numpy(rows).to(device)
         terms = max(layout.terms for layout in layouts)
         # The kinds of each term, three bits each: where all columns agree, only that kind is compiled.
         kinds = 0
         for t in range(terms):
-            found = [a[t :: p.layout.terms, 0, 0].tolist() for a, p in zip(arrays, self.parts) if t < p.layout.terms]
-            kinds |= _all_one([kind for part in found for kind in part]) << 3 * t
+            found = [a[t :: p.layout.terms, 0, 0].tolist() for a, p in zip(arrays, self.members) if t < p.layout.terms]
+            kinds |= _all_one([kind for member in found for kind in member]) << 3 * t
         weigh = [int(kind) for a in arrays for kind in a[:, 1, 0]]
         found = sorted({kind for kind in weigh if kind != NONE})
         self.weighted, self.learned = bool(found), found not in ([], [GIVEN])
-        aligned = [p.aligned for p in self.parts]
-        steps = [v for p in self.parts for c in p.layout.columns for v in (c.base, c.stride)]
+        aligned = [p.aligned for p in self.members]
+        steps = [v for p in self.members for c in p.layout.columns for v in (c.base, c.stride)]
         self.meta = {
             "C": chunks,
             "W": width,
             "TERMS": terms,
             "KINDS": kinds,
             "WKIND": NONE if not found else found[0] if len(found) == 1 else MIXED,
-            "CODEC": _all_one([p.codec for p in self.parts]),
+            "CODEC": _all_one([p.codec for p in self.members]),
             "WCODEC": _all_one(
-                [row[WCODEC] for row, p in zip(rows.tolist(), self.parts) if p.weight_layout] or [FLOAT32]
+                [row[WCODEC] for row, p in zip(rows.tolist(), self.members) if p.weight_layout] or [FLOAT32]
             ),
             "SIGNED": any(layout.signed for layout in layouts),
             "WRAP": any(_wraps(layout, layout.width) for layout in layouts),
-            "WWRAP": any(_wraps(p.weight_layout, p.weight_layout.width) for p in self.parts if p.weight_layout),
+            "WWRAP": any(_wraps(p.weight_layout, p.weight_layout.width) for p in self.members if p.weight_layout),
             "ALIGN": math.gcd(16, *steps) if all(aligned) else 1,
-            "OUT": math.gcd(16, *(n for p in self.parts for n in (p.layout.width, p.left, max(p.final, 0)))),
-            "BOUNDED": any(p.vocab is not None for p in self.parts),
+            "OUT": math.gcd(16, *(n for p in self.members for n in (p.layout.width, p.left, max(p.final, 0)))),
+            "BOUNDED": any(p.vocab is not None for p in self.members),
         }
 
     @functools.cached_property
     def origin(self) -> torch.Tensor:
-        """int64 (parts, 2) of zeros: where all gradients begin with the buffer that they are added into."""
-        return torch.zeros((len(self.parts), 2), dtype=torch.int64, device=self.device)
+        """int64 (members, 2) of zeros: where all gradients begin with the buffer that they are added into."""
+        return torch.zeros((len(self.members), 2), dtype=torch.int64, device=self.device)
 
     def rows_of_a_tile(self, tile: int, n_rows: int) -> int:
         """How many vectors a program takes, so that a tile holds about `tile` floats.
 
-        A quarter of that where weights are found too, or the parts differ in kind: what is in hand must fit the registers
+        A quarter of that where weights are found too, or the members differ in kind: what is in hand must fit the registers
         (as compiled for sm_80 and sm_90, a whole tile spilled up to 1,272 bytes a thread there).
         """
         if (
@@ -283,22 +283,22 @@ class Launch:
         return max(self.least, min(tile // (self.meta["C"] * self.meta["W"]), power_of_two(max(1, n_rows))))
 
     def grid(self, n_rows: int, block: int) -> tuple[int, int]:
-        """Programs: blocks of rows, parts."""
-        return triton.cdiv(n_rows, block), len(self.parts)
+        """Programs: blocks of rows, members."""
+        return triton.cdiv(n_rows, block), len(self.members)
 
 
-def launches(parts: Sequence[Part]) -> list[Launch]:
-    """One launch for all parts; more only where vectors of very different shapes would fill a tile with nothing."""
+def launches(members: Sequence[Member]) -> list[Launch]:
+    """One launch for all members; more only where vectors of very different shapes would fill a tile with nothing."""
 
-    def floats_of(group: Sequence[Part]) -> int:
+    def floats_of(group: Sequence[Member]) -> int:
         chunks = max(power_of_two(p.layout.n_chunks) for p in group)
         return chunks * max(power_of_two(p.layout.width) for p in group)
 
-    largest = max(floats_of([part]) for part in parts)
-    if floats_of(parts) <= max(256, 4 * largest):
-        return [Launch(parts)]
-    shapes: dict[tuple[int, int], list[Part]] = {}
-    for part in parts:
-        shape = power_of_two(part.layout.n_chunks), power_of_two(part.layout.width)
-        shapes.setdefault(shape, []).append(part)
+    largest = max(floats_of([member]) for member in members)
+    if floats_of(members) <= max(256, 4 * largest):
+        return [Launch(members)]
+    shapes: dict[tuple[int, int], list[Member]] = {}
+    for member in members:
+        shape = power_of_two(member.layout.n_chunks), power_of_two(member.layout.width)
+        shapes.setdefault(shape, []).append(member)
     return [Launch(group) for group in shapes.values()]

@@ -130,7 +130,7 @@ def _lookup(
     ALIGN: tl.constexpr, OUT: tl.constexpr, BOUNDED: tl.constexpr, BAGS: tl.constexpr, MEAN: tl.constexpr, PADDED: tl.constexpr,
     FACTORS: tl.constexpr, MASS: tl.constexpr, INNER: tl.constexpr, PROJECT: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """Program (block, part): N rows of one part. `error` gets the least place of an id outside its vocabulary."""
+    """Program (block, member): N rows of one member. `error` gets the least place of an id outside its vocabulary."""
     table = rows + tl.program_id(1) * _FIELDS
     memory, scales, codec = tl.load(table + _MEMORY) + memory_at, tl.load(table + _SCALES), tl.load(table + _CODEC)
     # Divisibility that the compiler cannot know makes loads and stores up to 16 bytes wide.
@@ -216,7 +216,7 @@ def run(
     inner: torch.Tensor | None = None, mass: torch.Tensor | None = None, at: Addresses = OWN, projection_at: int = 0,
 ) -> None:  # fmt: skip
     """Fill the columns of `out` (rows, Σ dim), and of `inner` (rows, Σ of the memories' vectors) those that are not the same, for
-    the launch's parts. All arguments are checked by the caller."""
+    the launch's members. All arguments are checked by the caller."""
     n_rows = out.shape[0]
     block = launch.rows_of_a_tile(TILE, n_rows)
     nothing = launch.rows  # an argument that the compiled code does not touch

@@ -18,7 +18,7 @@ from cce_core.sketching.layout import HASH, Column, Layout
 from cce_core.storage.codec import FLOAT32
 from cce_kernels import lookup, ordered, scatter
 from cce_kernels.addresses import GIVEN, fetch, wrapped
-from cce_kernels.launch import CODEC, COLUMNS, MEMORY, SCALES, TERMS, WCODEC, WIDTH, Addresses, Launch, Part
+from cce_kernels.launch import CODEC, COLUMNS, MEMORY, SCALES, TERMS, WCODEC, WIDTH, Addresses, Launch, Member
 from cce_kernels.lookup import TILE, ids_at, term
 from cce_kernels.runtime import call, tl, torch, triton
 
@@ -72,8 +72,8 @@ def _dot(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Outline(Part):
-    """A part whose tensors come with each call.
+class _Outline(Member):
+    """A member whose tensors come with each call.
 
     Attributes:
         where: the device that they will be on.
@@ -110,7 +110,7 @@ class _Outline(Part):
         return self.out or self.layout.dim
 
     def row(self, first: int) -> list[int]:
-        """The part's numbers, with addresses of 0; weights are float32."""
+        """The member's numbers, with addresses of 0; weights are float32."""
         out = super().row(first)
         out[WCODEC] = FLOAT32
         return out
@@ -137,10 +137,10 @@ def frame(
         layout = dataclasses.replace(layout, columns=plain)
     n = len(layout.columns)
     weight_layout = Layout((Column(GIVEN, 0, n, 1),), 1, n, n, n) if given else None
-    part = _Outline(
+    member = _Outline(
         layout, None, codec=codec, vocab=vocab, weight_layout=weight_layout, where=device, whole=whole, out=projected
     )
-    return Launch([part])
+    return Launch([member])
 
 
 def gather(
@@ -155,7 +155,7 @@ def gather(
         One launch: ids, pointers' words, weights, blocks and vectors cross device memory once.
     """
     n, device = len(ids), frame.device
-    out = torch.empty((n, frame.parts[0].layout.dim), dtype=torch.float32, device=device)
+    out = torch.empty((n, frame.members[0].layout.dim), dtype=torch.float32, device=device)
     error = torch.full((1,), lookup.GOOD, dtype=torch.int64, device=device)
     if n:
         at = _addresses(memory, keys, pointers, weights)
@@ -184,9 +184,9 @@ def vectors(
     Cost:
         One launch: a bag's ids one after the other, the projection in it.
     """
-    part, device = frame.parts[0], frame.device
+    member, device = frame.members[0], frame.device
     rows = len(ids) if offsets is None else len(offsets) - 1
-    out = torch.empty((rows, part.dim), dtype=torch.float32, device=device)
+    out = torch.empty((rows, member.dim), dtype=torch.float32, device=device)
     error = torch.full((1,), lookup.GOOD, dtype=torch.int64, device=device)
     if rows:
         at, projected = _addresses(memory, keys, pointers, None), 0 if projection is None else projection.data_ptr()
@@ -207,7 +207,7 @@ def spread(
     Cost:
         One launch. In the fixed order, 20 bytes and a place in a sort for each block of each id besides.
     """
-    layout = frame.parts[0].layout
+    layout = frame.members[0].layout
     out = torch.zeros((layout.n_units, layout.unit), dtype=torch.float32, device=frame.device)
     if len(ids) == 0:
         return out

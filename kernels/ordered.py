@@ -31,7 +31,7 @@ def _emit(
     WWRAP: tl.constexpr, ALIGN: tl.constexpr, OUT: tl.constexpr, BOUNDED: tl.constexpr, BAGS: tl.constexpr,
     MEAN: tl.constexpr, PADDED: tl.constexpr, FACTORS: tl.constexpr,
 ):  # fmt: skip
-    """Program (block, 0): the additions of N rows of the launch's one part.
+    """Program (block, 0): the additions of N rows of the launch's one member.
 
     For id n, column j and unit u of its block: which unit of the memory gets it, where in the gradients it comes from, and
     its coefficient; for id n and column j: the place of its weight, and the gradient of that.
@@ -181,8 +181,8 @@ def run(
     launch: Launch, ids: torch.Tensor, offsets: torch.Tensor | None, padding: torch.Tensor | None,
     factors: torch.Tensor | None, mode: int, grads: torch.Tensor, at: Addresses = OWN,
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor] | None]:  # fmt: skip
-    """Of a launch of one part: (units, sums) of its memory, and (places, sums) of its weights where it has some."""
-    layout = launch.parts[0].layout
+    """Of a launch of one member: (units, sums) of its memory, and (places, sums) of its weights where it has some."""
+    layout = launch.members[0].layout
     columns, units = len(layout.columns), layout.width // layout.unit
     n_rows, n, device = grads.shape[0], ids.numel() * columns, grads.device
     keys = torch.full((n * units,), NOWHERE, dtype=torch.int64, device=device)

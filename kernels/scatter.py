@@ -48,12 +48,12 @@ def _scatter(
     ALIGN: tl.constexpr, OUT: tl.constexpr, BOUNDED: tl.constexpr, BAGS: tl.constexpr, MEAN: tl.constexpr,
     PADDED: tl.constexpr, FACTORS: tl.constexpr, SLOPES: tl.constexpr,
 ):  # fmt: skip
-    """Program (block, part): N rows of one part. `into` (parts, 2) says where in `out` its memory and its weights begin."""
-    part = tl.program_id(1)
-    table = rows + part * _FIELDS
+    """Program (block, member): N rows of one member. `into` (members, 2) says where in `out` its memory and its weights begin."""
+    member = tl.program_id(1)
+    table = rows + member * _FIELDS
     memory, scales, codec = tl.load(table + _MEMORY) + memory_at, tl.load(table + _SCALES), tl.load(table + _CODEC)
     width = tl.load(table + _WIDTH)
-    to, weights_to = out + tl.load(into + 2 * part), out + tl.load(into + 2 * part + 1)
+    to, weights_to = out + tl.load(into + 2 * member), out + tl.load(into + 2 * member + 1)
     b = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
     inside = b < n_rows
     c, i = tl.arange(0, C)[None, :], tl.arange(0, W)[None, None, :]
@@ -102,7 +102,7 @@ def _scatter(
                 if WKIND != _NONE and WKIND != _GIVEN:
                     tl.atomic_add(weights_to + wplace, product * sign * share[:, None], mask=wlive, sem="relaxed")
                 slope += tl.sum(tl.where(live[:, None] & here, product * weight * sign, 0.0), 1)
-        if SLOPES:  # two parts of one table may have the same ids
+        if SLOPES:  # two members of one table may have the same ids
             tl.atomic_add(slopes + n, slope, mask=live, sem="relaxed")
 
 

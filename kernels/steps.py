@@ -213,9 +213,9 @@ class Trainer:
             return
         lazy = isinstance(self.optimizer, AdamW) and self.optimizer.lazy
         count = ids.numel() if isinstance(ids, torch.Tensor) else sum(one.numel() for one in ids)
-        blocks = sum(part.layout.dim * part.layout.terms for part in self.tables.parts)
+        blocks = sum(member.layout.dim * member.layout.terms for member in self.tables.members)
         added = count // len(self.tables.specs) * blocks
-        size = sum(part.layout.size for part in self.tables.parts)
+        size = sum(member.layout.size for member in self.tables.members)
         touched = lazy or (not self.optimizer.updates_all() and (deterministic or size > _DENSE * added))
         found, _ = self.tables.backward(ids, grads, offsets, **{**settings, "touched": touched})
         self.step(found)

@@ -15,7 +15,7 @@ from cce_core.storage.codec import FLOAT32
 from cce_kernels import lookup as forward
 from cce_kernels import ordered, scatter
 from cce_kernels.batch import JaggedBatch, read
-from cce_kernels.launch import Arrays, Launch, Part, launches, parts_of
+from cce_kernels.launch import Arrays, Launch, Member, launches, members_of
 from cce_kernels.runtime import floats, on_device, torch
 
 
@@ -68,28 +68,29 @@ class Tables:
         """What is handed to the kernels; made anew where a tensor was moved."""
         placed = tuple(array.data_ptr() for arrays in self.arrays for array in arrays.values())
         if placed != self._placed:
-            left, final, self._parts = 0, 0, list[Part]()
+            left, final, self._members = 0, 0, list[Member]()
             for source, (spec, arrays) in enumerate(zip(self.specs, self.arrays)):
-                self._parts += parts_of(spec, arrays, source, left, -1 if self._products[source] else final)
+                self._members += members_of(spec, arrays, source, left, -1 if self._products[source] else final)
                 left, final = left + self._inner[source], final + spec.dim
-            self._launches = launches(self._parts)
+            self._launches = launches(self._members)
             self._slots = self._gradient_slots()
             self._placed = placed
         return self._launches
 
     @property
-    def parts(self) -> list[Part]:
-        """The parts of all tables, in their order."""
+    def members(self) -> list[Member]:
+        """The members of all tables, in their order."""
         self.launches()
-        return self._parts
+        return self._members
 
     @property
     def direct(self) -> bool:
         """Whether a gradient may be added straight into the memories: float32, no weights, no projections, no products."""
         plain = all(
-            p.codec == FLOAT32 and p.weight_layout is None and p.projection is None and p.final >= 0 for p in self.parts
+            p.codec == FLOAT32 and p.weight_layout is None and p.projection is None and p.final >= 0
+            for p in self.members
         )
-        return plain and len(self.parts) == len(self.specs)
+        return plain and len(self.members) == len(self.specs)
 
     def units(self, k: int) -> dict[str, int]:
         """Floats of the blocks that each parameter of table `k` is made of, as `Table.block_sizes()` says."""
@@ -99,7 +100,7 @@ class Tables:
 
     def size_of(self, k: int) -> int:
         """Floats of the memory of table `k`."""
-        return next(part.layout.size for part in self.parts if part.source == k)
+        return next(member.layout.size for member in self.members if member.source == k)
 
     # --- the way of an id ---------------------------------------------------------------------------------------------
 
@@ -156,7 +157,7 @@ class Tables:
         flat, offsets, shape = given.ids, given.offsets, given.shape
         rows = given.bags
         out = torch.empty((rows, sum(self.dims)), dtype=torch.float32, device=self.device)
-        later = {part.source for part in self.parts if part.final < 0}
+        later = {member.source for member in self.members if member.final < 0}
         projected = any(spec.rank for spec in self.specs)
         inner = mass = None
         if later or (keep and projected):
@@ -263,9 +264,9 @@ class Tables:
             raise ValueError("these tables have codecs, weights, projections or products: use backward")
         if check:
             self._within(found)
-        padding, anchor = self._padding(padding_id), self.parts[0].memory
+        padding, anchor = self._padding(padding_id), self.members[0].memory
         for launch in self.launches():
-            apart = [[(part.memory.data_ptr() - anchor.data_ptr()) // 4] * 2 for part in launch.parts]
+            apart = [[(member.memory.data_ptr() - anchor.data_ptr()) // 4] * 2 for member in launch.members]
             into = torch.tensor(apart, dtype=torch.int64).to(self.device)
             if grads.shape[0]:
                 scatter.run(
@@ -319,24 +320,24 @@ class Tables:
     def _gradient_slots(self) -> tuple[dict[tuple[int, str], tuple[int, int]], int, list[torch.Tensor]]:
         """Where in one flat buffer each table's gradients of `memory` and `weights` lie; its size; the same for the kernels."""
         places, end = {}, 0
-        for part in self._parts:
-            sizes = part.layout.size, 0 if part.weight_layout is None else part.weight_layout.size
-            for name, size in zip(self._names(part), sizes):
-                if size and (part.source, name) not in places:
-                    places[part.source, name] = end, size
+        for member in self._members:
+            sizes = member.layout.size, 0 if member.weight_layout is None else member.weight_layout.size
+            for name, size in zip(self._names(member), sizes):
+                if size and (member.source, name) not in places:
+                    places[member.source, name] = end, size
                     end += size + -size % 4  # each begins at a multiple of 16 bytes
         into = [
             torch.tensor(
-                [[places[p.source, name][0] for name in self._names(p)] for p in launch.parts], dtype=torch.int64
+                [[places[p.source, name][0] for name in self._names(p)] for p in launch.members], dtype=torch.int64
             )
             for launch in self._launches
         ]
         return places, end, [where.to(launch.device) for where, launch in zip(into, self._launches)]
 
-    def _names(self, part: Part) -> tuple[str, str]:
-        """Which parameters a part's memory and weights are."""
-        own = "memory" if part.memory is self.arrays[part.source]["memory"] else "weights"
-        return own, "weights" if part.weights is not None else own
+    def _names(self, member: Member) -> tuple[str, str]:
+        """Which parameters a member's memory and weights are."""
+        own = "memory" if member.memory is self.arrays[member.source]["memory"] else "weights"
+        return own, "weights" if member.weights is not None else own
 
     def _atomic(self, given: JaggedBatch, padding: Any, grads: Any, slope: Any, out: Any) -> None:
         launches = self.launches()
@@ -353,16 +354,16 @@ class Tables:
     def _deterministic(self, given: JaggedBatch, padding: Any, grads: Any, touched: bool, out: Any) -> None:
         found: dict[tuple[int, str], list[tuple[torch.Tensor, torch.Tensor]]] = {name: [] for name in self._slots[0]}
         units = {}
-        for part in self.parts:
+        for member in self.members:
             memory, weights = ordered.run(
-                Launch([part]), given.ids, given.offsets, padding, given.weights, given.mode, grads
+                Launch([member]), given.ids, given.offsets, padding, given.weights, given.mode, grads
             )
-            own, other = self._names(part)
-            found[part.source, own].append(memory)
-            units.setdefault((part.source, own), part.layout.unit)
-            if weights is not None and part.weight_layout is not None:
-                found[part.source, other].append(weights)
-                units.setdefault((part.source, other), part.weight_layout.unit)
+            own, other = self._names(member)
+            found[member.source, own].append(memory)
+            units.setdefault((member.source, own), member.layout.unit)
+            if weights is not None and member.weight_layout is not None:
+                found[member.source, other].append(weights)
+                units.setdefault((member.source, other), member.weight_layout.unit)
         for (source, name), sums in found.items():
             unit, size = units[source, name], self._slots[0][source, name][1]
             if touched and len(sums) == 1 and sums[0][1].shape[1] == unit:

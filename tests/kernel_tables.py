@@ -30,6 +30,7 @@ METHODS = [
     ("ce", {"combine": "add"}), ("ce", {"combine": "mul"}), ("qr", {}), ("robe", {"signed": True}), ("hnet", {"signed": True}),
     ("hemb", {}), ("hemb", {"weights": "shared"}), ("hemb", {"weights": "concat"}), ("hemb", {"weights": "independent"}),
     ("rhemb", {}), ("cce", {"rank": 0}), ("cce", {"rank": 4}), ("cce_robe", {}), ("pq", {}), ("sparse", {}), ("sparse2", {}),
+    ("vq", {}), ("vq", {"phase": "codes", "rank": 4}), ("vq", {"phase": "codes", "stages": 2, "rank": 0}),
 ]  # fmt: skip
 CODECS = ("float32", "bfloat16", "int8", "int4")
 

@@ -153,21 +153,26 @@ def sharded() -> dict[str, Any]:
     return out
 
 
-def phased(wrap: Any, stages: int = 1, sparse: bool = False, dim: int = DIM) -> dict[str, Any]:
-    """A `vq` table, trained in rows, clustered within the wrapped model, trained in codes, opened again, and trained."""
+def phased_table(stages: int = 1, sparse: bool = False, rounding: str | None = None) -> Any:
+    """A `vq` table in rows."""
+    from cce_core.adapters.torch import Embedding
+
+    return Embedding(VOCAB, DIM, seed=3, method="vq", num_bytes=3000, stages=stages, sparse=sparse, rounding=rounding)
+
+
+def phased(wrap: Any, **options: Any) -> dict[str, Any]:
+    """Such a table trained in rows, clustered within the wrapped model, trained in codes, opened again, and trained."""
     import torch
     from torch import distributed as dist
 
-    from cce_core.adapters.torch import Embedding
+    from cce_core.adapters.torch import FusedSGD
 
     rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     torch.manual_seed(0)
-    model = torch.nn.Sequential(
-        Embedding(VOCAB, dim, seed=3, method="vq", num_bytes=3000, stages=stages, sparse=sparse),
-        torch.nn.Linear(dim, 1),
-    )
+    model = torch.nn.Sequential(phased_table(**options), torch.nn.Linear(DIM, 1))
     emb, wrapped, out = model[0], wrap(model), {}
-    steps = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.0 if sparse else 0.9)
+    kind, momentum = FusedSGD if "rounding" in options else torch.optim.SGD, 0.0 if "sparse" in options else 0.9
+    steps = kind(model.parameters(), lr=0.5, momentum=momentum)
     batches = torch.randint(VOCAB // 2, (3, 5, IDS), generator=torch.Generator().manual_seed(2))
     for phase, change in enumerate((emb.cluster, emb.reopen, None)):
         for batch in batches[phase]:
@@ -191,13 +196,6 @@ def phased(wrap: Any, stages: int = 1, sparse: bool = False, dim: int = DIM) -> 
             )
     state = {k: v.numpy().copy() for k, v in model.state_dict().items() if k not in ("0.counts", "0.passes")}
     return {**out, "state": state}
-
-
-def phased_spec(stages: int) -> Any:
-    """The spec of that table while it has rows."""
-    from cce_core.adapters.torch import Embedding
-
-    return Embedding(VOCAB, DIM, seed=3, method="vq", num_bytes=3000, stages=stages).spec
 
 
 def disagreements() -> dict[str, str]:
@@ -293,6 +291,7 @@ def everything() -> dict[str, Any]:
     out["phased"] = phased(DistributedDataParallel)
     out["phased, left out"] = phased(left_out, stages=2)
     out["phased, sparse"] = phased(DistributedDataParallel, sparse=True)
+    out["phased, codes"] = phased(lambda m: DistributedDataParallel(m, init_sync=False), rounding="stochastic")
     out["phased, static"] = phased(
         lambda m: DistributedDataParallel(m, static_graph=True, gradient_as_bucket_view=True)
     )

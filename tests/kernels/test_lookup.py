@@ -10,7 +10,7 @@ from kernel_tables import CODECS, DEVICE, METHODS, make, poisoned, tables, tenso
 
 import cce_core as cce
 from cce_kernels import lookup as kernel
-from cce_kernels.launch import Part, launches, parts_of
+from cce_kernels.launch import Member, launches, members_of
 from cce_kernels.runtime import on_device
 from cce_kernels.tables import Tables, from_table
 from cce_kernels.tables import lookup as lookup_once
@@ -88,7 +88,7 @@ def test_addresses_past_32_bits():
     words = tensor(np.random.default_rng(1).integers(0, 2**63, 80, dtype=np.int64))
     far = Layout((Column(POINTER, 0, 1, 2**40, a=3, b=40), Column(HASH, 0, 1, 2**41)), 1, 1, 2**41, 1, bits_per_id=50)
     launch = launches(
-        [Part(Layout(far.columns, 1, 1, 4, 1, 50), tensor(np.zeros(4, np.float32)), words[:1], words, vocab=90)]
+        [Member(Layout(far.columns, 1, 1, 4, 1, 50), tensor(np.zeros(4, np.float32)), words[:1], words, vocab=90)]
     )[0]
     from kernel_addresses import found
 
@@ -211,7 +211,7 @@ def test_the_forms_of_ids_are_those_of_a_collection(weigh):
 
 def test_very_different_shapes_are_grouped():
     several = [make("hnet", 300, 64), make("bloom", 300, 64), make("hnet", 100, 64)]
-    assert [len(launch.parts) for launch in on(*several).launches()] == [2, 1]
+    assert [len(launch.members) for launch in on(*several).launches()] == [2, 1]
     ids = np.arange(15).reshape(3, 5)
     want = np.concatenate([table.lookup(row) for table, row in zip(several, ids)], 1)
     np.testing.assert_array_equal(on(*several).lookup(tensor(ids.T)).cpu().numpy(), want)
@@ -273,7 +273,7 @@ def test_what_callers_get_wrong():
     with pytest.raises(ValueError, match=r"use cce_kernels\.trains"):
         on(make("tt", 50, 8))
     with pytest.raises(ValueError, match=r"memory must be contiguous"):
-        parts_of(table.spec, {**arrays, "memory": torch.zeros(2 * len(arrays["memory"]), device=DEVICE)[::2]})
+        members_of(table.spec, {**arrays, "memory": torch.zeros(2 * len(arrays["memory"]), device=DEVICE)[::2]})
     with pytest.raises(TypeError, match="x must be a torch tensor, got int"):
         on_device(x=1)
 

@@ -87,10 +87,12 @@ def gradients(memory, rows, projection, ids, grads):
 
 
 def followed(state, old_rows, new_rows, n: int):
-    """What belongs to the rows of a memory, for another of n rows with other ids: the mean over its ids of the mean of theirs."""
+    """What belongs to the rows of a memory, for another of n rows with other ids: the mean over its ids of the mean of theirs; or
+    the sum, where old rows were of one id each."""
+    over = np.sum if old_rows.tolist() == [[i] for i in range(len(old_rows))] else np.mean
     return np.array(
         [
-            np.mean([state[old_rows[i]].mean(0) for i in range(len(new_rows)) if a in new_rows[i]] or [0 * state[0]], 0)
+            over([state[old_rows[i]].mean(0) for i in range(len(new_rows)) if a in new_rows[i]] or [0 * state[0]], 0)
             for a in range(n)
         ]
     )

@@ -299,7 +299,7 @@ def test_a_codec_is_counted_and_seen():
     np.testing.assert_array_equal(emb(ids).detach().numpy(), emb.table.lookup(ids.numpy()))
     assert not torch.equal(emb(ids), emb.memory)  # the exact values are trained, the rounded ones seen
     with pytest.raises(ValueError, match="straight-through"):
-        Embedding(VOCAB, DIM, codec="int8", rounding="stochastic")
+        Embedding(VOCAB, DIM, codec="int8", rounding="to the nearest")
 
 
 def test_the_seed_is_torchs_generators_where_none_is_given():

@@ -1,4 +1,4 @@
-"""DistributedDataParallel: pointers that need not be sent, and sparse gradients.
+"""DistributedDataParallel: pointers that need not be sent, sparse gradients, and memories of another shape.
 
 Of each parameter it asks whether its module is a `torch.nn.Embedding` with `sparse=True`, and reduces all other gradients as
 dense ones, which fails for a sparse one. A module of ours cannot be one of those: whoever initialises, quantises or swaps
@@ -56,7 +56,11 @@ def wrappers(module: torch.nn.Module) -> list[DistributedDataParallel]:
     found = list(_wrappers[module])
     for one in found:
         known: Any = one
-        if not hasattr(one, "_ddp_init_helper") or getattr(known, "mixed_precision", None) or known._comm_hooks:
+        if (
+            not hasattr(one, "_ddp_init_helper")
+            or getattr(known, "mixed_precision", None)
+            or getattr(known, "_comm_hooks", None)
+        ):
             raise RuntimeError(
                 "the table is to have a memory of another shape, and DistributedDataParallel with mixed precision or "
                 "communication hooks cannot follow: cluster the model while it is not wrapped, and wrap it anew"

@@ -19,7 +19,7 @@ from cce_core.adapters.torch.operators.plan import MEMORY, WEIGHTS, array_specs,
 from cce_core.adapters.torch.optim.moments import Pointed, carried, refitted
 from cce_core.learning.cluster import ClusterReport
 from cce_core.learning.cluster import cluster as learn
-from cce_core.method.spec import TableSpec
+from cce_core.method.spec import ROUNDINGS, TableSpec
 from cce_core.storage.counters import estimates
 from cce_core.tables.table import Table
 
@@ -110,7 +110,7 @@ def adopt(
     more = carried(optimizers, ours, before, after, vocab, remap)
     for copy in copies:
         there, device = dict(new), copy.seed.device
-        if not module._plan.weighed and own:
+        if not module._plan.weighed and not module._plan.stored and own:
             values = torch.from_numpy(float32(copy.memory)).to(device)
             there[MEMORY] = refitted(values, before.to(device), after.to(device), vocab)
             if spec.rank:
@@ -134,12 +134,17 @@ def _is_trained(memory: Tensor, optimizers: list[torch.optim.Optimizer]) -> bool
 
 
 def _on_gpu(module: Any) -> bool:
-    """Whether the parameters are whole and where the kernels run."""
+    """Whether the parameters are whole, of floats, and where the kernels run."""
     first = getattr(module, module._plan.arrays[0])
-    return cuda.here(first) and not hasattr(first, "full_tensor")
+    return cuda.here(first) and not module._plan.stored and not hasattr(first, "full_tensor")
 
 
 def tensors_of(table: Table) -> dict[str, Tensor]:
     """A table's arrays as tensors over the same memory."""
-    arrays = {**table.buffers(), **table.parameters()}
+    arrays = table.arrays()
+    if table.spec.codec != "float32" and table.spec.rounding == ROUNDINGS[1]:
+        arrays["codes"] = arrays.pop(MEMORY).view(np.uint8)
+        arrays.setdefault("scales", np.empty(0, np.float32))
+        return {name: shared(array) for name, array in arrays.items()}
+    arrays |= table.parameters()
     return {name: shared(array) for name, array in arrays.items() if name != "scales"}

@@ -39,6 +39,9 @@ class Embedding(Compressed):
         codec: how the table is kept once it is saved: "float32", "bfloat16", "int8" or "int4". While it trains, the parameter and
             the state hold the float values; lookups see them rounded, and gradients pass straight through. `emb.table.save(path)`
             writes the codes, and `ledger()` counts both.
+        rounding: "straight-through" (or None); or "stochastic": codes and scales alone are kept, as buffers, and rounded at
+            random after each step of `FusedSGD`, `FusedAdagrad` or `FusedAdam`, the only optimisers that take them. The parameter
+            `memory` then has a shape and gradients, but no numbers. DistributedDataParallel takes init_sync=False.
         seed: of hashes and first values; None draws it from torch's generator.
         shard_pointers: keep on each rank of the default process group the pointers of its share of the ids alone, and ask the
             others for theirs at every lookup, which all ranks must then make together, like `weight`, `table` and `cluster()`

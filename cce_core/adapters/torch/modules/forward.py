@@ -62,9 +62,12 @@ def _memory(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor) -> Tensor:
     """The memory, as its codec would give it back."""
     if not plan.coded:
         return arrays[MEMORY]
+    keys, pointers = arrays.get("keys"), arrays.get("pointers")
     # What the ids read is rounded alone, but where the weights read other places, or pointers come from elsewhere.
     read = None if plan.weighed == MEMORY or "rows" in arrays else ids
-    return blocks.rounded(arrays[MEMORY], read, arrays.get("keys"), arrays.get("pointers"), plan.text)
+    if plan.stored:
+        return blocks.decoded(arrays[MEMORY], arrays["codes"], arrays["scales"], read, keys, pointers, plan.text)
+    return blocks.rounded(arrays[MEMORY], read, keys, pointers, plan.text)
 
 
 def _blocks(plan: Plan, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool) -> Tensor:

@@ -75,12 +75,7 @@ class Compressed(Phased, Weighted):
         options: dict[str, Any],
     ) -> None:
         super().__init__()
-        if options.get("rounding") not in (None, ROUNDINGS[0]):
-            raise ValueError(
-                "rounding must be 'straight-through' here: torch's optimisers need the float values that stochastic rounding "
-                "does not keep"
-            )
-        options = {**options, "rounding": ROUNDINGS[0]}
+        options = {**options, "rounding": options.get("rounding") or ROUNDINGS[0]}
         if scale_grad_by_freq and num_embeddings is None:
             raise ValueError("scale_grad_by_freq counts ids up to num_embeddings: give it a number")
         rule = get_method(resolved(_check.instance("method", method, str, "a method's name"))[0])
@@ -115,9 +110,12 @@ class Compressed(Phased, Weighted):
                 "out, or take method='full' without rank and codec"
             )
         units = table.block_sizes()
+        if self._plan.stored:
+            self._store(clustering.tensors_of(table), device, dtype)
         for name, values in table.parameters().items():
-            rows = values.reshape(-1, units[name]) if name in ("memory", "weights") else values
-            self.register_parameter(name, torch.nn.Parameter(tensor_of(rows, device, dtype)))
+            if name not in self._parameters:
+                rows = values.reshape(-1, units[name]) if name in ("memory", "weights") else values
+                self.register_parameter(name, torch.nn.Parameter(tensor_of(rows, device, dtype)))
         buffers = table.buffers()
         whole = buffers.get("pointers")
         self.shard_pointers = shard_pointers and "pointers" in buffers
@@ -136,6 +134,7 @@ class Compressed(Phased, Weighted):
                 self.register_buffer(name, None)
         self.register_buffer(PADDING, None)
         self._begin(device, whole)
+        self._hollow()
         if plain:
             self.reset_parameters()
 
@@ -263,7 +262,7 @@ class Compressed(Phased, Weighted):
 
     def _table(self, arrays: dict[str, NDArray[Any]]) -> Table:
         table = Table(self.spec, arrays)
-        if self._plan.coded:
+        if self._plan.coded and not self._plan.stored:
             table.parameters()[MEMORY][:] = float32(self.memory).reshape(-1)
         return table
 
@@ -282,7 +281,11 @@ class Compressed(Phased, Weighted):
             if name == "pointers" and self.shard_pointers:
                 values = self._shares().whole(values)
             out[name] = values.view(dtype).reshape(shape)
-        if self._plan.coded:
+        if self._plan.stored:
+            out[MEMORY] = words(self.codes).view(array_specs(self.spec)[MEMORY].dtype)
+            if self.scales.numel():
+                out["scales"] = float32(self.scales)
+        elif self._plan.coded:
             out[MEMORY], scales = get_codec(self.spec.codec).encode(float32(self.memory).reshape(-1))
             if scales.size:
                 out["scales"] = scales
@@ -292,7 +295,7 @@ class Compressed(Phased, Weighted):
         """Every byte that the table costs once it is saved, and what training holds beside it; see `cce_core.Ledger`."""
         table = self.table
         table.training_bytes.pop("values", None)
-        if self._plan.coded:
+        if self._plan.coded and not self._plan.stored:
             table.training_bytes["values"] = self.memory.numel() * self.memory.element_size()
         found, row = table.ledger(), self._buffers.get(PADDING)
         return found if row is None else dataclasses.replace(found, stored={**found.stored, PADDING: row.nbytes})
@@ -330,9 +333,10 @@ class Compressed(Phased, Weighted):
         Args:
             optimizer: a torch optimiser, or several, that must not go on with moments of rows which mean something else now.
             weights: how much each id counts, real numbers (num_embeddings,): a tensor, an array or a list.
-            moments: "remap" gives each new row the mean of the moments that its ids had; "reset" forgets them, as for a new
-                parameter. Both concern the memory and its weights alone. On MovieLens 100K they train alike (GMF with AdamW, four
-                clusterings: AUC 0.838 and 0.837, means of three seeds).
+            moments: "remap" gives each new row the mean of the moments that its ids had (their sum, where each had a row of its
+                own, since the gradient of a shared row is the sum of theirs); "reset" forgets them, as for a new parameter. Both
+                concern the memory and its weights alone. On MovieLens 100K they train alike (GMF with AdamW, four clusterings:
+                AUC 0.838 and 0.837, means of three seeds).
             averaged: a module that averages this one, or several; its copy of this table, or a model that holds one.
             group: the process group; None is the default one, where there is one.
             settings: as for `cce_core.learning.cluster.cluster`.
@@ -410,6 +414,8 @@ class Compressed(Phased, Weighted):
             if name == "pointers" and self.shard_pointers:
                 own = self._shares().own(words(new[name]))
                 out.append((self.pointers, torch.from_numpy(own.view(np.int64))))
+            elif name == MEMORY and self._plan.stored:
+                out += [(self.codes, new["codes"]), (self.scales, new["scales"])]
             elif name != "scales":
                 out.append((getattr(self, name), new[name]))
         small = [words(new.get(name, getattr(self, name))) for name in SMALL if name in self._buffers]

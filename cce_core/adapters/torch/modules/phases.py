@@ -17,18 +17,22 @@ from torch import Tensor
 from cce_core.adapters.torch import guard
 from cce_core.adapters.torch.distributed import ddp
 from cce_core.adapters.torch.modules.stamp import checksum, is_of, stamped
-from cce_core.adapters.torch.modules.states import SMALL, Stated
-from cce_core.adapters.torch.operators import eager
+from cce_core.adapters.torch.modules.states import SMALL
+from cce_core.adapters.torch.modules.stored import Stored
+from cce_core.adapters.torch.operators import eager, stored
 from cce_core.adapters.torch.operators.arrays import Call, put, replacing, words
 from cce_core.adapters.torch.operators.counting import count
 from cce_core.adapters.torch.operators.plan import MEMORY, array_specs, part_of, plan_of, text_of
 from cce_core.method.spec import CODES, ROWS, TableSpec
 
 PHASED = ("counts", "passes", "pointers")  # buffers of one phase or the other
+_exporting = getattr(
+    torch.compiler, "is_exporting", torch.compiler.is_compiling
+)  # torch 2.6 cannot tell: it counts in neither
 Changes = tuple[list[tuple[Tensor, Tensor]], list[Call]]  # for `put`
 
 
-class Phased(Stated):
+class Phased(Stored):
     """A module whose table may have phases, as `table.phase` says.
 
     In the phase "rows" it has two buffers more: `counts`, uint8 (num_embeddings,), how often training has met each id, in
@@ -58,7 +62,7 @@ class Phased(Stated):
         if self._buffers.get("counts") is None or not vectors.requires_grad or eager.transformed():
             return vectors
         if torch.compiler.is_compiling():
-            if self.training and not torch.compiler.is_exporting():
+            if self.training and not _exporting():
                 count(self.counts, self.passes, ids, self.seed, self.padding_idx)
         elif vectors.grad_fn is not None and vectors.device.type != "meta":
             vectors.grad_fn.register_prehook(functools.partial(_count, self, self.counts, ids))
@@ -79,12 +83,18 @@ class Phased(Stated):
         if plan.text == self._plan.text:
             return self._changes(new), []
         self._check_free()
-        specs, changes, calls = array_specs(spec), [(self.generation, new["generation"])], []
-        calls += replacing(self.memory, new[MEMORY].reshape(-1, self.memory.shape[1]))
+        specs, changes, calls = array_specs(spec), [(self.generation, new["generation"])], list[Call]()
+        device, layout, buffers = self.seed.device, part_of(plan.text, MEMORY).layout, dict[str, Tensor | None]()
+        if plan.stored:
+            data = stored.hollow(layout.n_units, layout.unit, self.memory)
+            for name in ("codes", "scales"):
+                buffers[name] = new[name].to(device, copy=True)
+        else:
+            data = new[MEMORY].reshape(layout.n_units, layout.unit)
+        calls += replacing(self.memory, data, plan.stored)
         if spec.rank:
             changes.append((self.projection, new["projection"]))
-        device = self.seed.device
-        buffers = {n: new[n].to(device, copy=True) if n in specs else None for n in ("counts", "pointers")}
+        buffers |= {n: new[n].to(device, copy=True) if n in specs else None for n in ("counts", "pointers")}
         passes = None if "counts" not in specs else new.get("passes", torch.zeros(1, dtype=torch.int64))
         buffers["passes"] = None if passes is None else passes.to(device, copy=True)
         found = [new.get(name, own) for name in SMALL if (own := self._buffers.get(name)) is not None]
@@ -120,7 +130,8 @@ class Phased(Stated):
         before, known = self._spec, len(errors)
         held = {name: tensor.detach().clone() for name, tensor in (*self.named_parameters(), *self.named_buffers())}
         grads = [(parameter, parameter.grad) for parameter in self.parameters()]
-        new = {name: state_dict[prefix + name] for name in array_specs(spec) if prefix + name in state_dict}
+        names = (*array_specs(spec), "codes")
+        new = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
         with guard.writing(self), guard.changing():
             self._become(spec, new)
             super()._load_from_state_dict(state_dict, prefix, *rest)
@@ -138,13 +149,19 @@ class Phased(Stated):
         spec = self._spec.with_option("phase", CODES if phase == ROWS else ROWS)
         if not is_of(words(stamp).view(np.int64).reshape(stamp.shape), text_of(spec)):
             return None
-        layout = part_of(text_of(spec), MEMORY).layout
-        for name, (_, shape, _) in array_specs(spec).items():
-            value = state.get(prefix + name)
-            expected = (layout.n_units, layout.unit) if name == MEMORY else shape
-            if name != "scales" and not (isinstance(value, Tensor) and value.shape == expected):
-                return None
-        return spec
+        layout, specs = part_of(text_of(spec), MEMORY).layout, array_specs(spec)
+        expected = {name: one.shape for name, one in specs.items() if name != "scales"}
+        expected[MEMORY] = (layout.n_units, layout.unit)
+        if self._plan.stored:
+            (codes,), of_code = specs[MEMORY].shape, np.dtype(specs[MEMORY].dtype).itemsize
+            expected["codes"], expected["scales"] = (
+                (codes * of_code,),
+                specs["scales"].shape if "scales" in specs else (0,),
+            )
+            del expected[MEMORY]
+        values = {name: state.get(prefix + name) for name in expected}
+        whole = all(isinstance(v, Tensor) and v.shape == expected[name] for name, v in values.items())
+        return spec if whole else None
 
 
 def _count(module: Phased, counts: Tensor, ids: Tensor, grads: Any) -> None:

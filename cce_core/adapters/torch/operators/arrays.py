@@ -67,17 +67,18 @@ _Base: Any = torch._C.TensorBase  # whose functions are C's
 _set_data, _set_grad, _multiply = _Base.data.__set__, _Base.grad.__set__, _Base.mul_
 
 
-def replacing(tensor: Tensor, source: Tensor) -> list[Call]:
+def replacing(tensor: Tensor, source: Tensor, empty: bool = False) -> list[Call]:
     """Calls for `put` that make a tensor another's, of any shape, in place of its own numbers and gradient; its version rises.
 
-    For a moment it is of another type, since torch drops then what else it knows of the gradients of the old shape.
+    For a moment it is of another type, since torch drops then what else it knows of the gradients of the old shape. A source that
+    is `empty` has no numbers, but one for all places, and is not copied.
     """
-    new = source.detach().to(tensor.device, tensor.dtype, copy=True)
+    new = source.detach().to(tensor.device, tensor.dtype, copy=not empty)
     other = new.new_empty(0, dtype=torch.float64 if tensor.dtype != torch.float64 else torch.float32)
-    calls = [functools.partial(_set_data, tensor, other), functools.partial(_set_data, tensor, new)]
+    calls: list[Call] = [functools.partial(_set_data, tensor, other), functools.partial(_set_data, tensor, new)]
     if tensor.is_leaf and tensor.requires_grad:
         calls.insert(0, functools.partial(_set_grad, tensor, None))
-    return [*calls, functools.partial(_multiply, tensor, 1)]
+    return calls if empty else [*calls, functools.partial(_multiply, tensor, 1)]
 
 
 @torch.no_grad()

@@ -6,9 +6,9 @@ With blocks b(n, j) of the memory M, weights w and vectors G, all three sums are
 
     gather  = ∂F/∂G        scatter = ∂F/∂M        dot = ∂F/∂w
 
-so that each has the other two as its gradients, to any order. `rounded` passes gradients straight through; `signs`, `digits` and
-`features` have none. Forward mode is not defined, and raises; but under the transforms of `torch.func` each operator is the plain
-torch operations that it stands for, which have gradients of every order, forward mode and batching.
+so that each has the other two as its gradients, to any order. `rounded` and `decoded` pass gradients straight through; `signs`,
+`digits` and `features` have none. Forward mode is not defined, and raises; but under the transforms of `torch.func` each operator
+is the plain torch operations that it stands for, which have gradients of every order, forward mode and batching.
 """
 
 from __future__ import annotations
@@ -157,6 +157,22 @@ def _rounded(memory: Tensor, ids: Tensor | None, keys: Tensor | None, pointers: 
     return torch.from_numpy(out).view(memory.shape)
 
 
+def _decoded(
+    memory: Tensor, codes: Tensor, scales: Tensor, ids: Tensor | None, keys: Tensor | None, pointers: Tensor | None, spec: str
+) -> Tensor:  # fmt: skip
+    layout, end = part_of(spec, "memory")
+    kept, chosen, held = codec(spec_of(spec).codec), None, array(codes.contiguous())
+    if (
+        memory.shape != (layout.n_units, layout.unit)
+        or held.nbytes != kept.n_codes(layout.size) * np.dtype(kept.dtype).itemsize
+    ):
+        raise RuntimeError(f"this operator takes codes of {layout.size:,} floats, got {tuple(codes.shape)} bytes")
+    if ids is not None and layout.unit == layout.width:
+        chosen = rounding.touched(_sketch(layout, keys, pointers), words_of(ids, end), layout.size)
+    out = rounding.decoded(held, array(floats(scales, kept.n_scales(layout.size))), kept, layout.size, chosen)
+    return torch.from_numpy(out).view(memory.shape)
+
+
 _AT = "Tensor? keys, Tensor? pointers, str spec"
 gather = define(
     "gather", f"(Tensor memory, Tensor ids, Tensor? weights, {_AT}, str part, bool sparse=False) -> Tensor",
@@ -175,6 +191,12 @@ features = define(
 )
 bags = define("bags", "(Tensor offsets, Tensor ids) -> Tensor", eager.bags, eager.bags, shapes.bags)
 rounded = define("rounded", f"(Tensor memory, Tensor? ids, {_AT}) -> Tensor", _rounded, eager.rounded, shapes.rounded)
+
+# The memory is there for its gradient alone.
+decoded = define(
+    "decoded", f"(Tensor memory, Tensor codes, Tensor scales, Tensor? ids, {_AT}) -> Tensor",
+    _decoded, eager.decoded, lambda memory, *rest: shapes.rounded(memory, None, None, None, ""),
+)  # fmt: skip
 
 
 # --- gradients: `ctx` counts the inputs from 1, after the dispatcher's keys -------------------------------------------
@@ -239,4 +261,8 @@ differentiable(dot, _save_dot, _back_dot)
 differentiable(
     rounded, _save_rounded, lambda ctx, grad: (eager.narrow(grad, ctx.kind), None, None, None, None),
     transformed=lambda memory, *rest: eager.rounded(memory.detach(), *rest) + (memory - memory.detach()),
+)  # fmt: skip
+differentiable(
+    decoded, _save_rounded, lambda ctx, grad: (eager.narrow(grad, ctx.kind), *(None,) * 6),
+    transformed=lambda memory, *rest: eager.decoded(memory.detach(), *rest) + (memory - memory.detach()),
 )  # fmt: skip

@@ -261,6 +261,20 @@ def rounded(memory: Tensor, ids: Tensor | None, keys: Tensor | None, pointers: T
     return (q * (largest / kept.most)).view(-1)[: len(flat)].view_as(memory)
 
 
+def decoded(
+    memory: Tensor, codes: Tensor, scales: Tensor, ids: Tensor | None, keys: Tensor | None, pointers: Tensor | None, text: str
+) -> Tensor:  # fmt: skip
+    """`blocks.decoded`, the whole of it whatever the ids."""
+    kept = codec(spec_of(text).codec)
+    if not kept.most:
+        return codes.view(torch.bfloat16).to(memory.dtype).view(memory.shape)
+    if kept.name == "int8":
+        q = codes.view(torch.int8).to(memory.dtype)
+    else:
+        q = (torch.stack([codes & 15, codes >> 4], 1).view(-1).to(memory.dtype) - 8)[: memory.numel()]
+    return (q * scales.to(memory.dtype).repeat_interleave(BLOCK)[: len(q)]).view(memory.shape)
+
+
 def check_ends(offsets: Tensor, n: int) -> None:
     """RuntimeError unless bags begin at 0, never fall and end with the last of n ids; off the CPU an assertion, later."""
     if not offsets.shape[0]:

@@ -14,7 +14,7 @@ from cce_core.method import block_method, get_method
 from cce_core.method.arrays import array_specs as array_specs
 from cce_core.method.block import BlockMethod
 from cce_core.method.checked import checked
-from cce_core.method.spec import TableSpec
+from cce_core.method.spec import ROUNDINGS, TableSpec
 from cce_core.method.tensor_train import TensorTrain
 from cce_core.sketching.layout import POINTER, Layout
 
@@ -37,6 +37,7 @@ class Plan(NamedTuple):
         inner: floats of a vector before the projection.
         rank: of the projection; 0 for none.
         coded: whether the memory is rounded into a codec.
+        stored: whether it lies in its codec while it is trained, too.
         layers: hidden layers of a network.
         cores: (left, d · right) of each core of a train.
         halves: the parts, by kind of column, that a lookup with pointers from elsewhere is made of.
@@ -53,6 +54,7 @@ class Plan(NamedTuple):
     inner: int = 0
     rank: int = 0
     coded: bool = False
+    stored: bool = False
     layers: int = 0
     cores: tuple[tuple[int, int], ...] = ()
     halves: tuple[str, ...] = ()
@@ -121,6 +123,8 @@ def plan_of(spec: TableSpec) -> Plan:
     """The plan of a spec."""
     method, text = get_method(spec.method), text_of(spec)
     names = tuple(name for name in array_specs(spec) if name not in ("generation", "scales", "counts"))
+    stored = spec.codec != "float32" and spec.rounding == ROUNDINGS[1]
+    names += ("codes", "scales") if stored else ()
     base: dict[str, Any] = {"text": text, "arrays": names, "inner": spec.inner, "rank": spec.rank}
     if isinstance(method, BlockMethod):
         weighed = "" if method.weight_layout(spec) is None else (MEMORY if method.weights_in_memory else WEIGHTS)
@@ -132,6 +136,7 @@ def plan_of(spec: TableSpec) -> Plan:
             appends=method.appends_weights(spec),
             factors=0 if method.is_linear(spec) else spec.n_chunks,
             coded=spec.codec != "float32",
+            stored=stored,
             halves=tuple(_halves(method, spec)),
             **base,
         )

@@ -13,6 +13,7 @@ from torch import Tensor
 from cce_core.adapters.torch.operators import blocks
 from cce_core.adapters.torch.operators.arrays import Call, Device
 from cce_core.adapters.torch.operators.plan import MEMORY, part_of
+from cce_core.sketching.layout import IDENTITY
 
 HOW = ("remap", "reset")
 _BATCH = 1 << 16
@@ -51,20 +52,23 @@ def remapped(values: Tensor, old: Pointed, new: Pointed, part: str, vocab: int) 
 
         s'[a] = mean { mean_t s[old address of (i, t)] : i, t with new address a }
 
+    Where ids had rows of their own, it is the sum instead: so is the gradient of a shared row of those of its ids, and moments
+    are sums of gradients, or of their squares.
+
     Args:
         values: float32 (units, unit), on the device of the sketches.
         old, new: before and after, of one vocabulary and width, though perhaps of other sizes.
         part: as operators take it.
         vocab: of the table.
     """
-    layout, terms = part_of(new.text, part).layout, part_of(old.text, part).layout.terms
+    layout, before = part_of(new.text, part).layout, part_of(old.text, part).layout
     sums, seen = values.new_zeros((2, layout.n_units, layout.unit))
     for low in range(0, vocab, _BATCH):
         ids = torch.arange(low, min(low + _BATCH, vocab), device=values.device)
-        means = old.gather(values, ids, part) / terms
+        means = old.gather(values, ids, part) / before.terms
         sums += new.scatter(means, ids, part)
         seen += new.scatter(torch.ones_like(means), ids, part)
-    return sums / seen.clamp(min=1)
+    return sums if before.columns[0].kind == IDENTITY else sums / seen.clamp(min=1)
 
 
 @torch.no_grad()

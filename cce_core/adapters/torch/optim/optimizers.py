@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from cce_core.adapters.torch import guard
-from cce_core.adapters.torch.operators import cuda
+from cce_core.adapters.torch.operators import cuda, stored
 from cce_core.adapters.torch.operators.arrays import array
 from cce_core.adapters.torch.operators.openmp import used
-from cce_core.adapters.torch.optim import device, steps
+from cce_core.adapters.torch.optim import codes, device, steps
 from cce_core.adapters.torch.optim.steps import Gradient
 from cce_core.sketching.gradient import SparseGradient
 from cce_core.training import SGD, Adagrad, AdamW
@@ -46,6 +46,8 @@ class Fused(torch.optim.Optimizer):
     State lies in torch's own `state`, one tensor a moment, so that schedulers, `state_dict` and `cluster(optimizer=…)` work as
     with any optimiser. The rows of a sparse gradient are those of the parameter.
     """
+
+    takes_codes = True
 
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
         self._core(defaults)  # refuses what is out of range
@@ -87,7 +89,8 @@ class Fused(torch.optim.Optimizer):
                 f"{type(self).__name__} takes whole parameters, got one that is sharded over processes: take torch.optim's own "
                 "optimiser for them"
             )
-        if parameter.dtype != torch.float32 or not parameter.is_contiguous():
+        in_codes = stored.is_hollow(parameter)
+        if parameter.dtype != torch.float32 or not (in_codes or parameter.is_contiguous()):
             raise RuntimeError(
                 f"{type(self).__name__} takes contiguous float32 parameters, got {parameter.dtype} with strides "
                 f"{parameter.stride()}: take torch.optim's own optimiser for them"
@@ -111,8 +114,11 @@ class Fused(torch.optim.Optimizer):
             take = device.update
         else:
             take = in_core if parameter.device.type == "cpu" else steps.update
-        take(core, parameter.detach().view(-1), gradient, unit, step, arrays)
-        torch.autograd.graph.increment_version(parameter)
+        if in_codes:
+            codes.update(take, core, parameter, gradient, unit, step, arrays)
+        else:
+            take(core, parameter.detach().view(-1), gradient, unit, step, arrays)
+            torch.autograd.graph.increment_version(parameter)
         kept["step"] = step
         for name, moment in arrays.items():
             if name not in kept:
