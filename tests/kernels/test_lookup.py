@@ -78,7 +78,7 @@ def test_a_map_of_own_rows_is_refused():
     layout = Layout((Column(MAP, 0, 4, 10, a=8),), 1, 4, 40, 4, bits_per_id=16)
     words = tensor(np.zeros(2, np.int64))
     with pytest.raises(ValueError, match="a map of own rows are found on the CPU"):
-        Part(layout, tensor(np.zeros(40, np.float32)), words[:1], words)
+        Member(layout, tensor(np.zeros(40, np.float32)), words[:1], words)
 
 
 def test_addresses_past_32_bits():
