@@ -16,7 +16,7 @@ ORDER = (
     "cce", "ldim", "narrow-int8", "dhe", "pq", "int8", "sparse",
     "cce-int8", "pq-int8", "rhemb", "tt", "hash", "int4", "robe",
     "cce-paper", "cce_robe", "sparse2", "hemb", "ce", "bloom", "hnet", "qr",
-    "cce-lean", "narrow-int4", "vq",
+    "cce-lean", "narrow-int4", "vq", "tiered",
 )  # fmt: skip
 FULL = "full"
 

@@ -58,7 +58,7 @@ class RootsOfCounts:
         >>> import numpy as np
         >>> roots = RootsOfCounts(np.array([0, 1, 35], np.uint8))
         >>> len(roots), roots[1:]
-        (3, array([1.       , 10.855893], dtype=float32))
+        (3, array([ 1.      , 10.841891], dtype=float32))
     """
 
     def __init__(self, counts: NDArray[np.uint8]) -> None:

@@ -212,10 +212,11 @@ class Table(TableState, Passes):
         else:
             inner = self.look_up(ids, False)[1].inner if left is None or left.inner is None else left.inner
             assert inner is not None
-            out = self.method.backward(self, ids, saved, vectors @ self._projection[:-1].T, dense)
+            # `np.dot`: `@` warns of flags that BLAS leaves of lanes that it does not use.
+            out = self.method.backward(self, ids, saved, np.dot(vectors, self._projection[:-1].T), dense)
             out["projection"] = slope = np.empty_like(self._projection)
-            np.matmul(inner[:, :-1].T, vectors, out=slope[:-1])
-            np.matmul(np.ones(len(vectors), np.float32), vectors, out=slope[-1])
+            np.dot(inner[:, :-1].T, vectors, out=slope[:-1])
+            np.dot(np.ones(len(vectors), np.float32), vectors, out=slope[-1])
         if self.counting and all(map(_finite, out.values())):  # else no step is taken
             self.count(ids)
         if self.owners is not None:

@@ -238,12 +238,12 @@ def _plan(optimizer: Fused, both: Collection, group: TableGroup) -> Prepared:
 
 def _begin_step(optimizer: Fused, plan: Prepared) -> None:
     """Count the step, and work out its constants."""
-    known, numbers = (-1, False), plan.numbers
+    known, numbers, own = (-1, False), plan.numbers, optimizer.projection_lr
     for s, state in enumerate(plan.states):
         state.step += 1
-        if known != (state.step, state.projection):
-            known = state.step, state.projection
-            constants = optimizer.constants(state.step, optimizer.rate(state))
+        now = state.step, own is not None and state.projection
+        if now != known:
+            known, constants = now, optimizer.constants(state.step, own if now[1] else None)
             numbers[s:, : len(constants)] = constants
 
 

@@ -46,13 +46,12 @@ class Fused(Protocol):
 
     kernel_id: Any
     max_norm: float | None
+    projection_lr: float | None
     last: tuple[Callable[[], Any], list[int], list[Any]]
 
     def updates_all(self) -> bool: ...
 
     def constants(self, step: int, lr: float | None = None) -> tuple[float, ...]: ...
-
-    def rate(self, state: State) -> float: ...
 
     def prepare(self, both: Collection, now: list[int], make: Callable[[Any, Collection, Any], Any]) -> list[Any]: ...
 

@@ -51,8 +51,7 @@ class Compressed(Phased, Weighted):
     whatever else the method trains. Hash `keys` and packed `pointers` are int64 buffers with the bits of the core's uint64,
     beside the `generation` and the `seed`; the `stamp` says of which spec they are, and that they belong together
     (`stamp.py`). With a codec `memory` holds the float32 values that are trained; a lookup sees them rounded, and gradients pass
-    straight through. A table with phases has buffers of its own (`phases.py`). The `padding` row of a trained table, where it is
-    not 0, is a buffer.
+    straight through. A table with phases has buffers of its own (`phases.py`). A `padding` row other than 0 is one, too.
     """
 
     pointers: Tensor
