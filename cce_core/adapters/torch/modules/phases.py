@@ -26,9 +26,8 @@ from cce_core.adapters.torch.operators.plan import MEMORY, array_specs, part_of,
 from cce_core.method.spec import CODES, ROWS, TableSpec
 
 PHASED = ("counts", "passes", "pointers")  # buffers of one phase or the other
-_exporting = getattr(
-    torch.compiler, "is_exporting", torch.compiler.is_compiling
-)  # torch 2.6 cannot tell: it counts in neither
+# torch 2.6 cannot tell: it counts in neither.
+_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 Changes = tuple[list[tuple[Tensor, Tensor]], list[Call]]  # for `put`
 
 
