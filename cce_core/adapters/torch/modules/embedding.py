@@ -41,7 +41,8 @@ class Embedding(Compressed):
             writes the codes, and `ledger()` counts both.
         rounding: "straight-through" (or None); or "stochastic": codes and scales alone are kept, as buffers, and rounded at
             random after each step of `FusedSGD`, `FusedAdagrad` or `FusedAdam`, the only optimisers that take them. The parameter
-            `memory` then has a shape and gradients, but no numbers. DistributedDataParallel takes init_sync=False.
+            `memory` then has a shape and gradients, but no numbers. DistributedDataParallel takes init_sync=False. Steps of int4
+            are too coarse to be rounded at random: take int8.
         seed: of hashes and first values; None draws it from torch's generator.
         shard_pointers: keep on each rank of the default process group the pointers of its share of the ids alone, and ask the
             others for theirs at every lookup, which all ranks must then make together, like `weight`, `table` and `cluster()`
