@@ -65,9 +65,8 @@ def _alike(table: Table, weights: Any, ranks: Ranks, settings: dict[str, Any]) -
     arrays = table.arrays()
     counts = arrays.pop("counts", None)
     if weights is None and counts is not None:
-        met = ranks.sum(
-            np.rint(16 * estimates(counts).astype(np.float64)).astype(np.int64)
-        )  # whole numbers: of any order
+        # Whole numbers, whose sum is the same in any order.
+        met = ranks.sum(np.rint(16 * estimates(counts).astype(np.float64)).astype(np.int64))
         weights = np.sqrt(met / 16.0) if met.any() else None
     given = {name: v for name, v in {"weights": weights, "vectors": settings.get("vectors")}.items() if v is not None}
     ranks.agree({"specs": table.spec, **arrays, **{n: np.asarray(v) for n, v in given.items()}}, "before clustering")

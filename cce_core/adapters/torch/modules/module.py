@@ -190,9 +190,7 @@ class Compressed(Phased, Weighted):
                 arrays[name] = getattr(self, name)
         if self.shard_pointers:
             arrays["pointers"], arrays["rows"] = self._fetched(ids)
-        if (
-            PHASED[0] in arrays
-        ):  # a backward pass, which looks at the version of all that it reads, is not of another phase
+        if PHASED[0] in arrays:  # a backward pass looks at the version of all that it reads: it is not of another phase
             arrays["keys"] = self.generation
         vectors, kind = lookup(self._plan, arrays, ids, self.sparse, bags), arrays[self._plan.arrays[0]].dtype
         if bags is None and (self.scale_grad_by_freq or self.padding_idx is not None):

@@ -70,6 +70,7 @@ class Phased(Stored):
     # --- from one phase to the other ----------------------------------------------------------------------------------
 
     def _changes(self, new: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """What makes the module's numbers these, without a change of phase; `Compressed` knows."""
         raise NotImplementedError
 
     def _becoming(self, spec: TableSpec, new: Mapping[str, Tensor]) -> Changes:
