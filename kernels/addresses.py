@@ -8,7 +8,22 @@ two arrays of 64-bit numbers, one row a member and one row a column (`COLUMN`), 
 
 from __future__ import annotations
 
-from cce_core.sketching.layout import BASE, DIGIT, HASH, IDENTITY, KIND, PER_ID, POINTER, REGION, ROWS, STRIDE, A, B
+from cce_core.sketching.layout import (
+    BASE,
+    DIGIT,
+    HASH,
+    IDENTITY,
+    KIND,
+    MARKS,
+    PER_ID,
+    POINTER,
+    REGION,
+    ROWS,
+    STRIDE,
+    A,
+    B,
+)
+from cce_core.storage import marks
 from cce_core.storage.codec import BFLOAT16, BLOCK, FLOAT32, INT4, INT8
 from cce_kernels.hashing import keyed, multiply_high
 from cce_kernels.runtime import tl, triton
@@ -17,16 +32,19 @@ _IDENTITY, _HASH, _POINTER = tl.constexpr(IDENTITY), tl.constexpr(HASH), tl.cons
 _DIGIT = tl.constexpr(DIGIT)
 _FLOAT32, _BFLOAT16, _INT8, _INT4 = (tl.constexpr(codec) for codec in (FLOAT32, BFLOAT16, INT8, INT4))
 _BLOCK = tl.constexpr(BLOCK)
-# Beside the kinds of a column, and the codecs: a weight that the caller gives for column and id; not there; not the same for all.
-GIVEN, NONE, MIXED = 5, 6, 7
-_NONE, _MIXED = tl.constexpr(NONE), tl.constexpr(MIXED)
+# Beside the kinds of a column, and the codecs: pointers of marked ids (MAP, the same number, is not for kernels); a weight that
+# the caller gives for column and id; not there; not the same for all.
+MARKED, GIVEN, NONE, MIXED = 4, 5, 6, 7
+_MARKED, _NONE, _MIXED = tl.constexpr(MARKED), tl.constexpr(NONE), tl.constexpr(MIXED)
+_WORDS, _IDS, _COUNT_BITS = (tl.constexpr(n) for n in (marks.WORDS, marks.IDS, marks.COUNT_BITS))
 
 # A column's numbers are those of `Layout.array`, then which float of the block is meant (of a weight), for the block and
 # for its weight.
-SHIFT, COLUMN = PER_ID + 1, PER_ID + 2
+SHIFT, COLUMN = MARKS + 1, MARKS + 2
 _SHIFT, _COLUMN = tl.constexpr(SHIFT), tl.constexpr(COLUMN)
 _KIND, _BASE, _STRIDE, _ROWS = tl.constexpr(KIND), tl.constexpr(BASE), tl.constexpr(STRIDE), tl.constexpr(ROWS)
-_A, _B, _REGION, _PER_ID = tl.constexpr(A), tl.constexpr(B), tl.constexpr(REGION), tl.constexpr(PER_ID)
+_A, _B, _REGION = tl.constexpr(A), tl.constexpr(B), tl.constexpr(REGION)
+_PER_ID, _MARKS = tl.constexpr(PER_ID), tl.constexpr(MARKS)
 
 
 @triton.jit
@@ -50,6 +68,34 @@ def read_bits(words, position, bits, live):
     after = tl.load(words + word + 1, mask=live & flag(shift + bits > 64), other=0)
     one = tl.full([1], 1, tl.uint64)
     return ((low >> shift) | ((after << 1) << (63 - shift))) & ((one << bits) - 1)
+
+
+@triton.jit
+def ones(word):
+    """How many bits of each word are 1."""
+    word = word - ((word >> 1) & 0x5555555555555555)
+    word = (word & 0x3333333333333333) + ((word >> 2) & 0x3333333333333333)
+    return (((word + (word >> 4)) & 0x0F0F0F0F0F0F0F0F) * 0x0101010101010101) >> 56
+
+
+@triton.jit
+def entries(words, ids, live):
+    """`cce_core.storage.marks.entry` of the tile: which ids have an entry, and its number."""
+    one = tl.full([1, 1], 1, tl.uint64)
+    low = (one << _COUNT_BITS) - 1
+    block = ids // _IDS
+    bit = ids - block * _IDS + _COUNT_BITS
+    first, last, shift = block * _WORDS, bit >> 6, bit & 63
+    here = tl.load(words + first + last, mask=live, other=0)
+    marked = live & flag(((here >> shift) & 1) == 1)
+    entry = tl.load(words + first, mask=marked, other=0) & low
+    for w in tl.static_range(_WORDS):
+        word = tl.load(words + first + w, mask=marked & flag(last > w), other=0)
+        word = tl.where(last == w, here & ((one << shift) - 1), word)
+        if w == 0:
+            word = word & (low << _COUNT_BITS)
+        entry += ones(word)
+    return marked, entry
 
 
 @triton.jit
@@ -84,6 +130,12 @@ def addresses(
         pointer = read_bits(pointers, ids * per_id + a, bits, live)
         # Pointers of a damaged file must not lead out of the memory.
         index = tl.where(kind == _POINTER, tl.minimum(pointer, rows - 1), index)
+    if KIND == _MARKED or KIND == _MIXED:
+        marked, entry = entries(pointers, ids, live & (kind == _MARKED))
+        first = tl.load(row + _MARKS, mask=here, other=0).to(tl.uint64) * 64
+        per_id = tl.load(row + _PER_ID, mask=here, other=0).to(tl.uint64)
+        pointer = tl.minimum(read_bits(pointers, first + entry * per_id + a, b, marked), rows - 1)
+        index = tl.where(kind == _MARKED, tl.where(marked, pointer, tl.zeros_like(pointer)), index)
     if KIND == _DIGIT or KIND == _MIXED:
         divisor = tl.where(kind == _DIGIT, a, tl.full([1, 1], 1, tl.uint64))
         index = tl.where(kind == _DIGIT, (ids // divisor) % rows, index)

@@ -15,10 +15,10 @@ import numpy as np
 
 from cce_core.method import block_method
 from cce_core.method.spec import TableSpec
-from cce_core.sketching.layout import HASH, KIND, MAP, POINTER, Layout
+from cce_core.sketching.layout import HASH, KIND, MAP, Layout
 from cce_core.storage.codec import BFLOAT16, FLOAT32, INT4, INT8
 from cce_core.storage.codec import codec as get_codec
-from cce_kernels.addresses import COLUMN, GIVEN, MIXED, NONE
+from cce_kernels.addresses import COLUMN, GIVEN, MARKED, MIXED, NONE
 from cce_kernels.runtime import floats, on_device, power_of_two, torch, triton
 
 FIELDS = 19
@@ -104,8 +104,7 @@ class Member:
         if any(c.kind == MAP for c in columns):
             raise ValueError("addresses by a map of own rows are found on the CPU, by the compiled loops, alone")
         n_keys = 1 + max((c.b for c in columns if c.kind == HASH), default=-1)
-        per_id = self.layout.bits_per_id if any(c.kind == POINTER for c in columns) else 0
-        n_words = -(-(self.vocab or 0) * per_id // 64)
+        n_words = max(one.n_words(self.vocab or 0) for one in (self.layout, self.weight_layout) if one is not None)
         for name, words, needed in (("keys", self.keys, n_keys), ("pointers", self.pointers, n_words)):
             if words is not None and words.dtype not in _WORDS:
                 raise TypeError(f"{name} must be 64-bit words (torch.uint64 or torch.int64), got {words.dtype}")
@@ -141,6 +140,8 @@ class Member:
         """int64 (columns, 2, COLUMN): each column, and where its weight lies."""
         out = np.zeros((len(self.layout.columns), 2, COLUMN), np.int64)
         out[:, 0, :-1] = self.layout.array
+        if self.layout.marks:
+            out[:, 0, KIND] = MARKED
         out[:, 1, KIND] = NONE
         if self.weight_layout is not None:
             w = self.weight_layout.width

@@ -2,7 +2,8 @@
 
 What counts is the distance of vectors in dim floats, ‖(x − y) · W‖. With Wᵀ = Q · R it is ‖(x − y) · Rᵀ‖, so that k-means sees
 rows of rank floats. A further stage clusters what the stages before it leave over; once all are there, each is refined in turn.
-Centroids are encoded before ids are assigned, so that every id points to the nearest of those that lookups will read.
+Centroids are encoded before ids are assigned, so that every id points to the nearest of those that lookups will read. Where some
+ids alone have pointers (`pointed`), k-means sees these, and row 0 is the mean of all others.
 
 The table is only read until a new one is whole, and then becomes it in one moment.
 """
@@ -20,15 +21,19 @@ from cce_core import _check
 from cce_core.clustering import KMeans, assign, update
 from cce_core.hashing.mix import derive_key
 from cce_core.learning.codebooks import Learner, cost
+from cce_core.learning.pointed import Ranked, best
+from cce_core.learning.sampling import weighted_ids
 from cce_core.learning.targets import Source
 from cce_core.method import block_method
 from cce_core.method.arrays import array_specs
-from cce_core.method.spec import ROWS, SAMPLES, TableSpec
+from cce_core.method.spec import SAMPLES, TableSpec
 from cce_core.method.state import TableState
+from cce_core.method.vq import VectorQuantization
 from cce_core.sketching import blocks
 from cce_core.sketching.descriptors import Sketch
 from cce_core.storage.codec import codec
-from cce_core.storage.counters import RootsOfCounts
+from cce_core.storage.counters import Counts
+from cce_core.storage.marks import mark
 
 _SWEEPS, _REFINED = 2, 8  # over the stages, and iterations of k-means in each
 _ROWS = 1 << 16  # of a table that is opened again, at a time
@@ -56,29 +61,50 @@ class PointersLearner(Learner):
         source: Source | None,
     ) -> None:
         method = block_method(table.spec.method)
-        self.spec = method.served(table.spec)
+        assert isinstance(method, VectorQuantization)
         self.table, self.source, self.group = table, source, table.group
-        self.layout = method.layout(self.spec)
         self.vocab = self.walked = table.spec.vocab or 0
-        (self.n_clusters,), self.n_stages = self.spec.sizes, self.layout.terms
         counts = table.arrays()["counts"]
-        self.weights = RootsOfCounts(counts) if weights is None and counts.any() else weights
+        met = weights is None and counts.any()
+        self.weights = Counts(counts, roots=True) if met else weights
+        self.metric, self.projection = self._metric()
+        ranked = Ranked(np.ones(self.vocab, np.float32) if self.weights is None else self.weights)
+        self.spec = self._best(method, ranked, Counts(counts) if met else weights)
+        self.layout = method.layout(self.spec)
+        self.n_clusters, self.n_stages = method.split(self.spec)[0], self.layout.terms
+        self.pointed, self.all_weights = None, self.weights
+        if self.layout.marks:
+            self.pointed = ranked.first(self.layout.pointed)
+            self.weights = Some(self.all_weights, self.pointed)
         self.plan = self._plan(points_per_centroid, batch_size, max_bytes)
         self.packing = method.packing(self.spec)
-        self.new = Sketch(self.layout, np.empty(0, np.uint64), self.packing.empty())
+        self.new = Sketch(
+            self.layout, np.empty(0, np.uint64), np.zeros(self.layout.marks + self.packing.n_words, np.uint64)
+        )
         self._begin()
-        projection = None if source is None else source.projection
-        projection = table.arrays().get("projection") if projection is None else projection
-        self.projection = None if projection is None else np.ascontiguousarray(projection)
-        self.metric: NDArray[np.float32] | None = None
-        if projection is not None:
-            _check.as_float32("the projection", projection, projection.shape)
-            r: Any = np.linalg.qr(projection[:-1].T.astype(np.float64), mode="r")
-            self.metric = np.zeros((self.layout.width,) * 2, np.float32)
-            self.metric[:, : len(r)] = r.T
         self.arrays: dict[str, NDArray[Any]] = {}
         new = codec(self.spec.codec).nbytes(self.layout.size) + 12 * self.layout.size + self.new.pointers.nbytes
-        self.scratch = self.plan.scratch + new
+        self.scratch = self.plan.scratch + new + 2 * self.vocab * (self.pointed is not None)
+
+    def _metric(self) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
+        """What rows are multiplied by so that distances are those of vectors; and the projection, if there is one."""
+        source, width = self.source, self.table.layout.width
+        projection = None if source is None else source.projection
+        projection = self.table.arrays().get("projection") if projection is None else projection
+        if projection is None:
+            return None, None
+        _check.as_float32("the projection", projection, projection.shape)
+        r: Any = np.linalg.qr(projection[:-1].T.astype(np.float64), mode="r")
+        metric = np.zeros((width, width), np.float32)
+        metric[:, : len(r)] = r.T
+        return metric, np.ascontiguousarray(projection)
+
+    def _best(self, method: VectorQuantization, ranked: Ranked, weights: Any) -> TableSpec:
+        """The spec of the next phase: that which spends the bytes best on these vectors."""
+        shapes = {spec: method.split(spec) for spec in method.clustered(self.table.spec)}
+        if weights is None or len(shapes) == 1:
+            return next(iter(shapes))
+        return best(shapes, ranked, weights, lambda ids: self._seen(self._rows(ids)), self.table.generation)
 
     def _point_bytes(self) -> int:
         """Of a point of the sample: beside what `Learner` says, the row itself, what is left of it, and a label a stage."""
@@ -99,6 +125,18 @@ class PointersLearner(Learner):
         x = blocks.lookup(self.group, ids)
         return _check.as_float32("the rows", x, x.shape)
 
+    def _shared_row(self) -> NDArray[np.float32]:
+        """The mean of a sample of the ids without pointers, by their weights; where none counts, all count alike."""
+        assert self.pointed is not None
+        weights = Some(self.all_weights, ~self.pointed)
+        if not any(weights[low : low + _ROWS].any() for low in range(0, self.vocab, _ROWS)):
+            weights = Some(None, ~self.pointed)
+        rng = np.random.Generator(
+            np.random.PCG64(derive_key(self.table.spec.seed, SAMPLES, self.table.generation, 0, 2))
+        )
+        ids, times = weighted_ids(rng, weights, min(self.plan.points, self.plan.batch))
+        return np.average(self._rows(ids), 0, times).astype(np.float32)
+
     def work(self, n_iter: int) -> int:
         """Iterations over the sample, and all ids once."""
         return self.walked + self.plan.points * self.n_stages * (n_iter + _SWEEPS * _REFINED * (self.n_stages > 1))
@@ -109,7 +147,14 @@ class PointersLearner(Learner):
         codes, scales = kept.encode(self._centroids(n_iter, bar).reshape(-1))
         centroids = kept.decode(codes, scales, size).reshape(self.n_stages, self.n_clusters, self.layout.width)
         seen, used = [self._seen(c) for c in centroids], np.zeros((self.n_stages, self.n_clusters), bool)
-        for batch in self.batches():
+        entries, marks = 0, self.new.pointers[: self.layout.marks]
+        for ids in self.batches():
+            batch = ids if self.pointed is None else ids[self.pointed[ids]]
+            self.tick(bar, len(ids))
+            if self.pointed is not None:
+                mark(marks, int(ids[0]), self.pointed[ids], entries)
+            if not len(batch):
+                continue
             left, labels = self._rows(batch), np.empty((self.n_stages, len(batch)), np.int32)
             for turn in range(2 if self.n_stages > 1 else 1):
                 for s in range(self.n_stages):
@@ -118,9 +163,9 @@ class PointersLearner(Learner):
                     labels[s], _ = assign(self._seen(left), seen[s])
                     left -= centroids[s][labels[s]]
             for s in range(self.n_stages):
-                self.write(s, int(batch[0]), labels[s])
+                self.packing.write(self.new.pointers[self.layout.marks :], s, entries, labels[s])
                 used[s, labels[s]] = True
-            self.tick(bar, len(batch))
+            entries += len(batch)
         self.empty = np.count_nonzero(~used, axis=1)
         made = {"memory": codes, "scales": scales, "pointers": self.new.pointers, "projection": self.projection}
         made["generation"] = np.array([self.table.generation + 1])
@@ -129,12 +174,16 @@ class PointersLearner(Learner):
     def _centroids(self, n_iter: int, bar: Any) -> NDArray[np.float32]:
         """Float32 (stages, clusters, width), from a sample that is let go of here."""
         ids, counts = self.sample(0)
-        left, k = self._rows(ids), self.n_clusters
+        left, first = self._rows(ids), int(self.pointed is not None)
+        k = self.n_clusters - first
         weights = None if counts is None else counts / counts.max()
         total = float(len(ids) if weights is None else weights.sum(dtype=np.float64))
         mean = np.average(left, 0, weights).astype(np.float32)
         self.costs[0, 0] = cost(self._seen(left), lambda rows: self._seen(mean[None]), weights) / total
-        centroids = np.zeros((self.n_stages, k, self.layout.width), np.float32)
+        every = np.zeros((self.n_stages, k + first, self.layout.width), np.float32)
+        if first:
+            every[0, 0] = self._shared_row()
+        centroids = every[:, first:]
         labels = np.zeros((self.n_stages, len(ids)), np.int32)
 
         def fit(stage: int, start: Any, most: int) -> None:
@@ -156,11 +205,27 @@ class PointersLearner(Learner):
             left -= centroids[stage][labels[stage]]
         nothing = np.zeros((1, self.layout.width), np.float32)
         self.costs[0, 1] = cost(self._seen(left), lambda rows: nothing, weights) / total
-        return centroids
+        return every
 
     def change(self) -> Callable[[], None]:
         """The table becomes that of its next phase."""
         return functools.partial(self.table.become, _another(self.table, self.spec, self.arrays))
+
+
+class Some:
+    """The weights of some ids, 0 for all others: an array to read, a block at a time; None says that all count 1."""
+
+    def __init__(self, weights: Any, which: NDArray[np.bool_]) -> None:
+        self._weights, self._which = weights, which
+
+    def __len__(self) -> int:
+        return len(self._which)
+
+    def __getitem__(self, rows: slice) -> NDArray[np.float32]:
+        which = self._which[rows]
+        return (
+            which.astype(np.float32) if self._weights is None else np.where(which, self._weights[rows], np.float32(0))
+        )
 
 
 def _another(table: TableState, spec: TableSpec, arrays: dict[str, NDArray[Any]]) -> TableState:
@@ -172,7 +237,9 @@ def _another(table: TableState, spec: TableSpec, arrays: dict[str, NDArray[Any]]
 
 def reopened(table: TableState) -> TableState:
     """The table in the phase "rows", each row that of its id's centroids; the projection is the same array."""
-    spec = table.spec.with_option("phase", ROWS)
+    method = block_method(table.spec.method)
+    assert isinstance(method, VectorQuantization)
+    spec = method.reopened(table.spec)
     kept, expected, vocab = codec(spec.codec), array_specs(spec), spec.vocab or 0
     arrays = {n: np.zeros(expected[n].shape, expected[n].dtype) for n in ("generation", "counts")}
     arrays["generation"][:] = table.generation + 1

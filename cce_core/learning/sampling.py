@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,14 @@ from numpy.typing import NDArray
 from cce_core import _check
 
 _BLOCK = 1 << 16  # rows or weights at a time
+
+
+class Weights(Protocol):
+    """What ids count, (vocab,): an array, or what gives slices of one when it is asked."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> NDArray[Any]: ...
 
 
 def _fresh(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -36,9 +44,7 @@ def some_ids(rng: np.random.Generator, vocab: int, n: int) -> NDArray[np.uint64]
     return ids.view(np.uint64)
 
 
-def weighted_ids(
-    rng: np.random.Generator, weights: NDArray[Any], n: int
-) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
+def weighted_ids(rng: np.random.Generator, weights: Weights, n: int) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
     """n draws of ids by their weights, with replacement: the ids that came, uint64, in order, and how often, float32."""
     starts = range(0, len(weights), _BLOCK)
     ends = np.cumsum([weights[low : low + _BLOCK].sum(dtype=np.float64) for low in starts])

@@ -135,6 +135,18 @@ class Method(abc.ABC):
         """What a budget counts the bytes of: the spec itself, but for a method with phases that of the last one."""
         return spec
 
+    def clustered(self, spec: TableSpec) -> list[TableSpec]:
+        """All that `cluster()` may make of a spec with phases, the one with the most bytes, `served`, first."""
+        return [self.served(spec)]
+
+    def reopened(self, spec: TableSpec) -> TableSpec:
+        """What `reopen()` makes of a clustered spec."""
+        return spec
+
+    def shape(self, spec: TableSpec) -> tuple[int, ...]:
+        """The sizes that the arrays have, to be shown: those of the spec, where `cluster()` chose no others."""
+        return spec.sizes
+
     @abc.abstractmethod
     def sizes(self, request: Request) -> tuple[int, ...]:
         """The sizes that make the most of the budget and stay within it; BudgetError where none do."""

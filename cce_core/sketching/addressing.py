@@ -10,11 +10,12 @@ from cce_core._jit import jit
 from cce_core.hashing.mix import keyed, multiply_high, multiply_high_32, premix
 from cce_core.sketching.block_ops import load_bits
 from cce_core.sketching.descriptors import LAST, STEP, WORD
-from cce_core.sketching.layout import BASE, HASH, IDENTITY, KIND, MAP, PER_ID, POINTER, ROWS, STRIDE, A, B
+from cce_core.sketching.layout import BASE, HASH, IDENTITY, KIND, MAP, MARKS, PER_ID, POINTER, ROWS, STRIDE, A, B
+from cce_core.storage.marks import NONE, entry
 from cce_core.tiers.id_map import own_or_shared
 
 TILE = 256  # ids whose addresses are found before their blocks are moved
-_zero, _one, _three, _low = np.uint64(0), np.uint64(1), np.uint64(3), np.uint64(0xFFFFFFFF)
+_zero, _one, _three, _six, _low, _none = (np.uint64(n) for n in (0, 1, 3, 6, 0xFFFFFFFF, NONE))
 _AT_ONCE = np.uint64(57)  # bits that are always within the 64 from the byte where they begin
 
 
@@ -26,14 +27,26 @@ def _bits_from(pointers: Any, place: np.uint64) -> np.uint64:
 
 
 @jit
+def _marked(pointers: Any, i: np.uint64, per_id: np.uint64, words: np.uint64) -> np.uint64:
+    """The pointers of an id of which there are some, behind so many words of marks; 0 where it has none."""
+    place = entry(pointers, i)
+    return _zero if place == _none else _bits_from(pointers, (words << _six) + place * per_id)
+
+
+@jit
 def unpack(start: int, stop: int, ids: Any, columns: Any, pointers: Any, fields: Any) -> None:
     """The pointers of the ids [start, stop) that a part has, if they fit in one word: fields[0 : stop − start], for `find`."""
     for j in range(columns.shape[0]):
         per_id = np.uint64(columns[j, PER_ID])
         if columns[j, KIND] == POINTER:
-            first = np.uint64(start)
-            for n in range(np.uint64(stop - start) if _zero < per_id <= _AT_ONCE else _zero):
-                fields[n] = _bits_from(pointers, ids[first + n] * per_id)
+            first, words = np.uint64(start), np.uint64(columns[j, MARKS])
+            n_ids = np.uint64(stop - start) if _zero < per_id <= _AT_ONCE else _zero
+            if words > _zero:
+                for n in range(n_ids):
+                    fields[n] = _marked(pointers, ids[first + n], per_id, words)
+            else:
+                for n in range(n_ids):
+                    fields[n] = _bits_from(pointers, ids[first + n] * per_id)
             return
 
 

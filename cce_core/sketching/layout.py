@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 IDENTITY, HASH, POINTER, DIGIT, MAP = 0, 1, 2, 3, 4
-KIND, BASE, STRIDE, ROWS, A, B, REGION, PER_ID = range(8)  # of the compiled loops' array: PER_ID is the layout's
+KIND, BASE, STRIDE, ROWS, A, B, REGION, PER_ID, MARKS = range(
+    9
+)  # of the compiled loops' array: the last two are the layout's
 
 
 class Column(NamedTuple):
@@ -57,6 +59,8 @@ class Layout:
         unit: the largest block that divides every address and the width: the grain of a sparse gradient.
         bits_per_id: bits of all packed pointers of an id, those of other layouts of the table included; for a MAP, those of a
             fingerprint.
+        marks: 64-bit words of marks (`storage.marks`) before the packed pointers, where not every id has some; else 0.
+        pointed: how many ids have pointers then; those of all others are 0.
     """
 
     columns: tuple[Column, ...]
@@ -65,6 +69,8 @@ class Layout:
     size: int
     unit: int
     bits_per_id: int = 0
+    marks: int = 0
+    pointed: int = 0
 
     @functools.cached_property
     def n_chunks(self) -> int:
@@ -106,8 +112,14 @@ class Layout:
     @functools.cached_property
     def array(self) -> NDArray[np.int64]:
         """The columns as the compiled loops read them."""
-        rows = [(*c[:REGION], c.size, self.bits_per_id) for c in self.columns]
-        return np.array(rows, np.int64).reshape(len(self.columns), 1 + PER_ID)
+        rows = [(*c[:REGION], c.size, self.bits_per_id, self.marks) for c in self.columns]
+        return np.array(rows, np.int64).reshape(len(self.columns), 1 + MARKS)
+
+    def n_words(self, vocab: int) -> int:
+        """64-bit words of the packed pointers of all ids below `vocab`, and of marks."""
+        if not any(c.kind == POINTER for c in self.columns):
+            return 0
+        return self.marks - (-(self.pointed if self.marks else vocab) * self.bits_per_id // 64)
 
     def part(self, columns: tuple[Column, ...], terms: int = 1) -> Layout:
         """The same memory and pointers through some of the columns alone."""

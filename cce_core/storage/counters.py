@@ -51,21 +51,24 @@ def estimates(counts: NDArray[np.uint8]) -> NDArray[np.float32]:
     return _ESTIMATES[counts]
 
 
-class RootsOfCounts:
-    """The square roots of `estimates` as an array to read: float32, of which nothing is made before it is asked for.
+class Counts:
+    """What counters remember as an array to read: float32, of which nothing is made before it is asked for.
+
+    Args:
+        counts: the counters.
+        roots: whether to read the square roots of `estimates`.
 
     Example:
-        >>> import numpy as np
-        >>> roots = RootsOfCounts(np.array([0, 1, 35], np.uint8))
-        >>> len(roots), roots[1:]
+        >>> counts = Counts(np.array([0, 1, 35], np.uint8), roots=True)
+        >>> len(counts), counts[1:]
         (3, array([ 1.      , 10.841891], dtype=float32))
     """
 
-    def __init__(self, counts: NDArray[np.uint8]) -> None:
-        self._counts = counts
+    def __init__(self, counts: NDArray[np.uint8], roots: bool = False) -> None:
+        self._counts, self._values = counts, _ROOTS if roots else _ESTIMATES
 
     def __len__(self) -> int:
         return len(self._counts)
 
     def __getitem__(self, rows: slice) -> NDArray[np.float32]:
-        return _ROOTS[self._counts[rows]]
+        return self._values[self._counts[rows]]

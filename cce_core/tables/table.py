@@ -77,7 +77,7 @@ class Table(TableState, Passes):
         kept = "" if spec.codec == "float32" else f"{spec.codec}, "
         return (
             f"<{spec.method} table: vocab {'unbounded' if spec.vocab is None else format(spec.vocab, ',')}, dim {spec.dim}, "
-            f"rank {spec.rank}, {spec.n_chunks} chunks, sizes {spec.sizes}, {kept}{self.num_params:,} parameters, "
+            f"rank {spec.rank}, {spec.n_chunks} chunks, sizes {self.method.shape(spec)}, {kept}{self.num_params:,} parameters, "
             f"{'' if self.phase is None else f'{self.phase}: '}{ledger.total:,} bytes"
             f"{'' if ratio is None else f', {ratio:.1f}x smaller'}{later}>"
         )

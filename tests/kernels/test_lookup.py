@@ -72,6 +72,22 @@ def test_unbounded_tables_take_every_word():
     same(table, on(table).lookup(tensor(ids)), table.lookup(ids))
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_ids_that_are_not_marked_share_a_row(beside):
+    """Alone, and in one launch with columns of another kind; on the way back, too."""
+    table = cce.make_table("vq", 1500, 8, num_bytes=900, rank=0, seed=1)
+    table.cluster(weights=np.where(np.arange(1500) % 9 == 4, 500.0, 1.0))
+    assert table.spec.option("bits")
+    tables = [table, make("ce", 1500, 8)] if beside else [table]
+    ids = np.random.default_rng(0).integers(0, 1500, (90, len(tables)))
+    ids[:7, 0] = [0, 1, 4, 479, 480, 481, 1499]
+    got = on(*tables).lookup(tensor(ids)).cpu().numpy().reshape(90, -1)
+    np.testing.assert_array_equal(got, np.concatenate([t.lookup(i) for t, i in zip(tables, ids.T)], 1))
+    state = from_table(table, DEVICE)
+    with pytest.raises(ValueError, match="pointers must hold"):
+        Tables([(table.spec, {**state, "pointers": state["pointers"][:-1]})])
+
+
 def test_a_map_of_own_rows_is_refused():
     from cce_core.sketching.layout import MAP, Column, Layout
 

@@ -113,7 +113,9 @@ def test_a_budget_of_parameters_is_that_of_the_codes(vocab, rank, stages, budget
 
 
 def test_more_rows_than_two_to_the_sixteenth_are_not_made():
-    request = Request(200_000, 64, 0, 1, None, 40_000_000, {"phase": "rows", "stages": 1}, get_codec("int8"))
+    request = Request(
+        200_000, 64, 0, 1, None, 40_000_000, {"phase": "rows", "stages": 1, "bits": 0, "share": True}, get_codec("int8")
+    )
     assert get_method("vq").sizes(request) == (2**16,)
 
 
@@ -198,7 +200,7 @@ def test_stages_cluster_what_those_before_leave_over():
     errors = []
     for stages in (1, 2, 3):
         table = trained(stages=stages, rank=0, codec="float32", num_bytes=None, num_params=4 * DIM * stages, seed=3)
-        assert table.spec.sizes == (4,)
+        assert table.spec.sizes == (4, VOCAB)
         vectors, report = table.lookup(IDS), table.cluster(weights=np.ones(VOCAB))
         error = np.square(table.lookup(IDS) - vectors).sum(1).mean()
         assert report.inertia_after == pytest.approx(error, rel=0.2)  # ids are assigned stage by stage

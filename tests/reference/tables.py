@@ -32,6 +32,11 @@ def pointer(words, i: int, per_id: int, offset: int, bits: int) -> int:
     return (stream >> (i * per_id + offset)) & ((1 << bits) - 1)
 
 
+def marked(words, i: int) -> bool:
+    """Whether an id has a mark: 480 of them in 8 words, behind the low half of the first."""
+    return bool(int(words[8 * (i // 480) + (32 + i % 480) // 64]) >> ((32 + i % 480) % 64) & 1)
+
+
 def blocks_of(method, i, *, vocab, inner, n_chunks, sizes, options, keys, words):
     """The blocks of id i, chunk by chunk, as (start, first float of the region, floats of the region, sign); their width; and
     where the weight of each block lies, as (array, place), or None where all are 1."""
@@ -106,6 +111,10 @@ def blocks_of(method, i, *, vocab, inner, n_chunks, sizes, options, keys, words)
         if options["phase"] == "rows":
             return [[whole(i * inner, inner)]], inner, None
         stages, bits = options["stages"], (rows - 1).bit_length()
+        if options.get("bits"):
+            bits, rows, marks = options["bits"], 2 ** options["bits"], 8 * -(-vocab // 480)
+            entry, here = sum(marked(words, other) for other in range(i)), marked(words, i)
+            words, i = (words[marks:], entry) if here else ([0], 0)
         found = [pointer(words, i, stages * bits, s * bits, bits) for s in range(stages)]
         return [[whole((s * rows + p) * inner, inner) for s, p in enumerate(found)]], inner, None
     if method in ("sparse", "sparse2"):

@@ -23,7 +23,8 @@ from cce_core.adapters.torch.operators import eager, stored
 from cce_core.adapters.torch.operators.arrays import Call, put, replacing, words
 from cce_core.adapters.torch.operators.counting import count
 from cce_core.adapters.torch.operators.plan import MEMORY, array_specs, part_of, plan_of, text_of
-from cce_core.method.spec import CODES, ROWS, TableSpec
+from cce_core.method import get_method
+from cce_core.method.spec import TableSpec
 
 PHASED = ("counts", "passes", "pointers")  # buffers of one phase or the other
 # torch 2.6 cannot tell: it counts in neither.
@@ -142,12 +143,14 @@ class Phased(Stored):
                     parameter.grad = grad
 
     def _followed(self, state: Mapping[str, Any], prefix: str) -> TableSpec | None:
-        """The spec of a state that is of the other phase of this table, and whole; else None."""
+        """The spec of a state that is of this table before or after a clustering, and whole; else None."""
         stamp, phase = state.get(prefix + "stamp"), self.phase
         if phase is None or not isinstance(stamp, Tensor) or stamp.dtype != torch.int64 or stamp.device.type == "meta":
             return None
-        spec = self._spec.with_option("phase", CODES if phase == ROWS else ROWS)
-        if not is_of(words(stamp).view(np.int64).reshape(stamp.shape), text_of(spec)):
+        method, found = get_method(self._spec.method), words(stamp).view(np.int64).reshape(stamp.shape)
+        others = {method.reopened(self._spec), *method.clustered(self._spec)} - {self._spec}
+        spec = next((other for other in others if is_of(found, text_of(other))), None)
+        if spec is None:
             return None
         layout, specs = part_of(text_of(spec), MEMORY).layout, array_specs(spec)
         expected = {name: one.shape for name, one in specs.items() if name != "scales"}

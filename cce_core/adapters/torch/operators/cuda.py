@@ -122,8 +122,7 @@ def _call(
 
 def _enough(layout: Layout, end: np.uint64 | None, keys: Tensor | None, pointers: Tensor | None) -> None:
     """RuntimeError unless the words are int64 and as many as the layout reads."""
-    vocab = int(end or 0) if any(column.kind == POINTER for column in layout.columns) else 0
-    least = {"keys": layout.n_hashes, "pointers": -(-vocab * layout.bits_per_id // 64)}
+    least = {"keys": layout.n_hashes, "pointers": layout.n_words(int(end or 0))}
     for name, words in (("keys", keys), ("pointers", pointers)):
         if words is not None and words.dtype != torch.int64:
             raise RuntimeError(f"{name} must be int64, got {words.dtype}")

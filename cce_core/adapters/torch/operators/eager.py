@@ -18,6 +18,7 @@ from cce_core.adapters.torch.operators.plan import bases_of, part_of, spec_of
 from cce_core.hashing import mix
 from cce_core.method import deep_hash
 from cce_core.sketching.layout import DIGIT, HASH, IDENTITY, POINTER, Column, Layout
+from cce_core.storage import marks
 from cce_core.storage.codec import BLOCK, codec
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -87,13 +88,39 @@ def read_bits(words: Tensor, position: Tensor, bits: int) -> Tensor:
     return (here | ((after << 1) << (63 - shift))) & ((1 << bits) - 1)
 
 
-def _column(column: Column, per_id: int, ids: Tensor, keys: Tensor | None, pointers: Tensor | None) -> Tensor:
+def _ones(words: Tensor) -> Tensor:
+    """How many bits of each word are 1."""
+    words = words - (_down(words, 1) & 0x5555555555555555)
+    words = (words & 0x3333333333333333) + (_down(words, 2) & 0x3333333333333333)
+    return _down(((words + _down(words, 4)) & 0x0F0F0F0F0F0F0F0F) * 0x0101010101010101, 56)
+
+
+def entries(words: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """`storage.marks.entry`: whether each id has an entry, and its number (0 where it has none)."""
+    block = ids // marks.IDS
+    bit = ids - block * marks.IDS + marks.COUNT_BITS
+    last, each = (bit >> 6)[..., None], torch.arange(marks.WORDS, device=ids.device)
+    line = words[(block * marks.WORDS)[..., None] + each]
+    here, shift = line.gather(-1, last), (bit & 63)[..., None]
+    below = torch.where(each == last, line & ~(torch.full_like(shift, -1) << shift), torch.where(each < last, line, 0))
+    counted = _ones(torch.where(each == 0, below & ~_LOW, below)).sum(-1) + (line[..., 0] & _LOW)
+    marked = (here >> shift & 1)[..., 0] == 1
+    return marked, torch.where(marked, counted, 0)
+
+
+def _column(column: Column, layout: Layout, ids: Tensor, keys: Tensor | None, pointers: Tensor | None) -> Tensor:
+    per_id = layout.bits_per_id
     if column.kind == HASH:
         assert keys is not None
         index = multiply_high(keyed(premix(ids), keys[column.b]), column.rows)
     elif column.kind == POINTER:
         assert pointers is not None
-        index = read_bits(pointers, ids * per_id + column.a, column.b).clamp(max=column.rows - 1)
+        if layout.marks:
+            marked, entry = entries(pointers, ids)
+            index = read_bits(pointers, 64 * layout.marks + entry * per_id + column.a, column.b)
+            index = torch.where(marked, index, 0).clamp(max=column.rows - 1)
+        else:
+            index = read_bits(pointers, ids * per_id + column.a, column.b).clamp(max=column.rows - 1)
     elif column.kind == IDENTITY:
         index = ids
     elif column.kind == DIGIT:
@@ -105,7 +132,7 @@ def _column(column: Column, per_id: int, ids: Tensor, keys: Tensor | None, point
 
 def addresses(layout: Layout, ids: Tensor, keys: Tensor | None, pointers: Tensor | None) -> Tensor:
     """The address of every column, int64 (n, columns)."""
-    return torch.stack([_column(c, layout.bits_per_id, ids, keys, pointers) for c in layout.columns], 1)
+    return torch.stack([_column(c, layout, ids, keys, pointers) for c in layout.columns], 1)
 
 
 def _units(layout: Layout, ids: Tensor, keys: Tensor | None, pointers: Tensor | None) -> Tensor:
