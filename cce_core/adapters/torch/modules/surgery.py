@@ -129,7 +129,8 @@ def compress_(
         model: any module; it must not itself be the embedding.
         method: as for `Embedding`.
         ratio: each table gets its present bytes over this; above 0, or
-        num_bytes: the most stored bytes of all swapped tables together, shared out by their present bytes. Methods without a
+        num_bytes: the most stored bytes of all swapped tables together, shared out by the square roots of their present bytes, at
+            most these: a table of few rows is read as often as one of many, so each of its rows counts more. Methods without a
             budget (`full`, `int8`, `int4`) take neither.
         min_rows: tables of fewer rows are left as they are.
         skip: names of embeddings to leave, or patterns such as "decoder.*", one or several; or a function of name and module.
@@ -177,17 +178,14 @@ def compress_(
     for name, module in found.items():
         if name not in left:
             groups.setdefault(id(module.weight), []).append(name)
-    total = sum(_bytes(found[names[0]]) for names in groups.values())
+    sizes = [_bytes(found[names[0]]) for names in groups.values()]
+    budgets = [None] * len(sizes) if ratio is num_bytes is None else _budgets(sizes, ratio, num_bytes)
     new: dict[str, Compressed] = {}
     for k, names in enumerate(groups.values()):
-        module, budget = found[names[0]], None
-        if ratio is not None:
-            budget = max(1, math.floor(_bytes(module) / ratio))
-        elif num_bytes is not None:
-            budget = max(1, num_bytes * _bytes(module) // total)
+        module = found[names[0]]
         own = None if seed is None else derive_key(seed, k)
         try:
-            made = _made(module, fresh, {"method": method, "seed": own, "num_bytes": budget, **options})
+            made = _made(module, fresh, {"method": method, "seed": own, "num_bytes": budgets[k], **options})
         except ValueError as error:
             raise ValueError(
                 f"{names[0]!r} ({module.num_embeddings:,} x {module.embedding_dim}): {error} "
@@ -214,6 +212,23 @@ def compress_(
             if id(child) in places:
                 setattr(parent, name, places[id(child)])
     return CompressionReport(tuple(swaps))
+
+
+def _budgets(sizes: list[int], ratio: float | None, num_bytes: int | None) -> list[int]:
+    """Bytes of each table that has so many now."""
+    if ratio is not None or num_bytes is None:
+        return [max(1, math.floor(size / (ratio or 1))) for size in sizes]
+    out, left = list(sizes), num_bytes
+    roots = {k: math.sqrt(size) for k, size in enumerate(sizes)}
+    while roots:  # what those that keep their bytes leave goes to the others
+        each = left / sum(roots.values())
+        whole = [k for k, root in roots.items() if sizes[k] <= each * root]
+        for k in whole:
+            left -= sizes[k]
+            del roots[k]
+        if not whole:
+            return [max(1, math.floor(each * roots[k])) if k in roots else out[k] for k in range(len(out))]
+    return out
 
 
 def _bytes(module: nn.Embedding | nn.EmbeddingBag) -> int:
