@@ -25,7 +25,7 @@ from cce_core.tiers import Moves, Owners
 
 _MOST_NEWCOMERS = 1 << 20
 _ROUNDS = 8  # of draws that a step may take at most
-_EMPTY, _NEVER = np.empty(0, np.uint64), np.zeros(1, np.int64)
+_EMPTY, _NOBODY, _NEVER = np.empty(0, np.uint64), np.empty(0, np.uint16), np.zeros(1, np.int64)
 
 
 class TableState:
@@ -67,7 +67,7 @@ class TableState:
         self.guard = Guard()
         self.age = self._arrays.get("generation", _NEVER)
         self._counts, self._passes = self._arrays.get("counts"), 0
-        self.owners, self._newcomers, self._last_given = owners, _EMPTY, -1
+        self.owners, self._newcomers, self._whose, self._last_given = owners, _EMPTY, _NOBODY, -1
         self.counting = self._counts is not None or owners is not None
         self.training_bytes: dict[str, int] = {}
         phase = dict(spec.options).get("phase")
@@ -201,13 +201,15 @@ class TableState:
         """How often `cluster()` has changed this table; optimisers drop what they know of an earlier generation."""
         return self.age.item()
 
-    def count(self, ids: NDArray[np.uint64]) -> None:
-        """Note that a training pass has met flat ids, where the method counts them."""
+    def count(self, ids: NDArray[np.uint64], table: int = 0) -> None:
+        """Note that a training pass has met flat ids, where the method counts them; `table` of those that share one map."""
         if self.owners is not None and self.writeable:
-            found = self.owners.count(ids)
-            both = np.concatenate([self._newcomers, found]) if len(self._newcomers) else found
-            self._newcomers = both[-_MOST_NEWCOMERS:]  # many backward passes without a step must not fill the memory
-            self.training_bytes["newcomers"] = self._newcomers.nbytes
+            found = self.owners.count(ids, table)
+            # Many backward passes without a step must not fill the memory.
+            self._newcomers = np.concatenate([self._newcomers, found])[-_MOST_NEWCOMERS:]
+            whose = np.full(len(found), table, np.uint16)
+            self._whose = np.concatenate([self._whose, whose])[-_MOST_NEWCOMERS:]
+            self.training_bytes["newcomers"] = self._newcomers.nbytes + self._whose.nbytes
         if self._counts is not None and self._counts.flags.writeable:
             self._passes += 1
             count(self._counts, ids, derive_key(self.spec.seed, COUNTS, self._passes))
@@ -220,7 +222,8 @@ class TableState:
         assert self.owners is not None
         step, (column,) = self.owners.now, self.layout.columns
         with Changing((self.guard,)):
-            changes, self._newcomers = self.owners.step(self._newcomers), _EMPTY
+            changes = self.owners.step(self._newcomers, self._whose)
+            self._newcomers, self._whose = _EMPTY, _NOBODY
             if len(changes.rows):
                 self._move(Moves.of(self.owners, changes, column.rows - column.a, self.spec.option("fold")), states)
                 self._last_given = step
