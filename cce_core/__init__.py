@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cce_core.tables import load as load
     from cce_core.tables import make_collection as make_collection
     from cce_core.tables import make_table as make_table
+    from cce_core.tables import plan as plan
     from cce_core.training import SGD as SGD
     from cce_core.training import Adagrad as Adagrad
     from cce_core.training import Adam as Adam
@@ -53,6 +54,7 @@ _ROOMS = {
         "load",
         "make_collection",
         "make_table",
+        "plan",
     ),
     "cce_core.method": ("methods",),
     "cce_core.learning.cluster": ("ClusterReport",),

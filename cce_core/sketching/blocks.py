@@ -46,6 +46,13 @@ def lookup(group: TableGroup, ids: Ids, weights: Floats | None = None) -> Floats
     return vectors[:, : group.sketch.layout.dim]
 
 
+def lookup_wide(group: TableGroup, ids: Ids, dim: int) -> Floats:
+    """The same behind the projection, if there is one: float32 (n, dim)."""
+    out = np.empty((len(ids), dim), np.float32)
+    group.forward(JaggedBatch.alone(ids), False, out)
+    return out
+
+
 def scatter(
     group: TableGroup, batch: JaggedBatch, vectors: Floats, weights: Floats | None = None, kept: Addresses | None = None
 ) -> Floats:

@@ -14,7 +14,7 @@ from cce_core.method.state import TableState
 from cce_core.storage.files import load_arrays
 from cce_core.storage.header import FileFormatError
 from cce_core.tables.table import Table
-from cce_core.tables.tiered import SharedState, TieredCollection
+from cce_core.tables.tiered import SharedState, TieredCollection, TieredTable
 
 _MOST_GENERATION = 2**48
 
@@ -53,7 +53,8 @@ def load(path: str | os.PathLike[str], *, mmap: bool = False, verify: str | None
 
     arrays, spec = load_arrays(path, mmap=mmap, verify=verify, accept=lambda *found: fitting(_spec, *found))
     several = dict(spec.options).get("tables") is not None
-    table: TableState = fitting(SharedState if several else Table, spec, arrays)
+    kind = SharedState if several else TieredTable if get_method(spec.method).owned else Table
+    table: TableState = fitting(kind, spec, arrays)
     fitting(_check.integer, "the generation", table.generation, 0, _MOST_GENERATION)
     return TieredCollection(table) if isinstance(table, SharedState) else table
 

@@ -16,7 +16,7 @@ from cce_core.method.checked import MOST_DIM, MOST_IDS, check_codec, checked_opt
 from cce_core.method.spec import ROUNDINGS, BudgetError, TableSpec
 from cce_core.storage.codec import codec as get_codec
 from cce_core.tables.table import Table
-from cce_core.tables.tiered import SharedState, TieredCollection
+from cce_core.tables.tiered import SharedState, TieredCollection, TieredTable
 
 _MOST = 1 << 62
 _MEMORY = 1 << 47  # bytes that a program can address
@@ -80,21 +80,10 @@ and 4 chunks: the least that fits is 296 bytes
     for option in ("tables", "names"):
         if option in options and get_method(resolved(str(method))[0]).owned:
             raise ValueError(f"{option!r} is for tables with one memory: make_collection makes them")
-    return Table(
-        _resolve(
-            method,
-            vocab,
-            dim,
-            num_params=num_params,
-            num_bytes=num_bytes,
-            n_chunks=n_chunks,
-            rank=rank,
-            codec=codec,
-            rounding=rounding,
-            seed=seed,
-            **options,
-        )
-    )
+    budget: dict[str, Any] = {"num_params": num_params, "num_bytes": num_bytes}
+    more: dict[str, Any] = {"n_chunks": n_chunks, "rank": rank, "codec": codec, "rounding": rounding, "seed": seed}
+    spec = resolve(method, vocab, dim, **budget, **more, **options)
+    return TieredTable(spec) if get_method(spec.method).owned else Table(spec)
 
 
 def make_collection(
@@ -132,7 +121,7 @@ def make_collection(
     Example:
         >>> import cce_core as cce
         >>> cce.make_collection("tiered", 26, 16, num_bytes=100_000)
-        <tiered collection: 26 tables, dim 16, rank 4, 10,816 own rows, int8, 99,908 bytes>
+        <tiered collection: 26 tables, dim 16, rank 4, 10,748 own rows, int8, 99,984 bytes>
     """
     method = resolved(_check.instance("method", method, str, "a method's name"))[0]
     if not get_method(method).owned:
@@ -148,13 +137,13 @@ def make_collection(
         if not all(isinstance(name, str) for name in given):
             raise TypeError(f"tables must be a number, or names, got {_check.shown(tables)}")
         n, names = len(given), json.dumps(given, ensure_ascii=False)
-    spec = _resolve(
+    spec = resolve(
         method, None, dim, num_bytes=num_bytes, num_params=num_params, seed=seed, tables=n, names=names, **settings
     )
     return TieredCollection(SharedState(spec))
 
 
-def _resolve(
+def resolve(
     method: str, vocab: int | None, dim: int, *, num_params: int | None = None, num_bytes: int | None = None,
     n_chunks: int | None = None, rank: int | str | None = None, codec: str | None = None, rounding: str | None = None,
     seed: int = 0, **options: Any,

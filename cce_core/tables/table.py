@@ -211,8 +211,8 @@ class Table(TableState, Passes):
         if self.counting and all(map(finite, out.values())):  # else no step is taken
             self.count(ids)
         if self.owners is not None:
-            step = self.owners.now
-            out = {n: dataclasses.replace(g, step=step) if isinstance(g, SparseGradient) else g for n, g in out.items()}
+            turn = self.turn
+            out = {n: dataclasses.replace(g, turn=turn) if isinstance(g, SparseGradient) else g for n, g in out.items()}
         self.training_bytes["gradient"] = sum(gradient.nbytes for gradient in out.values())
         return out
 

@@ -24,8 +24,9 @@ from cce_core.sketching.projection import unwidened
 from cce_core.storage.files import save_arrays
 from cce_core.storage.ledger import Ledger
 from cce_core.tables.collection import Collection
+from cce_core.tables.own_rows import OwnRows
 from cce_core.tables.passes import ForwardPass, Passes
-from cce_core.tables.table import finite, made_of
+from cce_core.tables.table import Table, finite, made_of
 
 
 class SharedState(TableState):
@@ -82,7 +83,20 @@ class TableView(Passes):
         return out, self.group.forward(JaggedBatch.alone(ids), keep, out)[0]
 
 
-class TieredCollection(Collection):
+class TieredTable(OwnRows, Table):
+    """A table of method `tiered`, which gives rows to the ids that earn them; `make_table` and `load` make one.
+
+    It is a `Table`, of which can be asked who has rows (`stats`, `explain`, `export`), and what is to be forgotten (`erase`).
+    """
+
+    def _whole(self) -> TableState:
+        return self
+
+    def _group(self, table: int) -> TableGroup:
+        return self.group
+
+
+class TieredCollection(OwnRows, Collection):
     """Tables of method `tiered` within one budget: one memory of own rows, one map of (table, id), one sketch, one threshold.
 
         out[n, t·dim : (t+1)·dim] = Σ_{i ∈ bag n of table t}  w_i · (M[row(t, i)] · W_t + b_t)
@@ -141,18 +155,14 @@ class TieredCollection(Collection):
         """One of the tables, by its name or number."""
         return self.tables[self.number(name)]
 
-    def number(self, name: str | int) -> int:
-        """The number of a table, from its name (or number).
+    def _whole(self) -> TableState:
+        return self.shared
 
-        Raises:
-            KeyError: there is none of that name; the message says which there are.
-        """
-        if name in self.names:
-            return self.names.index(name)
-        if isinstance(name, (int, np.integer)) and not isinstance(name, bool) and 0 <= name < len(self.names):
-            return int(name)
-        known = ", ".join(map(repr, self.names[:8])) + (", …" if len(self.names) > 8 else "")
-        raise KeyError(f"there is no table {name!r}; the tables are {known}")
+    def _names(self) -> tuple[Any, ...]:
+        return tuple(self.names)
+
+    def _group(self, table: int) -> TableGroup:
+        return self.tables[table].group
 
     # --- the way back -------------------------------------------------------------------------------------------------
 
@@ -198,7 +208,7 @@ class TieredCollection(Collection):
             index, values = (np.concatenate([getattr(g, name) for g, _ in found]) for name in ("index", "values"))
             memory = type(memory)(index, values, memory.size)
         out: dict[str, Gradient] = {"memory": memory.dense() if dense else type(memory)(
-            memory.index, memory.values, memory.size, self.owners.now)}  # fmt: skip
+            memory.index, memory.values, memory.size, shared.turn)}  # fmt: skip
         if shared.spec.rank:
             out["projection"] = np.concatenate([slopes for _, slopes in found]).reshape(-1, shared.spec.dim)
         if all(map(finite, out.values())):

@@ -210,6 +210,14 @@ def _tables_many(words: Any, n_slots: int, bits: np.uint64, tables: np.uint64, o
         out[slot] = -1 if fingerprint == _zero else np.int64(table_of(fingerprint, tables))
 
 
+@jit
+def _identities_many(
+    rows: Any, key: np.uint64, words: Any, buckets: np.uint64, bits: np.uint64, tables: Any, out: Any
+) -> None:
+    for n in range(rows.shape[0]):
+        out[n] = owner(words, np.uint64(rows[n]), key, buckets, bits)
+
+
 class IdMap:
     """A map of 64-bit ids to own rows that keeps a fingerprint of each id, and neither the id nor a row number.
 
@@ -329,6 +337,17 @@ class IdMap:
     def occupied(self) -> NDArray[np.bool_]:
         """Which rows have an owner: (n_slots,)."""
         return self.tables() >= 0
+
+    def identities(self, rows: NDArray[Any]) -> NDArray[np.uint64]:
+        """Who has rows, as `Admissions` names owners: uint64 (n,), 0 for nobody."""
+        out = np.empty(len(rows), np.uint64)
+        _identities_many(rows.astype(np.int64), *self.args, out)
+        return out
+
+    def tables_of(self, owners: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """The tables of identities, none of them 0."""
+        fingerprints = (owners & np.uint64(2**32 - 1)).astype(np.int64)
+        return (fingerprints - 1) % self.n_tables
 
     def salted(self, ids: Any, table: int = 0) -> NDArray[np.uint64]:
         """Ids as words that tell the ids of one table from those of others: what all counts are kept by."""

@@ -17,7 +17,7 @@ from cce_core.storage.files import digest
 from cce_core.storage.packed import read_bits, write_bits
 from cce_core.tiers.frequency import FrequencySketch
 from cce_core.tiers.id_map import SLOTS, IdMap, candidate_buckets, identity, owner, put, seek
-from cce_core.tiers.policies import LFU, MOST_COUNT, Policy, draw, is_worth, victim, wins
+from cce_core.tiers.policies import FREQUENCY, LFU, MOST_COUNT, PROBABILITY, Policy, draw, is_worth, victim, wins
 
 _STREAM = 0x6475656C  # "duel"
 _MOST = np.uint8(MOST_COUNT)
@@ -195,6 +195,21 @@ class Owners:
         words = self.map.salted(ids, table)
         rows, found = self.map.find_salted(words, table), self.sketch.estimate(words)
         return np.where(rows >= 0, self.counts[rows], found).astype(np.int32)
+
+    def wanted(self, ids: Any, table: int = 0) -> int | None:
+        """The count from which an id without a row is given one: 1 while one of its rows is free, if each newcomer is worth one.
+
+        None if counts do not decide, or none of its candidates may go now.
+        """
+        rows = self.map.candidates(ids, table).reshape(-1).astype(np.int64)
+        policy = self.policy
+        if policy.admission == PROBABILITY:
+            return None
+        least = policy.admit_threshold if policy.admission == FREQUENCY else 1
+        if not all(self.map.identities(rows)):
+            return least
+        row = int(victim(policy.rule, rows, self.counts, self.seen, self.young, self.now))
+        return None if row < 0 else least if policy.admission == FREQUENCY else int(self.counts[row]) + policy.lead
 
     def count(self, ids: Any, table: int = 0) -> NDArray[np.uint64]:
         """Count every occurrence of a training batch: of owners beside their rows, of others in the sketch.

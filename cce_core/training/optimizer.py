@@ -297,4 +297,4 @@ def _fitting(name: str, gradient: SparseGradient, size: int, unit: int) -> Spars
         )
     if len(np.unique(index)) != len(index):
         raise ValueError(f"index of the gradient of {name} names a unit twice: add its gradients up first")
-    return SparseGradient(np.ascontiguousarray(index, np.int64), values, size, gradient.step)
+    return SparseGradient(np.ascontiguousarray(index, np.int64), values, size, gradient.turn)
