@@ -34,7 +34,7 @@ from cce_core.datasets import Clicks, CriteoFile, SyntheticCriteo, criteo_sizes
 DIM, BOTTOM, TOP = 16, (512, 256, 64), (512, 256)
 OWN: dict[str, dict[str, Any]] = {
     "cce": {"n_chunks": 2, "rank": 0, "codec": "int8"},  # better than bfloat16 on 1,000,000 synthetic rows
-    "tiered": {"lr": 0.2, "projection_lr": None},
+    "tiered": {"lr": 0.2, "projection_lr": None, "half_life": 1_000_000},  # of ids that do not drift
 }
 
 
@@ -168,16 +168,16 @@ def make_model(sizes: tuple[int, ...], args: argparse.Namespace) -> tuple[DLRM, 
     method = next((m for m in cce.methods() if m.name == args.method), None)
     if method is None:
         raise ValueError(f"--method {args.method}: the methods are {', '.join(m.name for m in cce.methods())}")
-    if method.owned:
-        model.tiers = Tiers(sizes, args, **OWN[args.method])
-        for k in model.tiers.columns:
-            model.tables[k] = nn.Identity()
-        return model, model.tiers
     budget: dict[str, Any] = {}
     if method.budgeted:
         budget = {"num_bytes": args.num_bytes} if args.num_bytes else {"ratio": args.ratio}
     given = {"n_chunks": args.n_chunks, "rank": args.rank, "codec": args.codec}
     options = {**OWN.get(args.method, {}), **{name: value for name, value in given.items() if value is not None}}
+    if method.owned:
+        model.tiers = Tiers(sizes, args, **options)
+        for k in model.tiers.columns:
+            model.tables[k] = nn.Identity()
+        return model, model.tiers
     fresh = not method.post_training
     report = compress_(
         model, method=args.method, min_rows=args.min_rows, fresh=fresh, seed=args.seed, **budget, **options
