@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from cce_core.tables import Table as Table
     from cce_core.tables import TableSpec as TableSpec
     from cce_core.tables import load as load
+    from cce_core.tables import make_collection as make_collection
     from cce_core.tables import make_table as make_table
+    from cce_core.tables import plan as plan
     from cce_core.training import SGD as SGD
     from cce_core.training import Adagrad as Adagrad
     from cce_core.training import Adam as Adam
@@ -43,7 +45,17 @@ _ROOMS = {
     "cce_core._threads": ("get_num_threads", "set_num_threads"),
     "cce_core.clustering": ("KMeans",),
     "cce_core.hashing": ("hash_strings", "mix_hash"),
-    "cce_core.tables": ("BudgetError", "Collection", "SparseGradient", "Table", "TableSpec", "load", "make_table"),
+    "cce_core.tables": (
+        "BudgetError",
+        "Collection",
+        "SparseGradient",
+        "Table",
+        "TableSpec",
+        "load",
+        "make_collection",
+        "make_table",
+        "plan",
+    ),
     "cce_core.method": ("methods",),
     "cce_core.learning.cluster": ("ClusterReport",),
     "cce_core.storage": ("FileFormatError", "Ledger"),

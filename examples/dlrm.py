@@ -32,8 +32,11 @@ from cce_core.adapters.torch import ClusterSchedule, CompressionReport, Embeddin
 from cce_core.datasets import Clicks, CriteoFile, SyntheticCriteo, criteo_sizes
 
 DIM, BOTTOM, TOP = 16, (512, 256, 64), (512, 256)
-# Better than bfloat16 on 1,000,000 synthetic rows; and rows of full width, until they are clustered at the end.
-OWN = {"cce": {"n_chunks": 2, "rank": 0, "codec": "int8"}, "vq": {"rank": 0}}
+OWN: dict[str, dict[str, Any]] = {
+    "cce": {"n_chunks": 2, "rank": 0, "codec": "int8"},  # better than bfloat16 on 1,000,000 synthetic rows
+    "vq": {"rank": 0},  # rows of full width, until they are clustered at the end
+    "tiered": {"lr": 0.2, "projection_lr": None, "half_life": 1_000_000},  # of ids that do not drift
+}
 
 
 def mlp(sizes: Iterable[int]) -> nn.Sequential:
@@ -59,13 +62,50 @@ class DLRM(nn.Module):
         n = len(self.tables) + 1
         self.top = mlp((n * (n - 1) // 2 + DIM, *TOP, 1))
         self.register_buffer("pairs", torch.tril_indices(n, n, -1), persistent=False)
+        self.tiers: Tiers | None = None
 
     def forward(self, dense: Tensor, categories: Tensor) -> Tensor:
         """Logits (n,) of counts (n, 13) and ids (n, 26)."""
         x = self.bottom(dense)
-        vectors = torch.stack([x, *(table(categories[:, k : k + 1]) for k, table in enumerate(self.tables))], 1)
+        tiers = {} if self.tiers is None else self.tiers(categories)
+        found = (tiers[k] if k in tiers else table(categories[:, k : k + 1]) for k, table in enumerate(self.tables))
+        vectors = torch.stack([x, *found], 1)
         products = torch.bmm(vectors, vectors.transpose(1, 2))
         return self.top(torch.cat([x, products[:, self.pairs[0], self.pairs[1]]], 1))[:, 0]
+
+
+class Tiers(nn.Module):
+    """The large tables as one collection, whose rows go to the ids of all tables that are met most often.
+
+    It trains itself: the step of its optimiser is taken as the gradient of its vectors comes by.
+    """
+
+    def __init__(self, sizes: tuple[int, ...], args: argparse.Namespace, **options: Any) -> None:
+        super().__init__()
+        self.columns = [k for k, n in enumerate(sizes) if n >= args.min_rows]
+        full = [4 * DIM * n for n in sizes]
+        large = sum(full[k] for k in self.columns)
+        num_bytes = args.num_bytes or int(large / args.ratio)
+        lr, projection_lr = options.pop("lr"), options.pop("projection_lr")
+        names = [f"C{k + 1}" for k in self.columns]
+        self.collection = cce.make_collection("tiered", names, DIM, num_bytes=num_bytes, seed=args.seed, **options)
+        self.optimizer = cce.Adagrad(lr, rowwise=True, projection_lr=projection_lr)
+        self.after = sum(full) - large + self.collection.ledger().total
+
+    def extra_repr(self) -> str:
+        """The collection."""
+        return repr(self.collection)
+
+    def forward(self, categories: Tensor) -> dict[int, Tensor]:
+        """The vectors (n, DIM) of each of its columns of ids."""
+        ids = categories[:, self.columns].numpy()
+        if not torch.is_grad_enabled():
+            vectors = torch.from_numpy(self.collection.lookup(ids))
+        else:
+            seen = self.collection.forward(ids)
+            vectors = torch.from_numpy(seen.vectors).requires_grad_()
+            vectors.register_hook(lambda grad: self.optimizer.update(self.collection, seen, grad.numpy()))
+        return dict(zip(self.columns, vectors.split(DIM, 1)))
 
 
 def auc(score: np.ndarray, labels: np.ndarray) -> float:
@@ -120,7 +160,7 @@ def tensors(rows: Clicks, device: str) -> tuple[Tensor, Tensor, Tensor]:
     return dense, ids, labels
 
 
-def make_model(sizes: tuple[int, ...], args: argparse.Namespace) -> tuple[DLRM, CompressionReport | None]:
+def make_model(sizes: tuple[int, ...], args: argparse.Namespace) -> tuple[DLRM, CompressionReport | Tiers | None]:
     """The model with its tables compressed within the budget; and the report, None where they are full."""
     torch.manual_seed(args.seed)
     model = DLRM(sizes, sparse=args.sparse)
@@ -134,6 +174,11 @@ def make_model(sizes: tuple[int, ...], args: argparse.Namespace) -> tuple[DLRM, 
         budget = {"num_bytes": args.num_bytes} if args.num_bytes else {"ratio": args.ratio}
     given = {"n_chunks": args.n_chunks, "rank": args.rank, "codec": args.codec}
     options = {**OWN.get(args.method, {}), **{name: value for name, value in given.items() if value is not None}}
+    if method.owned:
+        model.tiers = Tiers(sizes, args, **options)
+        for k in model.tiers.columns:
+            model.tables[k] = nn.Identity()
+        return model, model.tiers
     fresh = not method.post_training
     report = compress_(
         model, method=args.method, min_rows=args.min_rows, fresh=fresh, seed=args.seed, **budget, **options
@@ -280,7 +325,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         print(compressed, flush=True)
     model.to(args.device)
     reached = train(model, data, args)
-    after = sum(stored_bytes(table) for table in model.tables)
+    after = model.stored_bytes()
     report: dict[str, Any] = {
         "dataset": data.name, "rows": data.n_train, "method": args.method, "bytes_before": before, "bytes_after": after,
         "share": after / before, **reached,

@@ -50,9 +50,14 @@ class Request:
         return self.rank or self.dim
 
     @property
+    def n_tables(self) -> int:
+        """Tables that share one memory, each with a projection of its own."""
+        return int(self.options.get("tables") or 1)
+
+    @property
     def projection(self) -> int:
         """Floats of the projection: a row for each float of the memory's vectors, and the bias."""
-        return (self.rank + 1) * self.dim if self.rank else 0
+        return (self.rank + 1) * self.dim * self.n_tables if self.rank else 0
 
     @property
     def budget(self) -> str:

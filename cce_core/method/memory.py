@@ -59,6 +59,12 @@ class QuantizedMemory:
         """What lookups read, float32 (size,): the array itself, or, with a codec, a decoded copy."""
         return self.codes if self.codec.number == FLOAT32 else self.codec.decode(self.codes, self.scales, self.size)
 
+    def reload(self) -> None:
+        """Forget the values behind the codes, which were written over."""
+        self._remainders = None
+        if self.codec.number != FLOAT32:
+            self._master = None
+
     def requantize(self) -> None:
         """Round the trained values into the codes, where they have changed since they were asked for."""
         if self._master is None or self.codec.number == FLOAT32:
@@ -102,13 +108,13 @@ class QuantizedMemory:
             most = max(most, values.nbytes)
         return most
 
-    def read_rows(self, index: NDArray[np.int64], unit: int) -> NDArray[np.float32]:
-        """The values of some units, float32 (n, unit): what training goes on from."""
-        if self._master is not None:
+    def read_rows(self, index: NDArray[np.int64], unit: int, exact: bool = True) -> NDArray[np.float32]:
+        """The values of some units, float32 (n, unit): what training goes on from; or, not `exact`, what lookups read."""
+        if self._master is not None and (exact or self.codec.number == FLOAT32):
             return self._master.reshape(-1, unit)[index]
         first = index * unit
         blocks = _blocks(first, unit)
-        values = self._values(blocks)
+        values = self._values(blocks) if exact else self.codec.decode(self.codes, self.scales, self.size, blocks)
         at = np.searchsorted(blocks, first // BLOCK) * BLOCK + first % BLOCK
         return values[at[:, None] + np.arange(unit)]
 

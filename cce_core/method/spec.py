@@ -62,6 +62,11 @@ class TableSpec:
     rounding: str = "straight-through"
 
     @property
+    def n_tables(self) -> int:
+        """Tables that share its memory: 1 but for what `make_collection` makes."""
+        return int(dict(self.options).get("tables") or 1)
+
+    @property
     def inner(self) -> int:
         """Floats of the vectors that the memory gives: the rank, or dim where there is no projection."""
         return self.rank or self.dim

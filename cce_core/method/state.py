@@ -25,7 +25,7 @@ from cce_core.tiers import Moves, Owners
 
 _MOST_NEWCOMERS = 1 << 20
 _ROUNDS = 8  # of draws that a step may take at most
-_EMPTY, _NEVER = np.empty(0, np.uint64), np.zeros(1, np.int64)
+_EMPTY, _NOBODY, _NEVER = np.empty(0, np.uint64), np.empty(0, np.uint16), np.zeros(1, np.int64)
 
 
 class TableState:
@@ -42,6 +42,9 @@ class TableState:
 
     Attributes:
         counting: whether `count` does anything.
+        turn: how often rows have changed hands, of such a table; gradients are marked by it.
+        traffic: int64 (4, tables), of owned rows: ids that training has met, those that had rows, rows given, and rows taken,
+            since the state was made.
         phase: "rows" before `cluster()` and "codes" after it, for a method (`vq`) that then stores something else; else None.
     """
 
@@ -67,8 +70,9 @@ class TableState:
         self.guard = Guard()
         self.age = self._arrays.get("generation", _NEVER)
         self._counts, self._passes = self._arrays.get("counts"), 0
-        self.owners, self._newcomers, self._last_given = owners, _EMPTY, -1
+        self.owners, self._newcomers, self._whose, self.turn = owners, _EMPTY, _NOBODY, 0
         self.counting = self._counts is not None or owners is not None
+        self.traffic = np.zeros((4, 0 if owners is None else owners.map.n_tables), np.int64)
         self.training_bytes: dict[str, int] = {}
         phase = dict(spec.options).get("phase")
         self.phase = None if phase is None else str(phase)
@@ -201,13 +205,17 @@ class TableState:
         """How often `cluster()` has changed this table; optimisers drop what they know of an earlier generation."""
         return self.age.item()
 
-    def count(self, ids: NDArray[np.uint64]) -> None:
-        """Note that a training pass has met flat ids, where the method counts them."""
+    def count(self, ids: NDArray[np.uint64], table: int = 0) -> None:
+        """Note that a training pass has met flat ids, where the method counts them; `table` of those that share one map."""
         if self.owners is not None and self.writeable:
-            found = self.owners.count(ids)
-            both = np.concatenate([self._newcomers, found]) if len(self._newcomers) else found
-            self._newcomers = both[-_MOST_NEWCOMERS:]  # many backward passes without a step must not fill the memory
-            self.training_bytes["newcomers"] = self._newcomers.nbytes
+            before = self.owners.sketch.mass
+            found = self.owners.count(ids, table)
+            self.traffic[:2, table] += len(ids), len(ids) - (self.owners.sketch.mass - before)
+            # Many backward passes without a step must not fill the memory.
+            self._newcomers = np.concatenate([self._newcomers, found])[-_MOST_NEWCOMERS:]
+            whose = np.full(len(found), table, np.uint16)
+            self._whose = np.concatenate([self._whose, whose])[-_MOST_NEWCOMERS:]
+            self.training_bytes["newcomers"] = self._newcomers.nbytes + self._whose.nbytes
         if self._counts is not None and self._counts.flags.writeable:
             self._passes += 1
             count(self._counts, ids, derive_key(self.spec.seed, COUNTS, self._passes))
@@ -220,10 +228,14 @@ class TableState:
         assert self.owners is not None
         step, (column,) = self.owners.now, self.layout.columns
         with Changing((self.guard,)):
-            changes, self._newcomers = self.owners.step(self._newcomers), _EMPTY
+            changes = self.owners.step(self._newcomers, self._whose)
+            self._newcomers, self._whose = _EMPTY, _NOBODY
             if len(changes.rows):
+                for kind, whose in ((2, changes.owners), (3, changes.evicted[changes.evicted > 0])):
+                    tables = self.owners.map.tables_of(whose)
+                    self.traffic[kind] += np.bincount(tables, minlength=self.owners.map.n_tables)
                 self._move(Moves.of(self.owners, changes, column.rows - column.a, self.spec.option("fold")), states)
-                self._last_given = step
+                self.turn += 1
             self.stored.rounds = _ROUNDS * (step + 1)  # so that a loaded table goes on with the same draws
 
     def _move(self, moves: Moves, states: Sequence[NDArray[np.float32]]) -> None:
@@ -240,13 +252,38 @@ class TableState:
 
         self.update_rows(index, change)
 
+    def erase_rows(self, ids: NDArray[np.uint64], table: int) -> NDArray[np.bool_]:
+        """Take the rows of ids away, and let these hold what their shared rows do: see `OwnRows.erase`."""
+        assert self.owners is not None
+        if not self.writeable:
+            raise ValueError("the table is mapped read-only; load it with mmap=False to erase ids")
+        (column,) = self.layout.columns
+        with Changing((self.guard,)):
+            found = self.owners.find(ids, table)
+            rows = np.unique(found[found >= 0]).astype(np.int64)
+            per_table = (column.rows - column.a) // self.owners.map.n_tables
+            sources = self.owners.map.shared_rows(self.owners.map.identities(rows), per_table)
+            erased = self.owners.erase(ids, table) >= 0
+            if len(rows):
+                self._move(Moves(rows, sources, np.full(len(rows), -1), np.zeros(len(rows), np.float32)), ())
+                self.turn += 1
+                self.stored.rounds = _ROUNDS * self.owners.now  # as of a table that is loaded now
+        return erased
+
+    def reloaded(self) -> None:
+        """Note that arrays were written over, by those of another moment: nothing that was made of them before holds."""
+        assert self.owners is not None
+        self.stored.reload()
+        self.stored.rounds = _ROUNDS * self.owners.now
+        self._newcomers, self._whose, self.turn = _EMPTY, _NOBODY, self.turn + 1
+
     def check_step(self, gradient: Gradient) -> None:
         """ValueError for a gradient of rows that may have other owners by now."""
-        step = gradient.step if isinstance(gradient, SparseGradient) else None
-        if step is not None and step <= self._last_given:
+        turn = gradient.turn if isinstance(gradient, SparseGradient) else None
+        if turn is not None and turn != self.turn:
             raise ValueError(
-                f"this gradient was made for step {step}, and the table has given rows to other ids in step {self._last_given}: "
-                "call backward again, or hand the forward pass to optimizer.update"
+                "this gradient names rows that the table may have given to other ids since it was made: call backward again, or "
+                "hand the forward pass to optimizer.update"
             )
 
     def become(self, other: TableState) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,10 +13,10 @@ from cce_core import _check
 from cce_core.method.base import Request
 from cce_core.method.block import BlockMethod
 from cce_core.method.spec import ArraySpec, BudgetError, TableSpec
-from cce_core.sketching.layout import MAP, Column, Layout
+from cce_core.sketching.layout import MAP, Column, Layout, map_tables
 from cce_core.storage.packed import Packing
 from cce_core.tiers import Owners, Policy
-from cce_core.tiers.id_map import BITS, MOST_SLOTS, SLOTS, map_key
+from cce_core.tiers.id_map import BITS, MOST_SLOTS, MOST_TABLES, SLOTS, map_keys
 
 _RANK = 4
 _SHARED = 16  # own rows per shared one
@@ -33,6 +34,9 @@ _OWN = {
 class Tiered(BlockMethod):
     """T[i] = M[row(i)] · W + b, where row(i) is the id's own row, if it has one, or else a row that ids share by hash.
 
+    With the option `tables`, which `make_collection` sets, several tables have one M and one map, and each its own W, b and
+    shared rows. The option `shared` is how many of these a table has; None: one for 16 own rows.
+
     Training counts ids, and between steps gives own rows to those that are met more often than the owners of such rows. Lookups
     count nothing.
     """
@@ -47,14 +51,26 @@ class Tiered(BlockMethod):
     owned = True
     options = {
         "admission": "duel", "eviction": "lfu_decay", "half_life": 1000, "lead": 2, "grace": 0, "admit_threshold": 2,
-        "admit_probability": 0.1, "ttl": 1000, "bits": 16, "fold": True,
+        "admit_probability": 0.1, "ttl": 1000, "bits": 16, "fold": True, "shared": None, "tables": None, "names": None,
     }  # fmt: skip
 
     def check(self, request: Request) -> None:
-        """The policy's settings, and the bits of a fingerprint."""
-        _policy(request.options)
-        if _check.integer("bits", request.options["bits"]) not in BITS:
-            raise ValueError(f"bits must be 16 or 32, got {request.options['bits']}")
+        """The policy's settings, the bits of a fingerprint, and tables that share it all."""
+        options = request.options
+        _policy(options)
+        if _check.integer("bits", options["bits"]) not in BITS:
+            raise ValueError(f"bits must be 16 or 32, got {options['bits']}")
+        if options["shared"] is not None:
+            _check.integer("shared", options["shared"], 1, MOST_SLOTS)
+        if options["tables"] is not None:
+            _check.integer("tables", options["tables"], 1, MOST_TABLES)
+            if request.vocab is not None:
+                raise ValueError(
+                    f"tables with one memory take every 64-bit id: vocab must be None, got {request.vocab}"
+                )
+        names = names_of(options["names"])
+        if names is not None and len(names) != options["tables"]:
+            raise ValueError(f"names must be those of {options['tables']} tables, got {len(names)}")
 
     def rank(self, request: Request) -> int:
         """4, or 0 for vectors as narrow."""
@@ -96,24 +112,33 @@ class Tiered(BlockMethod):
         per_row = 1 + 4 * policy.uses_steps + bool(policy.grace)
         fingerprints = 8 * -(-n * bits // 64)
         memory = request.codec.nbytes(_floats(request, n))
-        return memory + 4 * request.projection + 8 + fingerprints + n * per_row + _sketch_bytes(n)
+        keys = 8 * request.n_tables
+        return memory + 4 * request.projection + keys + fingerprints + n * per_row + _sketch_bytes(n)
 
     # --- arrays -------------------------------------------------------------------------------------------------------
 
     def layout(self, spec: TableSpec) -> Layout:
-        """One column: an own row or a shared one."""
-        (n,), inner = spec.sizes, spec.inner
-        rows = n + _shared(n)
-        column = Column(MAP, 0, inner, rows, a=n, b=0)
+        """One column: an own row or a shared one; of several tables that of the first."""
+        return self.layout_of(spec, 0)
+
+    def layout_of(self, spec: TableSpec, table: int) -> Layout:
+        """That of one of several tables."""
+        (n,), inner, tables = spec.sizes, spec.inner, spec.n_tables
+        rows = n + tables * _shared(Request.of(spec), n)
+        column = Column(MAP, 0, inner, rows, a=n, b=map_tables(table, tables))
         return Layout((column,), 1, width=inner, size=rows * inner, unit=inner, bits_per_id=spec.option("bits"))
+
+    def is_plain(self, spec: TableSpec) -> bool:
+        """Where it is one table."""
+        return spec.option("tables") is None
 
     def packing(self, spec: TableSpec) -> Packing:
         """The fingerprints."""
         return Packing(spec.sizes[0], (spec.option("bits"),))
 
     def keys(self, spec: TableSpec, generation: int) -> NDArray[np.uint64]:
-        """The map's."""
-        return np.array([map_key(spec.seed)], np.uint64)
+        """The map's, and a salt for each further table."""
+        return map_keys(spec.seed, spec.n_tables)
 
     def arrays(self, spec: TableSpec) -> dict[str, ArraySpec]:
         """And all that is counted."""
@@ -144,22 +169,36 @@ class Tiered(BlockMethod):
         empty: dict[str, NDArray[Any]] = {"own_seen": np.empty(0, np.uint32), "own_young": np.empty(0, np.uint8)}
         held = {name: arrays[own] if own in arrays else empty[own] for name, own in _OWN.items()}
         policy = _policy(dict(spec.options))
-        return Owners(n, _sketch_bytes(n), policy, bits=spec.option("bits"), seed=spec.seed, arrays=held)
+        more = {"bits": spec.option("bits"), "seed": spec.seed, "n_tables": spec.n_tables}
+        return Owners(n, _sketch_bytes(n), policy, **more, arrays=held)
+
+
+def names_of(option: Any) -> list[str] | None:
+    """The names of tables from the option that holds them, a list in JSON; None where they have numbers alone."""
+    if option is None:
+        return None
+    try:
+        names = json.loads(_check.instance("names", option, str, "a JSON list of names, or None"))
+    except json.JSONDecodeError:
+        names = None
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names) or len(set(names)) != len(names):
+        raise ValueError(f"names must be a JSON list of different names, got {_check.shown(option)}")
+    return names
 
 
 def _policy(options: Mapping[str, Any]) -> Policy:
     return Policy(**{name: options[name] for name in _POLICY})
 
 
-def _shared(n: int) -> int:
-    """Shared rows beside `n` own ones."""
-    return max(1, n // _SHARED)
+def _shared(request: Request, n: int) -> int:
+    """Shared rows of each table beside `n` own ones."""
+    return int(request.options["shared"] or max(1, n // (_SHARED * request.n_tables)))
 
 
 def _floats(request: Request, n: int) -> int:
-    return (n + _shared(n)) * request.inner
+    return (n + request.n_tables * _shared(request, n)) * request.inner
 
 
 def _sketch_bytes(n: int) -> int:
-    """One cell for each own row, and the clock."""
+    """One byte for each own row, two cells, and the clock."""
     return 16 + 8 * -(-n // 8)

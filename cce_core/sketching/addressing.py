@@ -12,10 +12,11 @@ from cce_core.sketching.block_ops import load_bits
 from cce_core.sketching.descriptors import LAST, STEP, WORD
 from cce_core.sketching.layout import BASE, HASH, IDENTITY, KIND, MAP, MARKS, PER_ID, POINTER, ROWS, STRIDE, A, B
 from cce_core.storage.marks import NONE, entry
-from cce_core.tiers.id_map import own_or_shared
+from cce_core.tiers.id_map import own_or_shared, salt_of
 
 TILE = 256  # ids whose addresses are found before their blocks are moved
 _zero, _one, _three, _six, _low, _none = (np.uint64(n) for n in (0, 1, 3, 6, 0xFFFFFFFF, NONE))
+TABLE_BITS, TABLE = np.uint64(16), np.uint64(0xFFFF)
 _AT_ONCE = np.uint64(57)  # bits that are always within the 64 from the byte where they begin
 
 
@@ -79,9 +80,11 @@ def find(start: int, stop: int, ids: Any, column: Any, keys: Any, pointers: Any,
         for n in range(n_ids):
             at[n] = base + stride * ids[first + n]
     elif kind == MAP:
-        bits = np.uint64(column[PER_ID])
+        bits, table, tables = np.uint64(column[PER_ID]), b & TABLE, _one + (b >> TABLE_BITS)
+        salt, shared = salt_of(table, keys), (count - a) // tables
         for n in range(n_ids):
-            at[n] = base + stride * own_or_shared(ids[first + n], keys[b], pointers, a, count - a, bits)
+            word = ids[first + n] ^ salt
+            at[n] = base + stride * own_or_shared(word, table, keys[0], pointers, a, shared, bits, tables)
     else:
         for n in range(n_ids):
             at[n] = base + stride * ((ids[first + n] // a) % count)

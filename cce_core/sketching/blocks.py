@@ -9,14 +9,17 @@ that results do not depend on the number of threads. One call serves a whole gro
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from cce_core._arrays import Addresses, Floats, Ids, Slots
+from cce_core._jit import jit
 from cce_core._threads import get_num_threads, parallel_for
 from cce_core.sketching.addressing import addresses_range, signs_range
 from cce_core.sketching.batch import JaggedBatch
-from cce_core.sketching.descriptors import UNIT, Sketch
+from cce_core.sketching.descriptors import COUNT, MEMORY_OFFSET, SIZE, UNIT, Sketch
 from cce_core.sketching.gather import dot_of
 from cce_core.sketching.gradient import SparseGradient
 from cce_core.sketching.group import TableGroup
@@ -41,6 +44,13 @@ def lookup(group: TableGroup, ids: Ids, weights: Floats | None = None) -> Floats
     vectors = left.inner if out is None else out
     assert vectors is not None
     return vectors[:, : group.sketch.layout.dim]
+
+
+def lookup_wide(group: TableGroup, ids: Ids, dim: int) -> Floats:
+    """The same behind the projection, if there is one: float32 (n, dim)."""
+    out = np.empty((len(ids), dim), np.float32)
+    group.forward(JaggedBatch.alone(ids), False, out)
+    return out
 
 
 def scatter(
@@ -72,6 +82,57 @@ def scatter_sparse(
     values = np.zeros((len(index), layout.unit), np.float32)
     _scatter_into(group, batch, vectors, weights, kept, slots, index, values.reshape(-1))
     return SparseGradient(index, values, layout.size)
+
+
+@jit
+def _scatter_parts(
+    start: int, stop: int, firsts: Any, parts: Any, columns: Any, ids: Any, call_args: Any, offsets: Any, per_sample_weights: Any,
+    kept: Any, stride: int, vectors: Any, units: Any, values: Any, counts: Any,
+) -> None:  # fmt: skip
+    for p in range(start, stop):
+        part, counts[p] = parts[p], 0
+        most, unit = firsts[p + 1] - firsts[p], part[UNIT]
+        if most == 0:
+            continue
+        own, n_units, low = units[firsts[p] : firsts[p + 1]], part[SIZE] // unit, part[MEMORY_OFFSET]
+        slots = np.full(places_for(most, n_units), -1, np.int32)
+        spread = len(slots) < n_units
+        count = compact_rows(0, part[SIZE], part, columns, ids, call_args[p], kept, slots, own, spread)
+        flat = values[firsts[p] * unit : (firsts[p] + count) * unit]
+        flat[:] = np.float32(0.0)
+        scatter_range(
+            low, low + part[SIZE], parts[p : p + 1], columns, ids, call_args[p : p + 1], offsets, per_sample_weights, None, kept,
+            slots, own, spread, stride, vectors, flat,
+        )  # fmt: skip
+        counts[p] = count
+
+
+def scatter_apart(
+    group: TableGroup, batch: JaggedBatch, vectors: Floats, kept: Addresses | None = None
+) -> SparseGradient:
+    """The gradient of one memory that all tables of a group have, each with units that no other's ids touch.
+
+    Args:
+        group: the tables.
+        batch: their ids.
+        vectors: float32 (rows, stride), the gradients of all tables' vectors, side by side as the group has them.
+        kept: the addresses that their lookup has left, or None.
+
+    Returns:
+        The touched units of the first table, of the second, …, each table's in order of first touch.
+    """
+    layout, places = group.sketch.layout, group.call_args(batch)
+    firsts = np.concatenate([[0], np.cumsum([most_touched(layout, int(place[COUNT])) for place in places])])
+    units, values = np.empty(firsts[-1], np.int64), np.empty((firsts[-1], layout.unit), np.float32)
+    counts, n_parts = np.zeros(len(places), np.int64), len(places)
+    offsets = None if batch.offsets is None else batch.offsets.reshape(-1)
+    parallel_for(
+        _scatter_parts, n_parts, max(1, n_parts * _IDS_A_THREAD // max(1, len(batch.ids))), firsts, group.parts, group.columns,
+        batch.ids, places, offsets, batch.weights, kept, vectors.shape[1], vectors.reshape(-1), units, values.reshape(-1),
+        counts,
+    )  # fmt: skip
+    held = np.concatenate([np.arange(first, first + n) for first, n in zip(firsts, counts)])
+    return SparseGradient(units[held], values[held], layout.size)
 
 
 def most_touched(layout: Layout, n: int) -> int:

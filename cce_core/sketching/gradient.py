@@ -16,7 +16,7 @@ class SparseGradient:
         index: int64 (touched,), each unit at most once, in order of first touch.
         values: float32 (touched, unit).
         size: floats of the whole parameter.
-        step: of a table that gives rows to ids, the step that it was made for; rows may have changed hands since. None elsewhere.
+        turn: of a table that gives rows to ids, how often rows had changed hands when it was made. None elsewhere.
 
     Example:
         >>> import numpy as np, cce_core as cce
@@ -28,7 +28,7 @@ class SparseGradient:
     index: NDArray[np.int64]
     values: NDArray[np.float32]
     size: int
-    step: int | None = None
+    turn: int | None = None
 
     @property
     def nbytes(self) -> int:
@@ -47,8 +47,8 @@ class SparseGradient:
         values = np.zeros((len(index), self.values.shape[1]), np.float32)
         values[where[: len(self.index)]] += self.values
         values[where[len(self.index) :]] += other.values
-        steps = [step for step in (self.step, other.step) if step is not None]
-        return SparseGradient(index, values, self.size, min(steps, default=None))
+        turns = [turn for turn in (self.turn, other.turn) if turn is not None]
+        return SparseGradient(index, values, self.size, min(turns, default=None))
 
 
 Gradient = NDArray[np.float32] | SparseGradient

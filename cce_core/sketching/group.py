@@ -61,6 +61,7 @@ class TableGroup:
     It keeps their arrays alive, and must not be copied or pickled.
 
     Attributes:
+        members: the tables.
         tables: their numbers among the tables of a batch.
         sketch, memory: of the first.
         parts: int64 (parts, N_FIELDS).
@@ -73,7 +74,7 @@ class TableGroup:
     """
 
     def __init__(self, parts: Sequence[Member], tables: Sequence[int] | None = None) -> None:
-        self._parts, self.tables = list(parts), list(range(len(parts)) if tables is None else tables)
+        self.members, self.tables = list(parts), list(range(len(parts)) if tables is None else tables)
         self._call_args: tuple[Any, NDArray[np.int64]] = (None, _NOWHERE)
         self.sketch, self.memory, *_ = parts[0]
         self._gather = gather_of(self.memory.codec)

@@ -16,6 +16,11 @@ KIND, BASE, STRIDE, ROWS, A, B, REGION, PER_ID, MARKS = range(
 )  # of the compiled loops' array: the last two are the layout's
 
 
+def map_tables(table: int, n_tables: int) -> int:
+    """What stands in a column of the kind MAP for one of the tables that a map serves; its keys are the first, `map_keys`."""
+    return table | (n_tables - 1) << 16
+
+
 class Column(NamedTuple):
     """Where one address of an id comes from: `base + stride · index`, with the index in [0, rows).
 
@@ -28,8 +33,8 @@ class Column(NamedTuple):
         stride: floats from one index to the next.
         rows: how many indices there are.
         a: for HASH, 1 where a sign is drawn as well; for POINTER, the bit offset within an id; for DIGIT, the divisor; for MAP,
-            how many of the rows are own ones, which come first.
-        b: for HASH and MAP, which key is its own; for POINTER, its bits.
+            how many of the rows are own ones, which come first; as many of the others belong to each table that the map serves.
+        b: for HASH, which key is its own; for POINTER, its bits; for MAP, `map_tables`.
         region: floats of the region; 0 says rows · stride.
     """
 
@@ -95,7 +100,9 @@ class Layout:
     @functools.cached_property
     def n_hashes(self) -> int:
         """Keys that the hash columns need."""
-        return 1 + max((c.b for c in self.columns if c.kind in (HASH, MAP)), default=-1)
+        return 1 + max(
+            (c.b if c.kind == HASH else c.b >> 16 for c in self.columns if c.kind in (HASH, MAP)), default=-1
+        )
 
     @functools.cached_property
     def signed(self) -> bool:

@@ -10,15 +10,17 @@ from cce_core import _check
 from cce_core.method import get_method
 from cce_core.method.checked import checked
 from cce_core.method.spec import TableSpec
+from cce_core.method.state import TableState
 from cce_core.storage.files import load_arrays
 from cce_core.storage.header import FileFormatError
 from cce_core.tables.table import Table
+from cce_core.tables.tiered import SharedState, TieredCollection, TieredTable
 
 _MOST_GENERATION = 2**48
 
 
-def load(path: str | os.PathLike[str], *, mmap: bool = False, verify: str | None = None) -> Table:
-    """Read a table that `Table.save` wrote: the same bits.
+def load(path: str | os.PathLike[str], *, mmap: bool = False, verify: str | None = None) -> Any:
+    """Read a table that `Table.save` wrote, or tables that `TieredCollection.save` wrote: the same bits.
 
     Args:
         path: the file.
@@ -50,9 +52,11 @@ def load(path: str | os.PathLike[str], *, mmap: bool = False, verify: str | None
             raise FileFormatError(f"{os.fspath(path)} does not fit together: {str(error)[:400]}") from error
 
     arrays, spec = load_arrays(path, mmap=mmap, verify=verify, accept=lambda *found: fitting(_spec, *found))
-    table: Table = fitting(Table, spec, arrays)
+    several = dict(spec.options).get("tables") is not None
+    kind = SharedState if several else TieredTable if get_method(spec.method).owned else Table
+    table: TableState = fitting(kind, spec, arrays)
     fitting(_check.integer, "the generation", table.generation, 0, _MOST_GENERATION)
-    return table
+    return TieredCollection(table) if isinstance(table, SharedState) else table
 
 
 def _spec(values: Any, nbytes: int) -> TableSpec:

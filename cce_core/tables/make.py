@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
+
 from cce_core import _check
-from cce_core.method import get_method, resolved
+from cce_core.method import get_method, methods, resolved
 from cce_core.method.base import Method, Request, checked_chunks
 from cce_core.method.checked import MOST_DIM, MOST_IDS, check_codec, checked_options, checked_rank
 from cce_core.method.spec import ROUNDINGS, BudgetError, TableSpec
 from cce_core.storage.codec import codec as get_codec
 from cce_core.tables.table import Table
+from cce_core.tables.tiered import SharedState, TieredCollection, TieredTable
 
 _MOST = 1 << 62
 _MEMORY = 1 << 47  # bytes that a program can address
@@ -73,6 +77,78 @@ def make_table(
         cce_core.method.spec.BudgetError: 100 bytes are too few for 'cce' with vocab 1,000,000, dim 32, rank 0 \
 and 4 chunks: the least that fits is 296 bytes
     """
+    for option in ("tables", "names"):
+        if option in options and get_method(resolved(str(method))[0]).owned:
+            raise ValueError(f"{option!r} is for tables with one memory: make_collection makes them")
+    budget: dict[str, Any] = {"num_params": num_params, "num_bytes": num_bytes}
+    more: dict[str, Any] = {"n_chunks": n_chunks, "rank": rank, "codec": codec, "rounding": rounding, "seed": seed}
+    spec = resolve(method, vocab, dim, **budget, **more, **options)
+    return TieredTable(spec) if get_method(spec.method).owned else Table(spec)
+
+
+def make_collection(
+    method: str,
+    tables: int | Iterable[str],
+    dim: int,
+    *,
+    num_bytes: int | None = None,
+    num_params: int | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> TieredCollection:
+    """Make several tables within one budget, whose rows go where they are worth most: to the ids that are met most often.
+
+    All tables have one memory, one map of (table, id) pairs, one sketch of counts, and so one threshold; each has its own
+    projection and its own shared rows. The budget counts all of it.
+
+    Args:
+        method: "tiered"; of other methods tables share nothing: make them one by one, and a `Collection` of them.
+        tables: how many, 1 to 1,024, or their names.
+        dim: floats of a vector of each.
+        num_bytes: the most stored bytes of all tables together, or
+        num_params: the most trained numbers.
+        seed: of the hashes and the first values.
+        settings: rank, codec, rounding, and the method's own options, as for `make_table`.
+
+    Returns:
+        The tables, with every 64-bit id in each.
+
+    Raises:
+        BudgetError: the budget is too small; the message says the least that fits.
+        ValueError: a method whose tables share nothing, an unknown option, names that are alike.
+        TypeError: neither a number nor names.
+
+    Example:
+        >>> import cce_core as cce
+        >>> cce.make_collection("tiered", 26, 16, num_bytes=100_000)
+        <tiered collection: 26 tables, dim 16, rank 4, 10,748 own rows, int8, 99,984 bytes>
+    """
+    method = resolved(_check.instance("method", method, str, "a method's name"))[0]
+    if not get_method(method).owned:
+        raise ValueError(
+            f"tables of method {method!r} share nothing: make each with make_table, and Collection([…]) of them; tables of "
+            f"{', '.join(m.name for m in methods() if m.owned)} have one budget"
+        )
+    names = None
+    if isinstance(tables, (int, np.integer)) and not isinstance(tables, bool):
+        n = _check.integer("tables", tables, 1)
+    else:
+        given = _check.sequence("tables", tables, "a number, or names")
+        if not all(isinstance(name, str) for name in given):
+            raise TypeError(f"tables must be a number, or names, got {_check.shown(tables)}")
+        n, names = len(given), json.dumps(given, ensure_ascii=False)
+    spec = resolve(
+        method, None, dim, num_bytes=num_bytes, num_params=num_params, seed=seed, tables=n, names=names, **settings
+    )
+    return TieredCollection(SharedState(spec))
+
+
+def resolve(
+    method: str, vocab: int | None, dim: int, *, num_params: int | None = None, num_bytes: int | None = None,
+    n_chunks: int | None = None, rank: int | str | None = None, codec: str | None = None, rounding: str | None = None,
+    seed: int = 0, **options: Any,
+) -> TableSpec:  # fmt: skip
+    """The spec that `make_table` makes a table of."""
     method, implied = resolved(_check.instance("method", method, str, "a method's name"))
     options = {**implied, **options}
     rule = get_method(method)
@@ -126,7 +202,7 @@ and 4 chunks: the least that fits is 296 bytes
             f"this {method!r} table would take {nbytes:,} bytes, more than any memory: give it a smaller vocab, dim, num_params "
             "or num_bytes"
         )
-    return Table(spec)
+    return spec
 
 
 def within_full(rule: Method, request: Request, resolve: Callable[[Request], TableSpec]) -> TableSpec:

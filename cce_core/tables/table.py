@@ -52,19 +52,10 @@ class Table(TableState, Passes):
     """
 
     def __init__(self, spec: TableSpec, arrays: Mapping[str, NDArray[Any]] | None = None) -> None:
-        spec = checked(_check.instance("spec", spec, TableSpec, "a TableSpec"))
-        self.method = method = get_method(spec.method)
-        specs = array_specs(spec)
-        arrays = fresh(spec) if arrays is None else fitting(spec, specs, arrays)
-        super().__init__(
-            spec,
-            specs,
-            arrays,
-            method.layout(spec),
-            method.weight_layout(spec),
-            method.is_plain(spec),
-            method.owners(spec, arrays),
-        )
+        super().__init__(*made_of(spec, arrays))
+        if dict(spec.options).get("tables") is not None:
+            raise ValueError("this is the spec of several tables with one memory: make_collection and load make them")
+        self.method = get_method(spec.method)
         if self.phase is not None:
             self.prepare()
         self._projection = self._arrays.get("projection")
@@ -217,11 +208,11 @@ class Table(TableState, Passes):
             out["projection"] = slope = np.empty_like(self._projection)
             np.dot(inner[:, :-1].T, vectors, out=slope[:-1])
             np.dot(np.ones(len(vectors), np.float32), vectors, out=slope[-1])
-        if self.counting and all(map(_finite, out.values())):  # else no step is taken
+        if self.counting and all(map(finite, out.values())):  # else no step is taken
             self.count(ids)
         if self.owners is not None:
-            step = self.owners.now
-            out = {n: dataclasses.replace(g, step=step) if isinstance(g, SparseGradient) else g for n, g in out.items()}
+            turn = self.turn
+            out = {n: dataclasses.replace(g, turn=turn) if isinstance(g, SparseGradient) else g for n, g in out.items()}
         self.training_bytes["gradient"] = sum(gradient.nbytes for gradient in out.values())
         return out
 
@@ -330,5 +321,15 @@ class Table(TableState, Passes):
             save_arrays(path, self.arrays(), self.spec.as_json())
 
 
-def _finite(gradient: Gradient) -> bool:
+def made_of(spec: TableSpec, arrays: Mapping[str, NDArray[Any]] | None) -> tuple[Any, ...]:
+    """What a `TableState` is made of: checked, and with fresh arrays if there are none."""
+    spec = checked(_check.instance("spec", spec, TableSpec, "a TableSpec"))
+    method, specs = get_method(spec.method), array_specs(spec)
+    arrays = fresh(spec) if arrays is None else fitting(spec, specs, arrays)
+    layouts = method.layout(spec), method.weight_layout(spec)
+    return spec, specs, arrays, *layouts, method.is_plain(spec), method.owners(spec, arrays)
+
+
+def finite(gradient: Gradient) -> bool:
+    """Whether all numbers of a gradient are."""
     return bool(np.isfinite(gradient.values if isinstance(gradient, SparseGradient) else gradient).all())

@@ -1,11 +1,18 @@
 """Ids to own rows, in 2 bytes per row: buckets of fingerprints, two choices per id, and the slot *is* the row.
 
-    h  = hash(id; key)                  f = 1 + ⌊(h mod 2^32) · (2^bits − 1) / 2^32⌋          the fingerprint, never 0
+    h  = hash(id; key)                  f = 1 + ⌊(h mod 2^32) · m / 2^32⌋, m = 2^bits − 1     the fingerprint, never 0
     b₁ = ⌊h · n_buckets / 2^64⌋         b₂ = (⌊hash'(f; key) · n_buckets / 2^64⌋ − b₁) mod n_buckets
 
 An id may lie in any of the 4 slots of b₁ and of b₂. The second bucket follows from the first and the fingerprint, and the first
 from the second in the same way (as in a cuckoo filter): two ids are told apart if and only if {b₁, b₂} or f differs, wherever
 they lie. An id is put where more slots are free and stays there, so that its slot's number can be the number of its row.
+
+One map may serve several tables, each with ids of its own: h is then that of the id ^ the table's salt, which for table 0 is
+0, and the table is the lowest digit of the fingerprint,
+
+    f = 1 + table + n_tables · ⌊(h mod 2^32) · m / 2^32⌋, m = ⌊(2^bits − 1) / n_tables⌋
+
+so that it is known of every owner, for no byte. (With one table that is what stands above.)
 
 The fingerprints are packed pointers of 16 or 32 bits in 64-bit words (`storage/packed.py`): a bucket is a word or two. Version 1
 is frozen: hash, fingerprint and buckets are part of saved files.
@@ -30,6 +37,7 @@ SLOTS = 4  # of a bucket
 BITS = (16, 32)  # of a fingerprint
 _STREAM = 0x69646D6170  # "idmap"
 MOST_SLOTS = 2**31 - SLOTS
+MOST_TABLES = 1024  # of one map: 63 fingerprints of 16 bits are left to each
 _IDS_A_THREAD = 1 << 13
 _zero, _one, _two, _32, _low = np.uint64(0), np.uint64(1), np.uint64(2), np.uint64(32), np.uint64(2**32 - 1)
 
@@ -37,6 +45,17 @@ _zero, _one, _two, _32, _low = np.uint64(0), np.uint64(1), np.uint64(2), np.uint
 def map_key(seed: int) -> int:
     """The key of the hash of an `IdMap` of that seed."""
     return derive_key(seed, _STREAM)
+
+
+def map_keys(seed: int, n_tables: int = 1) -> NDArray[np.uint64]:
+    """That key, and after it the salts of all tables but the first: uint64 (n_tables,)."""
+    return np.array([map_key(seed), *(derive_key(seed, _STREAM, table) for table in range(1, n_tables))], np.uint64)
+
+
+@jit
+def salt_of(table: np.uint64, keys: Any) -> np.uint64:
+    """What the ids of a table are mixed with, of `map_keys`."""
+    return keys[table] if table > _zero else _zero
 
 
 @jit
@@ -47,10 +66,13 @@ def partner(fingerprint: np.uint64, bucket: np.uint64, key: np.uint64, n_buckets
 
 
 @jit
-def candidate_buckets(word: np.uint64, key: np.uint64, n_buckets: np.uint64, bits: np.uint64) -> Any:
-    """The fingerprint of an id, and the first slots of its two buckets."""
+def candidate_buckets(
+    word: np.uint64, table: np.uint64, key: np.uint64, n_buckets: np.uint64, bits: np.uint64, n_tables: np.uint64
+) -> Any:
+    """The fingerprint of an id (with its table's salt), and the first slots of its two buckets."""
     h = keyed(premix(word), key)
-    fingerprint = _one + (((h & _low) * ((_one << bits) - _one)) >> _32)
+    digit = ((h & _low) * (((_one << bits) - _one) // n_tables)) >> _32
+    fingerprint = _one + table + n_tables * digit
     first = multiply_high(h, n_buckets)
     return fingerprint, first << _two, partner(fingerprint, first, key, n_buckets) << _two
 
@@ -59,6 +81,12 @@ def candidate_buckets(word: np.uint64, key: np.uint64, n_buckets: np.uint64, bit
 def identity(fingerprint: np.uint64, slot: np.uint64, other: np.uint64) -> np.uint64:
     """All that a map knows of an id, from a slot of each of its buckets: one word, never 0, that equal ids and twins share."""
     return (min(slot, other) >> _two) << _32 | fingerprint
+
+
+@jit
+def table_of(owner: np.uint64, n_tables: np.uint64) -> np.uint64:
+    """The table of an identity, or of a fingerprint."""
+    return ((owner & _low) - _one) % n_tables
 
 
 @jit
@@ -82,19 +110,25 @@ def seek(words: Any, fingerprint: np.uint64, first: np.uint64, second: np.uint64
 
 
 @jit
-def shared_row(owner: np.uint64, key: np.uint64, n_slots: np.uint64, n_shared: np.uint64) -> np.uint64:
-    """The row of those that follow the own ones which an identity shares."""
-    return n_slots + multiply_high(keyed(premix(owner), key), n_shared)
+def shared_row(
+    owner: np.uint64, key: np.uint64, n_slots: np.uint64, n_shared: np.uint64, n_tables: np.uint64
+) -> np.uint64:
+    """The row of those that follow the own ones, `n_shared` for each table, which an identity shares."""
+    first = n_slots + n_shared * table_of(owner, n_tables)
+    return first + multiply_high(keyed(premix(owner), key), n_shared)
 
 
 @jit
 def own_or_shared(
-    word: np.uint64, key: np.uint64, words: Any, n_slots: np.uint64, n_shared: np.uint64, bits: np.uint64
-) -> np.uint64:
+    word: np.uint64, table: np.uint64, key: np.uint64, words: Any, n_slots: np.uint64, n_shared: np.uint64, bits: np.uint64,
+    n_tables: np.uint64,
+) -> np.uint64:  # fmt: skip
     """The own row of an id; without one its shared row, which is found by what a map knows of it, not by the id itself."""
-    fingerprint, first, second = candidate_buckets(word, key, n_slots >> _two, bits)
+    fingerprint, first, second = candidate_buckets(word, table, key, n_slots >> _two, bits, n_tables)
     slot = seek(words, fingerprint, first, second, bits)
-    return np.uint64(slot) if slot >= 0 else shared_row(identity(fingerprint, first, second), key, n_slots, n_shared)
+    if slot >= 0:
+        return np.uint64(slot)
+    return shared_row(identity(fingerprint, first, second), key, n_slots, n_shared, n_tables)
 
 
 @jit
@@ -115,38 +149,48 @@ def put(words: Any, fingerprint: np.uint64, first: np.uint64, second: np.uint64,
 
 
 @jit
-def _find_many(start: int, stop: int, ids: Any, key: np.uint64, words: Any, buckets: Any, bits: Any, rows: Any) -> None:
+def _find_many(
+    start: int, stop: int, ids: Any, table: Any, key: np.uint64, words: Any, buckets: Any, bits: Any, tables: Any, rows: Any
+) -> None:  # fmt: skip
     for n in range(start, stop):
-        fingerprint, first, second = candidate_buckets(ids[n], key, buckets, bits)
+        fingerprint, first, second = candidate_buckets(ids[n], table, key, buckets, bits, tables)
         rows[n] = seek(words, fingerprint, first, second, bits)
 
 
 @jit
-def _candidates_many(start: int, stop: int, ids: Any, key: np.uint64, buckets: Any, bits: Any, out: Any) -> None:
+def _candidates_many(
+    start: int, stop: int, ids: Any, table: Any, key: np.uint64, buckets: Any, bits: Any, tables: Any, out: Any
+) -> None:
     for n in range(start, stop):
-        _, first, second = candidate_buckets(ids[n], key, buckets, bits)
+        _, first, second = candidate_buckets(ids[n], table, key, buckets, bits, tables)
         for s in range(SLOTS):
             out[n, s], out[n, SLOTS + s] = np.int64(first) + s, np.int64(second) + s
 
 
 @jit
-def _shared_many(owners: Any, key: np.uint64, n_slots: np.uint64, n_shared: np.uint64, rows: Any) -> None:
+def _shared_many(
+    owners: Any, key: np.uint64, n_slots: np.uint64, n_shared: np.uint64, tables: np.uint64, rows: Any
+) -> None:
     for n in range(owners.shape[0]):
-        rows[n] = shared_row(owners[n], key, n_slots, n_shared)
+        rows[n] = shared_row(owners[n], key, n_slots, n_shared, tables)
 
 
 @jit
-def _insert_many(ids: Any, key: np.uint64, words: Any, buckets: np.uint64, bits: np.uint64, rows: Any) -> None:
+def _insert_many(
+    ids: Any, table: Any, key: np.uint64, words: Any, buckets: np.uint64, bits: np.uint64, tables: Any, rows: Any
+) -> None:
     for n in range(ids.shape[0]):
-        fingerprint, first, second = candidate_buckets(ids[n], key, buckets, bits)
+        fingerprint, first, second = candidate_buckets(ids[n], table, key, buckets, bits, tables)
         slot = seek(words, fingerprint, first, second, bits)
         rows[n] = put(words, fingerprint, first, second, bits) if slot < 0 else slot
 
 
 @jit
-def _erase_many(ids: Any, key: np.uint64, words: Any, buckets: np.uint64, bits: np.uint64, rows: Any) -> None:
+def _erase_many(
+    ids: Any, table: Any, key: np.uint64, words: Any, buckets: np.uint64, bits: np.uint64, tables: Any, rows: Any
+) -> None:
     for n in range(ids.shape[0]):
-        fingerprint, first, second = candidate_buckets(ids[n], key, buckets, bits)
+        fingerprint, first, second = candidate_buckets(ids[n], table, key, buckets, bits, tables)
         slot = seek(words, fingerprint, first, second, bits)
         if slot >= 0:
             write_bits(words, np.uint64(slot) * bits, bits, _zero)
@@ -160,9 +204,18 @@ def _clear(rows: Any, words: Any, bits: np.uint64) -> None:
 
 
 @jit
-def _occupied(words: Any, n_slots: int, bits: np.uint64, out: Any) -> None:
+def _tables_many(words: Any, n_slots: int, bits: np.uint64, tables: np.uint64, out: Any) -> None:
     for slot in range(n_slots):
-        out[slot] = read_bits(words, np.uint64(slot) * bits, bits) != _zero
+        fingerprint = read_bits(words, np.uint64(slot) * bits, bits)
+        out[slot] = -1 if fingerprint == _zero else np.int64(table_of(fingerprint, tables))
+
+
+@jit
+def _identities_many(
+    rows: Any, key: np.uint64, words: Any, buckets: np.uint64, bits: np.uint64, tables: Any, out: Any
+) -> None:
+    for n in range(rows.shape[0]):
+        out[n] = owner(words, np.uint64(rows[n]), key, buckets, bits)
 
 
 class IdMap:
@@ -175,7 +228,9 @@ class IdMap:
 
     **False hits.** An id that was never inserted is found with probability 1 − (1 − 1/(2^bits − 1))^(8 · load), about
     8 · load / (2^bits − 1): 0.012 % at 16 bits and load 1, and 2 in 10^9 at 32 bits. With the same chance a new id is taken for
-    another as it is inserted; the two then share one row, which goes when either is erased. There are no false misses.
+    another as it is inserted; the two then share one row, which goes when either is erased. There are no false misses. Of a map
+    that serves several tables 2^bits − 1 is divided by their number, and of the load that of the id's table alone counts: the
+    rate is the same on average, and n_tables times as large for a table that has all rows. No id meets one of another table.
 
     **Load.** Nothing is ever moved, so `insert` may find both buckets of an id full before the map is: of random ids first at a
     load of .81 (64 slots), .64 (1,024), .55 (16,384) and .44 (2^20) on average. As many ids as slots fill 92 % of these,
@@ -185,10 +240,12 @@ class IdMap:
         n_slots: rows, a multiple of 4 from 4 to 2^31 − 4.
         bits: of a fingerprint: 16, or 32.
         seed: of the hash, 0 to 2^64 − 1.
+        n_tables: tables whose ids are kept apart, 1 to 1,024.
         words: the array of a map of the same sizes and seed, as `arrays` gives it, also mapped from a file. None: an empty map.
 
     Attributes:
-        args: key, words, buckets and bits, as the compiled functions take them.
+        args: key, words, buckets, bits and tables, as the compiled functions take them.
+        keys: `map_keys`.
 
     Raises:
         TypeError, ValueError: sizes out of range, or words of another type or length.
@@ -215,7 +272,15 @@ class IdMap:
         (True, array(-1, dtype=int32))
     """
 
-    def __init__(self, n_slots: int, *, bits: int = 16, seed: int = 0, words: NDArray[np.uint64] | None = None) -> None:
+    def __init__(
+        self,
+        n_slots: int,
+        *,
+        bits: int = 16,
+        seed: int = 0,
+        n_tables: int = 1,
+        words: NDArray[np.uint64] | None = None,
+    ) -> None:
         self.n_slots = _check.integer("n_slots", n_slots, SLOTS, MOST_SLOTS)
         if self.n_slots % SLOTS:
             below = self.n_slots - self.n_slots % SLOTS
@@ -223,6 +288,7 @@ class IdMap:
         self.bits, self.seed = _check.integer("bits", bits, 1), _check.seed(seed)
         if bits not in BITS:
             raise ValueError(f"bits must be 16 or 32, got {bits}")
+        self.n_tables = _check.integer("n_tables", n_tables, 1, MOST_TABLES)
         packing = Packing(self.n_slots, (self.bits,))
         words = packing.empty() if words is None else _check.instance("words", words, np.ndarray, "an array")
         if words.dtype != np.uint64 or words.shape != (packing.n_words,) or not words.flags.c_contiguous:
@@ -231,7 +297,9 @@ class IdMap:
                 f"{self.n_slots} slots and {bits} bits gives it; got {words.dtype} {words.shape}"
             )
         self.words = words
-        self.args = np.uint64(map_key(self.seed)), words, np.uint64(self.n_slots // SLOTS), np.uint64(self.bits)
+        self.keys = map_keys(self.seed, self.n_tables)
+        buckets, bits64 = np.uint64(self.n_slots // SLOTS), np.uint64(self.bits)
+        self.args = self.keys[0], words, buckets, bits64, np.uint64(self.n_tables)
 
     def __repr__(self) -> str:
         return f"<IdMap: {self.n_slots:,} slots, {100 * self.load:.1f} % full, {self.bits} bits each>"
@@ -242,7 +310,7 @@ class IdMap:
 
     def digest(self) -> str:
         """16 hexadecimal digits that equal maps share."""
-        return digest(self.arrays(), f"{self.n_slots} {self.bits} {self.seed}")
+        return digest(self.arrays(), f"{self.n_slots} {self.bits} {self.seed} {self.n_tables}")
 
     @property
     def nbytes(self) -> int:
@@ -256,20 +324,42 @@ class IdMap:
 
     @property
     def false_hit_rate(self) -> float:
-        """The chance that an id which was never inserted is found, at the present load."""
-        return float(-np.expm1(2 * SLOTS * self.load * np.log1p(-1.0 / (2**self.bits - 1))))
+        """The chance that an id which was never inserted is found, at the present load; of several tables that of the worst."""
+        most = np.bincount(self.tables() + 1, minlength=2)[1:].max() / self.n_slots
+        return float(-np.expm1(2 * SLOTS * most * np.log1p(-1.0 / ((2**self.bits - 1) // self.n_tables))))
+
+    def tables(self) -> NDArray[np.int32]:
+        """Of whose table each row's owner is, −1 where it has none: int32 (n_slots,)."""
+        out = np.empty(self.n_slots, np.int32)
+        _tables_many(self.words, self.n_slots, np.uint64(self.bits), np.uint64(self.n_tables), out)
+        return out
 
     def occupied(self) -> NDArray[np.bool_]:
         """Which rows have an owner: (n_slots,)."""
-        out = np.empty(self.n_slots, np.bool_)
-        _occupied(self.words, self.n_slots, np.uint64(self.bits), out)
+        return self.tables() >= 0
+
+    def identities(self, rows: NDArray[Any]) -> NDArray[np.uint64]:
+        """Who has rows, as `Admissions` names owners: uint64 (n,), 0 for nobody."""
+        out = np.empty(len(rows), np.uint64)
+        _identities_many(rows.astype(np.int64), *self.args, out)
         return out
 
-    def find(self, ids: Any) -> NDArray[np.int32]:
+    def tables_of(self, owners: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """The tables of identities, none of them 0."""
+        fingerprints = (owners & np.uint64(2**32 - 1)).astype(np.int64)
+        return (fingerprints - 1) % self.n_tables
+
+    def salted(self, ids: Any, table: int = 0) -> NDArray[np.uint64]:
+        """Ids as words that tell the ids of one table from those of others: what all counts are kept by."""
+        table, words = _check.integer("table", table, 0, self.n_tables - 1), _check.as_ids(ids)
+        return words ^ self.keys[table] if table else words
+
+    def find(self, ids: Any, table: int = 0) -> NDArray[np.int32]:
         """The rows of ids, −1 where they have none.
 
         Args:
             ids: integers of any type and shape.
+            table: whose ids they are.
 
         Returns:
             int32 in the shape of ids.
@@ -277,28 +367,35 @@ class IdMap:
         Raises:
             TypeError: ids are not integers.
         """
-        given = _check.as_ids(ids)
-        rows = np.empty(given.shape, np.int32)
-        parallel_for(_find_many, given.size, _IDS_A_THREAD, given.reshape(-1), *self.args, rows.reshape(-1))
+        return self.find_salted(self.salted(ids, table), table)
+
+    def find_salted(self, words: NDArray[np.uint64], table: int) -> NDArray[np.int32]:
+        """The same of ids that are `salted`."""
+        rows = np.empty(words.shape, np.int32)
+        args = words.reshape(-1), np.uint64(table), *self.args, rows.reshape(-1)
+        parallel_for(_find_many, words.size, _IDS_A_THREAD, *args)
         return rows
 
-    def candidates(self, ids: Any) -> NDArray[np.int32]:
+    def candidates(self, ids: Any, table: int = 0) -> NDArray[np.int32]:
         """The rows that ids may have: int32 (*ids.shape, 8). If both buckets of an id are one, its rows come twice."""
-        given = _check.as_ids(ids)
+        given = self.salted(ids, table)
         out = np.empty((*given.shape, 2 * SLOTS), np.int32)
-        key, _, buckets, bits = self.args
-        args = given.reshape(-1), key, buckets, bits, out.reshape(-1, 2 * SLOTS)
+        key, _, *sizes = self.args
+        args = given.reshape(-1), np.uint64(table), key, *sizes, out.reshape(-1, 2 * SLOTS)
         parallel_for(_candidates_many, given.size, _IDS_A_THREAD, *args)
         return out
 
     def shared_rows(self, owners: NDArray[np.uint64], n_shared: int) -> NDArray[np.int64]:
-        """The shared rows of identities, as `Admissions` names owners: n_slots to n_slots + n_shared − 1, int64 (n,)."""
+        """The shared rows of identities, as `Admissions` names owners, if each table has `n_shared` of them: int64 (n,).
+
+        Those of table 0 follow the own ones: n_slots to n_slots + n_shared − 1.
+        """
         n_shared = _check.integer("n_shared", n_shared, 1, 2**32)
         rows = np.empty(len(owners), np.int64)
-        _shared_many(owners, self.args[0], np.uint64(self.n_slots), np.uint64(n_shared), rows)
+        _shared_many(owners, self.args[0], np.uint64(self.n_slots), np.uint64(n_shared), self.args[4], rows)
         return rows
 
-    def insert(self, ids: Any) -> NDArray[np.int32]:
+    def insert(self, ids: Any, table: int = 0) -> NDArray[np.int32]:
         """Give rows to ids, in order; who has one keeps it.
 
         Returns:
@@ -308,9 +405,9 @@ class IdMap:
             TypeError: ids are not integers.
             ValueError: the map is read-only. Nothing is changed by either.
         """
-        return self._change(_insert_many, ids)
+        return self._change(_insert_many, ids, table)
 
-    def erase(self, ids: Any) -> NDArray[np.int32]:
+    def erase(self, ids: Any, table: int = 0) -> NDArray[np.int32]:
         """Take the rows of ids away, in order.
 
         Returns:
@@ -320,7 +417,7 @@ class IdMap:
             TypeError: ids are not integers.
             ValueError: the map is read-only. Nothing is changed by either.
         """
-        return self._change(_erase_many, ids)
+        return self._change(_erase_many, ids, table)
 
     def clear(self, rows: Any) -> None:
         """Take rows away from whoever has them; a row without an owner stays as it is.
@@ -339,11 +436,11 @@ class IdMap:
         self._writeable()
         _clear(words, self.words, np.uint64(self.bits))
 
-    def _change(self, kernel: Any, ids: Any) -> NDArray[np.int32]:
-        given: Ids = _check.as_ids(ids)
+    def _change(self, kernel: Any, ids: Any, table: int) -> NDArray[np.int32]:
+        given: Ids = self.salted(ids, table)
         self._writeable()
         rows = np.empty(given.shape, np.int32)
-        kernel(given.reshape(-1), *self.args, rows.reshape(-1))
+        kernel(given.reshape(-1), np.uint64(table), *self.args, rows.reshape(-1))
         return rows
 
     def _writeable(self) -> None:

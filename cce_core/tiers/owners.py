@@ -17,7 +17,7 @@ from cce_core.storage.files import digest
 from cce_core.storage.packed import read_bits, write_bits
 from cce_core.tiers.frequency import FrequencySketch
 from cce_core.tiers.id_map import SLOTS, IdMap, candidate_buckets, identity, owner, put, seek
-from cce_core.tiers.policies import LFU, MOST_COUNT, Policy, draw, is_worth, victim, wins
+from cce_core.tiers.policies import FREQUENCY, LFU, MOST_COUNT, PROBABILITY, Policy, draw, is_worth, victim, wins
 
 _STREAM = 0x6475656C  # "duel"
 _MOST = np.uint8(MOST_COUNT)
@@ -55,14 +55,14 @@ def _meet(rows: Any, counts: Any, seen: Any, now: int) -> None:
 
 @jit
 def _admit(
-    ids: Any, found: Any, order: Any, rule: Any, coin: np.uint64, now: int, grace: int, key: np.uint64, words: Any,
-    n_buckets: np.uint64, bits: np.uint64, counts: Any, seen: Any, young: Any, given: Any,
+    ids: Any, tables: Any, found: Any, order: Any, rule: Any, coin: np.uint64, now: int, grace: int, key: np.uint64, words: Any,
+    n_buckets: np.uint64, bits: np.uint64, n_tables: np.uint64, counts: Any, seen: Any, young: Any, given: Any,
     owners: Any, rows: Any, numbers: Any, evicted: Any, evicted_counts: Any,
 ) -> int:  # fmt: skip
     """Newcomers with their counts, in order; what is changed goes to the last five. Gives how many rows were given away."""
     n_given, candidates = 0, np.empty(2 * SLOTS, np.int64)
     for n in order:
-        fingerprint, first, second = candidate_buckets(ids[n], key, n_buckets, bits)
+        fingerprint, first, second = candidate_buckets(ids[n], np.uint64(tables[n]), key, n_buckets, bits, n_tables)
         if seek(words, fingerprint, first, second, bits) >= 0:
             continue  # its twin was given a row in this step
         if not is_worth(rule, found[n], draw(ids[n], coin)):
@@ -102,6 +102,7 @@ class Owners:
         policy: who is given a row, and who gives one up.
         bits: of a fingerprint, 16 or 32.
         seed: of all hashes and draws.
+        n_tables: tables whose ids are kept apart, and compete for the same rows.
         arrays: those of owners of the same sizes, policy and seed, as `arrays` gives them. None: all rows are free.
 
     Attributes:
@@ -136,13 +137,15 @@ class Owners:
         *,
         bits: int = 16,
         seed: int = 0,
+        n_tables: int = 1,
         arrays: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
         self.policy = policy = Policy() if policy is None else _check.instance("policy", policy, Policy, "a Policy")
         given = {} if arrays is None else dict(_check.instance("arrays", arrays, Mapping, "a dict of arrays"))
-        self.map = IdMap(n_slots, bits=bits, seed=seed, words=given.get("map"))
+        self.map = IdMap(n_slots, bits=bits, seed=seed, n_tables=n_tables, words=given.get("map"))
         sketched: Any = None if arrays is None else {"words": given.get("sketch"), "clock": given.get("clock")}
-        self.sketch = FrequencySketch(sketch_bytes, half_life=policy.half_life, seed=seed, arrays=sketched)
+        cells = {"bits": policy.cell_bits, "half_life": policy.half_life}
+        self.sketch = FrequencySketch(sketch_bytes, **cells, seed=seed, arrays=sketched)
         sizes = {
             "counts": (np.uint8, self.map.n_slots),
             "seen": (np.uint32, self.map.n_slots if policy.uses_steps else 0),
@@ -167,7 +170,7 @@ class Owners:
 
     def digest(self) -> str:
         """16 hexadecimal digits that equal owners share."""
-        return digest(self.arrays(), f"{self.map.bits} {self.map.seed} {self.policy}")
+        return digest(self.arrays(), f"{self.map.bits} {self.map.seed} {self.map.n_tables} {self.policy}")
 
     @property
     def nbytes(self) -> int:
@@ -179,34 +182,60 @@ class Owners:
         """The step that comes next."""
         return int(self.sketch.clock[0])
 
-    def find(self, ids: Any) -> NDArray[np.int32]:
+    def find(self, ids: Any, table: int = 0) -> NDArray[np.int32]:
         """The rows of ids, −1 for those without one: int32 in the shape of ids. Nothing is counted."""
-        return self.map.find(ids)
+        return self.map.find(ids, table)
 
-    def count(self, ids: Any) -> NDArray[np.uint64]:
+    def estimate(self, ids: Any, table: int = 0) -> NDArray[np.int32]:
+        """How often ids were met lately: of owners as counted beside their rows, of others as the sketch has it, from above.
+
+        Returns:
+            int32 in the shape of ids, 0 to 255.
+        """
+        words = self.map.salted(ids, table)
+        rows, found = self.map.find_salted(words, table), self.sketch.estimate(words)
+        return np.where(rows >= 0, self.counts[rows], found).astype(np.int32)
+
+    def wanted(self, ids: Any, table: int = 0) -> int | None:
+        """The count from which an id without a row is given one: 1 while one of its rows is free, if each newcomer is worth one.
+
+        None if counts do not decide, or none of its candidates may go now.
+        """
+        rows = self.map.candidates(ids, table).reshape(-1).astype(np.int64)
+        policy = self.policy
+        if policy.admission == PROBABILITY:
+            return None
+        least = policy.admit_threshold if policy.admission == FREQUENCY else 1
+        if not all(self.map.identities(rows)):
+            return least
+        row = int(victim(policy.rule, rows, self.counts, self.seen, self.young, self.now))
+        return None if row < 0 else least if policy.admission == FREQUENCY else int(self.counts[row]) + policy.lead
+
+    def count(self, ids: Any, table: int = 0) -> NDArray[np.uint64]:
         """Count every occurrence of a training batch: of owners beside their rows, of others in the sketch.
 
         Returns:
-            The distinct ids without a row, in the order in which they come first: what `step` is to be given.
+            The distinct ids without a row, `salted`, in the order in which they come first: what `step` is to be given.
 
         Raises:
             TypeError: ids are not integers.
             ValueError: the arrays are read-only. Nothing is changed by either.
         """
-        words: Ids = _check.as_ids(ids).reshape(-1)
+        words: Ids = self.map.salted(ids, table).reshape(-1)
         self._writeable()
-        rows = self.map.find(words)
+        rows = self.map.find_salted(words, table)
         _meet(rows, self.counts, self.seen, self.now)
         others = np.ascontiguousarray(words[rows < 0])
         self.sketch.add(others)
         firsts = np.empty(len(others), np.int64)
         return others[firsts[: number_distinct(others, np.empty_like(firsts), firsts)]]
 
-    def step(self, newcomers: Any) -> Admissions:
+    def step(self, newcomers: Any, tables: Any = 0) -> Admissions:
         """Give rows to newcomers, those of the largest counts first, and let the clock go on by one step.
 
         Args:
             newcomers: what `count` gave for the batch (or for several, side by side).
+            tables: whose ids they are, one number or (n,).
 
         Raises:
             TypeError: newcomers are not integers.
@@ -214,12 +243,13 @@ class Owners:
         """
         ids: Ids = _check.as_ids(newcomers, "newcomers").reshape(-1)
         self._writeable()
+        whose = np.ascontiguousarray(np.broadcast_to(np.asarray(tables, np.int64), ids.shape))
         found, now, n = self.sketch.estimate(ids), self.now, len(ids)
         order = np.argsort(-found, kind="stable")
         given = np.zeros(-(-self.map.n_slots // 64), np.uint64)
         out: list[Any] = [np.empty(n, dtype) for dtype in (np.uint64, np.int32, np.uint8, np.uint64, np.uint8)]
         n_given = _admit(
-            ids, found, order, self.policy.rule, np.uint64(derive_key(self.map.seed, _STREAM, now)), now,
+            ids, whose, found, order, self.policy.rule, np.uint64(derive_key(self.map.seed, _STREAM, now)), now,
             _GRACE_PARTS + 1, *self.map.args, self.counts, self.seen, self.young, given, *out,
         )  # fmt: skip
         if self.sketch.step() and self.policy.eviction != LFU:
@@ -228,9 +258,9 @@ class Owners:
             self.young -= self.young > 0
         return Admissions(*(array[:n_given].copy() for array in out))
 
-    def erase(self, ids: Any) -> NDArray[np.int32]:
+    def erase(self, ids: Any, table: int = 0) -> NDArray[np.int32]:
         """Take rows away, as `IdMap.erase` does; what the sketch counts is forgotten by and by."""
-        rows = self.map.erase(ids)
+        rows = self.map.erase(ids, table)
         for array in (self.counts, self.young):
             array[rows[rows >= 0] if len(array) else []] = 0
         return rows

@@ -4,8 +4,9 @@
     admission    own ← shared                                                             no vector jumps
     state        own ← 0                                                                  of an optimiser: the new owner's own
 
-c is the count of the evicted owner and N that of all ids without rows, so that w is the evicted id's part of what its shared row
-will serve. Rows change hands one after the other, each of them in this order.
+c is the count of the evicted owner and N that of all ids without rows, so that w is about the evicted id's part of what its
+shared row will serve; of several tables each has n_shared / n_tables of the rows. Rows change hands one after the other, each
+of them in this order.
 """
 
 from __future__ import annotations
@@ -53,14 +54,15 @@ class Moves(NamedTuple):
         Args:
             owners: of the rows.
             changes: what a `step` of theirs gave.
-            n_shared: shared rows, which follow the own ones.
+            n_shared: shared rows of all tables, which follow the own ones.
             fold: False drops what an evicted row has learned.
         """
-        targets = owners.map.shared_rows(changes.evicted, n_shared)
+        per_table = n_shared // owners.map.n_tables
+        targets = owners.map.shared_rows(changes.evicted, per_table)
         targets[(changes.evicted == 0) | (not fold)] = -1
         counts = changes.evicted_counts.astype(np.float64)
         shares = counts / np.maximum(counts + owners.sketch.mass / n_shared, 1.0)
-        sources = owners.map.shared_rows(changes.owners, n_shared)
+        sources = owners.map.shared_rows(changes.owners, per_table)
         return cls(changes.rows.astype(np.int64), sources, targets, shares.astype(np.float32))
 
     def compact(self) -> tuple[NDArray[np.int64], Moves]:

@@ -31,6 +31,7 @@ from cce_core.sketching.scatter import compact_rows, owned, places_for, scatter_
 from cce_core.tables.collection import Collection
 from cce_core.tables.passes import ForwardPass
 from cce_core.tables.table import Table
+from cce_core.tables.tiered import TieredCollection
 from cce_core.training.rules import ADAM, ADAM_HALF, ROWWISE, ROWWISE_HALF, SGD, update_dense, update_rows
 from cce_core.training.state import Fused, State
 
@@ -168,6 +169,9 @@ def update(optimizer: Fused, both: Collection, seen: Any, grads: Any) -> None:
     """`Optimizer.update` for a collection; see there. Nothing is changed before all gradients are known to be finite."""
     with Writer(both.guards) as writer:
         seen, grads = both.checked(seen, grads)
+        if isinstance(both, TieredCollection):
+            grads = _check.as_float32("gradients", grads, seen.vectors.shape)
+            return optimizer.apply_gradients([(both.shared, both.gradients(seen, grads, optimizer.updates_all()))])
         kernel_id = optimizer.kernel_id
         if kernel_id is None or optimizer.max_norm is not None or not both.is_plain or seen.batch.mode == "max":
             return one_by_one(optimizer, both, seen, grads)

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from cce_core import _check
 from cce_core._arrays import Floats
 from cce_core._guard import Changing, Writer, in_order
 from cce_core._threads import parallel_for
+from cce_core.method.state import TableState
 from cce_core.sketching.gradient import Gradient, SparseGradient
 from cce_core.tables.collection import Collection
 from cce_core.tables.table import Table
@@ -68,7 +69,7 @@ class Optimizer(abc.ABC):
         self.max_norm = None if max_norm is None else _check.number("max_norm", max_norm, 0.0, open_at_least=True)
         self._plans: weakref.WeakKeyDictionary[Collection, tuple[Any, list[Any]]] = weakref.WeakKeyDictionary()
         self.last: tuple[Callable[[], Any], list[int], list[Any]] = (lambda: None), [], []
-        self._states: weakref.WeakKeyDictionary[Table, tuple[int, dict[str, State]]] = weakref.WeakKeyDictionary()
+        self._states: weakref.WeakKeyDictionary[TableState, tuple[int, dict[str, State]]] = weakref.WeakKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: the state with its tables, so that a table pickled along finds its own again.
@@ -91,7 +92,7 @@ class Optimizer(abc.ABC):
         new.__setstate__({**copy.deepcopy({**held, "_states": []}, memo), "_states": [*along, *stay]})
         return new
 
-    def step(self, table: Table, grads: dict[str, Gradient]) -> None:
+    def step(self, table: TableState, grads: dict[str, Gradient]) -> None:
         """Update every parameter of the table that has a gradient, in place.
 
         Args:
@@ -102,7 +103,7 @@ class Optimizer(abc.ABC):
             ValueError: an unknown parameter, a wrong shape, NaN or infinity in a gradient, or a table that is mapped
                 read-only. No parameter is changed.
         """
-        _check.instance("table", table, Table, "a table")
+        _check.instance("table", table, TableState, "a table")
         _check.instance("grads", grads, Mapping, "a dict of gradients, as table.backward gives it")
         shapes, units = table.shapes(), table.block_sizes()
         for name, gradient in grads.items():
@@ -114,7 +115,7 @@ class Optimizer(abc.ABC):
                 grads = {**grads, name: _check.as_float32(f"gradient of {name}", gradient, shapes[name])}
         self.apply_gradients([(table, grads)])
 
-    def apply_gradients(self, gradients: list[tuple[Table, dict[str, Gradient]]]) -> None:
+    def apply_gradients(self, gradients: Sequence[tuple[TableState, dict[str, Gradient]]]) -> None:
         """`step` of several tables, with gradients that fit: all are checked to be finite, and clipped, before any is used."""
         square = 0.0
         for table, grads in gradients:
@@ -134,7 +135,7 @@ class Optimizer(abc.ABC):
                     grads = {name: _scaled(gradient, np.float32(scale)) for name, gradient in grads.items()}
                 self._step(table, grads)
 
-    def _step(self, table: Table, grads: dict[str, Gradient]) -> None:
+    def _step(self, table: TableState, grads: dict[str, Gradient]) -> None:
         """`step` with gradients that are known to fit a table that may be written."""
         states, units, coded = self.states_for(table), table.block_sizes(), table.spec.codec != "float32"
         known, parameters = len(states), table.arrays()
@@ -212,7 +213,7 @@ class Optimizer(abc.ABC):
             self.last = weakref.ref(both), now, plans
         return plans
 
-    def state_of(self, table: Table, name: str) -> State:
+    def state_of(self, table: TableState, name: str) -> State:
         """The state of one parameter."""
         return self.states_for(table).setdefault(name, State(projection=name == "projection"))
 
@@ -245,7 +246,7 @@ class Optimizer(abc.ABC):
                 rules.update_rows, len(index), min_chunk, self.kernel_id, unit, index, at, p, flat, *arrays, constants
             )
 
-    def states_of_memory(self, table: Table) -> list[NDArray[np.float32]]:
+    def states_of_memory(self, table: TableState) -> list[NDArray[np.float32]]:
         """What is known of the memory's rows."""
         state = self.states_for(table).get("memory")
         return [] if state is None else list(state.arrays.values())
@@ -255,12 +256,12 @@ class Optimizer(abc.ABC):
     ) -> None:
         self.apply(p, gradient.index[part], gradient.values[part], unit, state, gradient.size, at)
 
-    def state_bytes(self, table: Table) -> int:
+    def state_bytes(self, table: TableState) -> int:
         """Bytes of state that are held for a table."""
-        states = self._states.get(_check.instance("table", table, Table, "a table"), (0, {}))[1]
+        states = self._states.get(_check.instance("table", table, TableState, "a table"), (0, {}))[1]
         return sum(array.nbytes for state in states.values() for array in state.arrays.values())
 
-    def states_for(self, table: Table) -> dict[str, State]:
+    def states_for(self, table: TableState) -> dict[str, State]:
         """The states of a table's parameters, those of an earlier generation of its memory dropped."""
         now = table.generation
         generation, states = self._states.get(table, (-1, {}))
@@ -296,4 +297,4 @@ def _fitting(name: str, gradient: SparseGradient, size: int, unit: int) -> Spars
         )
     if len(np.unique(index)) != len(index):
         raise ValueError(f"index of the gradient of {name} names a unit twice: add its gradients up first")
-    return SparseGradient(np.ascontiguousarray(index, np.int64), values, size, gradient.step)
+    return SparseGradient(np.ascontiguousarray(index, np.int64), values, size, gradient.turn)

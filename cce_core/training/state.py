@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cce_core._arrays import Floats
+from cce_core.method.state import TableState
 from cce_core.tables.collection import Collection
-from cce_core.tables.table import Table
 
 
 @dataclasses.dataclass
@@ -55,14 +55,14 @@ class Fused(Protocol):
 
     def prepare(self, both: Collection, now: list[int], make: Callable[[Any, Collection, Any], Any]) -> list[Any]: ...
 
-    def state_of(self, table: Table, name: str) -> State: ...
+    def state_of(self, table: TableState, name: str) -> State: ...
 
-    def states_of_memory(self, table: Table) -> list[NDArray[np.float32]]: ...
+    def states_of_memory(self, table: TableState) -> list[NDArray[np.float32]]: ...
 
     def state_arrays(self, size: int, unit: int, state: State) -> list[NDArray[np.float32]]: ...
 
-    def state_bytes(self, table: Table) -> int: ...
+    def state_bytes(self, table: TableState) -> int: ...
 
     def apply(self, p: Floats, index: NDArray[np.int64] | None, g: Floats, unit: int, state: State) -> None: ...
 
-    def apply_gradients(self, gradients: list[tuple[Table, dict[str, Any]]]) -> None: ...
+    def apply_gradients(self, gradients: Sequence[tuple[TableState, dict[str, Any]]]) -> None: ...

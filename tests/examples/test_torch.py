@@ -40,6 +40,7 @@ def command(script, *arguments):
         ("--method", "cce", "--sparse", "--epochs", "3", "--num-bytes", "600000"),
         ("--method", "hash", "--ratio", "50"),
         ("--method", "int8"),
+        ("--method", "tiered", "--ratio", "50"),
     ],
 )
 def test_dlrm_on_synthetic_rows(run, tmp_path, more):
@@ -50,7 +51,9 @@ def test_dlrm_on_synthetic_rows(run, tmp_path, more):
     assert report["bytes_before"] == 26 * 3000 * 16 * 4
     assert 0 < report["best_bce"] < report["bce"] < 2
     assert 0.4 < report["auc"] < report["best_auc"] < 1
-    expected = {"full": [], "hash": [], "int8": [], "cce": ["step", 1, 3, 5, 7, 8, 10, 12, 14, 16]}[more[1]]
+    expected = {"full": [], "hash": [], "int8": [], "tiered": [], "cce": ["step", 1, 3, 5, 7, 8, 10, 12, 14, 16]}[
+        more[1]
+    ]
     if "--epochs" in more:
         expected = ["epoch", 1, 2]
         assert report["bytes_after"] <= 600_000

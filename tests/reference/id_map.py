@@ -10,21 +10,22 @@ SLOTS = 4
 class IdMap:
     """An id is known by its pair of buckets and its fingerprint: `rows` is a dict of these; `owner` says who lies where."""
 
-    def __init__(self, n_slots, bits=16, seed=0):
+    def __init__(self, n_slots, bits=16, seed=0, n_tables=1):
         self.n_buckets, self.bits, self.key = n_slots // SLOTS, bits, derive_key(seed, 0x69646D6170)
+        self.salts = [0, *(derive_key(seed, 0x69646D6170, table) for table in range(1, n_tables))]
         self.rows = {}
         self.owner = [None] * n_slots
 
-    def buckets(self, i):
+    def buckets(self, i, table=0):
         """(fingerprint, first bucket, second bucket)"""
-        h = keyed(premix(i % 2**64), self.key)
-        fingerprint = 1 + (h % 2**32 * (2**self.bits - 1) >> 32)
+        h, n_tables = keyed(premix(i % 2**64 ^ self.salts[table]), self.key), len(self.salts)
+        fingerprint = 1 + table + n_tables * (h % 2**32 * ((2**self.bits - 1) // n_tables) >> 32)
         first = h * self.n_buckets >> 64
         turn = keyed(fingerprint, self.key) * self.n_buckets >> 64
         return fingerprint, first, (turn - first) % self.n_buckets
 
-    def name(self, i):
-        fingerprint, first, second = self.buckets(i)
+    def name(self, i, table=0):
+        fingerprint, first, second = self.buckets(i, table)
         return frozenset((first, second)), fingerprint
 
     def identity(self, name):
@@ -32,38 +33,44 @@ class IdMap:
         buckets, fingerprint = name
         return min(buckets) * 2**32 + fingerprint
 
+    def table_of(self, fingerprint):
+        return (fingerprint - 1) % len(self.salts)
+
     def shared(self, identity, n_shared):
-        return keyed(premix(identity), self.key) * n_shared >> 64
+        """Of the shared rows, `n_shared` for each table."""
+        table = self.table_of(identity % 2**32)
+        return table * n_shared + (keyed(premix(identity), self.key) * n_shared >> 64)
 
-    def own_or_shared(self, i, n_shared):
-        return self.rows.get(self.name(i), len(self.owner) + self.shared(self.identity(self.name(i)), n_shared))
+    def own_or_shared(self, i, n_shared, table=0):
+        name = self.name(i, table)
+        return self.rows.get(name, len(self.owner) + self.shared(self.identity(name), n_shared))
 
-    def find(self, ids):
-        return [self.rows.get(self.name(i), -1) for i in ids]
+    def find(self, ids, table=0):
+        return [self.rows.get(self.name(i, table), -1) for i in ids]
 
-    def candidates(self, ids):
-        return [[SLOTS * b + s for b in self.buckets(i)[1:] for s in range(SLOTS)] for i in ids]
+    def candidates(self, ids, table=0):
+        return [[SLOTS * b + s for b in self.buckets(i, table)[1:] for s in range(SLOTS)] for i in ids]
 
     def free(self, bucket):
         return [row for row in range(SLOTS * bucket, SLOTS * (bucket + 1)) if self.owner[row] is None]
 
-    def insert(self, ids):
+    def insert(self, ids, table=0):
         out = []
         for i in ids:
-            name = self.name(i)
+            name = self.name(i, table)
             if name not in self.rows:
                 # `max` takes the first of those that are as large.
-                free = max((self.free(bucket) for bucket in self.buckets(i)[1:]), key=len)
+                free = max((self.free(bucket) for bucket in self.buckets(i, table)[1:]), key=len)
                 if free:
                     self.rows[name] = free[0]
                     self.owner[free[0]] = name
             out.append(self.rows.get(name, -1))
         return out
 
-    def erase(self, ids):
+    def erase(self, ids, table=0):
         out = []
         for i in ids:
-            row = self.rows.pop(self.name(i), -1)
+            row = self.rows.pop(self.name(i, table), -1)
             if row >= 0:
                 self.owner[row] = None
             out.append(row)

@@ -32,43 +32,47 @@ def wins(policy, count, rival):
 
 
 class Owners:
-    def __init__(self, n_slots, width, policy, bits=16, seed=0):
-        self.map, self.sketch = IdMap(n_slots, bits, seed), Sketch(width, 8, 3, policy.half_life, seed)
+    def __init__(self, n_slots, width, policy, bits=16, seed=0, n_tables=1):
+        self.map, self.sketch = (
+            IdMap(n_slots, bits, seed, n_tables),
+            Sketch(width, policy.cell_bits, 3, policy.half_life, seed),
+        )
         self.policy, self.seed, self.now = policy, seed, 0
         self.counts, self.seen, self.young = [0] * n_slots, [0] * n_slots, [0] * n_slots
 
-    def count(self, ids):
+    def count(self, ids, table=0):
         newcomers = []
         for i in ids:
-            (row,) = self.map.find([i])
+            (row,) = self.map.find([i], table)
             if row >= 0:
                 self.counts[row], self.seen[row] = min(self.counts[row] + 1, 255), self.now
             else:
-                self.sketch.add(i)
-                newcomers += [] if i in newcomers else [i]
+                salted = i % 2**64 ^ self.map.salts[table]
+                self.sketch.add(salted)
+                newcomers += [] if salted in newcomers else [salted]
         return newcomers
 
-    def step(self, newcomers):
+    def step(self, newcomers, tables=None):
         """(new owner, row, its count, owner before or 0, its count) for each row that is given away."""
         coin, changes = derive_key(self.seed, 0x6475656C, self.now), []
-        found = {i: self.sketch.estimate(i) for i in newcomers}
-        for i in sorted(newcomers, key=lambda i: -found[i]):  # which keeps the order of equals
-            chance = (keyed(premix(i), coin) >> 11) * 2.0**-53
-            if self.map.find([i])[0] >= 0 or not is_worth(self.policy, found[i], chance):
+        found = [(self.sketch.estimate(s), s, t) for s, t in zip(newcomers, tables or [0] * len(newcomers))]
+        for count, salted, table in sorted(found, key=lambda one: -one[0]):  # which keeps the order of equals
+            i, chance = salted ^ self.map.salts[table], (keyed(premix(salted), coin) >> 11) * 2.0**-53
+            if self.map.find([i], table)[0] >= 0 or not is_worth(self.policy, count, chance):
                 continue
-            (row,), before, rival = self.map.insert([i]), 0, 0
+            (row,), before, rival = self.map.insert([i], table), 0, 0
             if row < 0:
                 given = {change[1] for change in changes}
-                candidates = [row for row in self.map.candidates([i])[0] if row not in given]
+                candidates = [row for row in self.map.candidates([i], table)[0] if row not in given]
                 row = victim(self.policy, candidates, self.counts, self.seen, self.young, self.now)
-                if row is None or not wins(self.policy, found[i], self.counts[row]):
+                if row is None or not wins(self.policy, count, self.counts[row]):
                     continue
                 before, rival = self.map.identity(self.map.owner[row]), self.counts[row]
                 self.map.clear([row])
-                assert self.map.insert([i]) == [row]
-            changes.append((self.map.identity(self.map.name(i)), row, found[i], before, rival))
+                assert self.map.insert([i], table) == [row]
+            changes.append((self.map.identity(self.map.name(i, table)), row, count, before, rival))
             # Five quarters, of which the first may be nearly over.
-            self.counts[row], self.seen[row], self.young[row] = found[i], self.now, 5 if self.policy.grace else 0
+            self.counts[row], self.seen[row], self.young[row] = count, self.now, 5 if self.policy.grace else 0
         self.now += 1
         self.sketch.step()
         if self.now % self.policy.half_life == 0 and self.policy.eviction != "lfu":
@@ -77,8 +81,8 @@ class Owners:
             self.young = [max(0, left - 1) for left in self.young]
         return changes
 
-    def erase(self, ids):
-        rows = self.map.erase(ids)
+    def erase(self, ids, table=0):
+        rows = self.map.erase(ids, table)
         for row in rows:
             if row >= 0:
                 self.counts[row] = self.young[row] = 0

@@ -7,39 +7,47 @@ from reference.owners import Owners
 from reference.vq import memory_bytes
 
 
-def table_bytes(n, dim, rank, codec, bits, steps, grace):
-    """Memory, projection, key, fingerprints, what is counted of each row, and a sketch of a cell per row with its clock."""
-    floats = (n + max(1, n // 16)) * (rank or dim)
-    projection = 4 * (rank + 1) * dim if rank else 0
+def table_bytes(n, dim, rank, codec, bits, steps, grace, tables=1):
+    """Memory, projections, keys, fingerprints, what is counted of each row, and a sketch of a cell per row with its clock."""
+    floats = (n + tables * max(1, n // (16 * tables))) * (rank or dim)
+    projection = 4 * (rank + 1) * dim * tables if rank else 0
     sketch = 16 + 8 * -(-n // 8)
-    return memory_bytes(floats, codec) + projection + 8 + n * bits // 8 + n * (1 + 4 * steps + grace) + sketch
+    return memory_bytes(floats, codec) + projection + 8 * tables + n * bits // 8 + n * (1 + 4 * steps + grace) + sketch
 
 
 class Tiered:
-    """Trained by plain gradient descent. `values` are those that the table begins with."""
+    """Trained by plain gradient descent. `values` are those that the table begins with.
 
-    def __init__(self, n, width, policy, values, bits=16, seed=0, fold=True):
-        self.owners, self.fold = Owners(n, width, policy, bits, seed), fold
+    Of several tables with one memory, `ids` and `grads` of a step are lists of each table's.
+    """
+
+    def __init__(self, n, width, policy, values, bits=16, seed=0, fold=True, n_tables=1):
+        self.owners, self.fold = Owners(n, width, policy, bits, seed, n_tables), fold
         self.n, self.values, self.mass = n, values.astype(np.float64), 0
+        self.n_shared = (len(values) - n) // n_tables
 
     def shared(self, identity):
-        return self.n + self.owners.map.shared(identity, len(self.values) - self.n)
+        return self.n + self.owners.map.shared(identity, self.n_shared)
 
-    def row(self, i):
-        (row,) = self.owners.map.find([i])
-        return row if row >= 0 else self.shared(self.owners.map.identity(self.owners.map.name(i)))
+    def row(self, i, table=0):
+        return self.owners.map.own_or_shared(i, self.n_shared, table)
 
-    def lookup(self, ids):
-        return np.array([self.values[self.row(i)] for i in ids])
+    def lookup(self, ids, table=0):
+        return np.array([self.values[self.row(i, table)] for i in ids])
 
     def step(self, ids, grads, lr):
-        whole = np.zeros_like(self.values)
-        for i, g in zip(ids, grads):
-            whole[self.row(i)] += g
-        self.mass += sum(self.owners.map.find([i])[0] < 0 for i in ids)
-        newcomers = self.owners.count(ids)
+        return self.step_all([ids], [grads], lr)
+
+    def step_all(self, ids_of, grads_of, lr):
+        whole, newcomers, tables = np.zeros_like(self.values), [], []
+        for table, (ids, grads) in enumerate(zip(ids_of, grads_of)):
+            for i, g in zip(ids, grads):
+                whole[self.row(i, table)] += g
+            self.mass += sum(self.owners.map.find([i], table)[0] < 0 for i in ids)
+            found = self.owners.count(ids, table)
+            newcomers, tables = newcomers + found, tables + [table] * len(found)
         self.values -= lr * whole
-        changes = self.owners.step(newcomers)
+        changes = self.owners.step(newcomers, tables)
         if self.owners.now % self.owners.policy.half_life == 0:
             self.mass //= 2
         for owner, row, _, evicted, count in changes:

@@ -1,0 +1,217 @@
+"""What has changed since a moment, for copies that follow a table: pages of its arrays, in a chain that keeps its order.
+
+    mark     the digest of the arrays at a moment, and one of each page of 128 bytes
+    delta    the pages whose digests are others now; the digest of its parent, that of the table it makes, and a number
+    apply    parent = the copy's digest: its pages are exchanged, all at once      child = the copy's: nothing is left to do
+
+A page is a page, whatever has changed in it: rows that were trained, rows that were given to new ids, and rows that were taken
+from others, whose fingerprints are then 0. So a copy has the very bits of the table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from cce_core import _check
+from cce_core._guard import Changing
+from cce_core.method.spec import TableSpec
+from cce_core.method.state import TableState
+from cce_core.storage.files import digest, load_arrays, save_arrays
+from cce_core.storage.header import FileFormatError
+
+PAGE = 128
+SERVED = ("memory", "scales", "keys", "pointers", "projection")  # what lookups read
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mark:
+    """A moment in the life of a table, from which a delta can begin.
+
+    Attributes:
+        sequence: how many deltas led to it.
+        digest: of all arrays that are followed.
+        pages: of each of these a digest per page, 6 % of its bytes.
+    """
+
+    sequence: int
+    digest: str
+    pages: Mapping[str, NDArray[np.uint64]]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the digests."""
+        return sum(array.nbytes for array in self.pages.values())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Delta:
+    """What a copy must exchange to be as a table is.
+
+    Attributes:
+        sequence: its number, 1 for the first.
+        parent: the digest of what it changes.
+        child: the digest of what comes of that.
+        spec: of the table.
+        pages: of each array the numbers of the pages that are others, int64.
+        data: these pages, one behind the other, uint8.
+        mark: of the table by then, from which the next delta begins; None of one that was loaded.
+    """
+
+    sequence: int
+    parent: str
+    child: str
+    spec: TableSpec
+    pages: Mapping[str, NDArray[np.int64]]
+    data: Mapping[str, NDArray[np.uint8]]
+    mark: Mark | None = None
+
+    def __repr__(self) -> str:
+        n = sum(map(len, self.pages.values()))
+        return f"<delta {self.sequence}: {n:,} pages, {self.nbytes:,} bytes, {self.parent} -> {self.child}>"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of pages and their numbers."""
+        return sum(array.nbytes for arrays in (self.pages, self.data) for array in arrays.values())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a file, with a checksum: whole, or not at all. `load_delta` reads it."""
+        arrays: dict[str, NDArray[Any]] = {f"{name} pages": array for name, array in self.pages.items()}
+        arrays |= {f"{name} data": array for name, array in self.data.items()}
+        chain = {"sequence": self.sequence, "parent": self.parent, "child": self.child}
+        save_arrays(path, arrays, {"delta": chain, "table": self.spec.as_json()})
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Applied:
+    """What a delta has changed in a copy.
+
+    Attributes:
+        sequence: the delta's number.
+        given: identities of owners that have rows now and had none (or others), uint64.
+        taken: identities of owners that have none now: the tombstones.
+        n_pages: how many pages were exchanged; 0 if the delta had been applied before.
+    """
+
+    sequence: int
+    given: NDArray[np.uint64]
+    taken: NDArray[np.uint64]
+    n_pages: int
+
+
+def load_delta(path: str | os.PathLike[str]) -> Delta:
+    """Read what `Delta.save` wrote.
+
+    Raises:
+        OSError: the file cannot be read.
+        FileFormatError: it is torn, damaged, or no delta.
+    """
+    arrays, values = load_arrays(path)
+    try:
+        chain, spec = values["delta"], TableSpec.from_json(values["table"])
+        names = [name.removesuffix(" pages") for name in arrays if name.endswith(" pages")]
+        return Delta(
+            _check.integer("sequence", chain["sequence"], 1), str(chain["parent"]), str(chain["child"]), spec,
+            {name: arrays[f"{name} pages"] for name in names}, {name: arrays[f"{name} data"] for name in names},
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(f"{os.fspath(path)} is no delta: {str(error)[:200]}") from error
+
+
+def mark_of(state: TableState, complete: bool) -> Mark:
+    """The present moment of a table: of what lookups read, or `complete`, so that a copy can go on training."""
+    with state.guard.door:
+        arrays = _followed(state, complete)
+        return Mark(0, _digest(state, arrays), {name: _pages(array) for name, array in arrays.items()})
+
+
+def delta_of(state: TableState, since: Mark) -> Delta:
+    """What has changed since."""
+    _check.instance("since", since, Mark, "a mark, as mark() or an earlier delta has it")
+    with state.guard.door:
+        held = state.arrays()
+        if missing := [
+            name for name in since.pages if name not in held or len(since.pages[name]) != _n_pages(held[name])
+        ]:
+            raise ValueError(f"this mark is of another table: its {missing[0]!r} is not as large as this one's")
+        arrays = {name: held[name] for name in since.pages}
+        now = Mark(since.sequence + 1, _digest(state, arrays), {name: _pages(array) for name, array in arrays.items()})
+        pages = {name: np.flatnonzero(now.pages[name] != since.pages[name]) for name in arrays}
+        data = {
+            name: np.concatenate([_page(arrays[name], n) for n in own.tolist()])
+            for name, own in pages.items()
+            if len(own)
+        }
+    return Delta(now.sequence, since.digest, now.digest, state.spec, {name: pages[name] for name in data}, data, now)
+
+
+def apply_delta(state: TableState, delta: Delta) -> Applied:
+    """Exchange the pages, all or none."""
+    _check.instance("delta", delta, Delta, "a Delta, as delta() or load_delta gives it")
+    if delta.spec != state.spec:
+        raise ValueError(f"delta {delta.sequence} is of another table: {delta.spec} and not {state.spec}")
+    if not state.writeable:
+        raise ValueError("the table is mapped read-only; load it with mmap=False to apply deltas")
+    owners = state.owners
+    assert owners is not None
+    with Changing((state.guard,)):
+        held = state.arrays()
+        complete = {_digest(state, _followed(state, whole)): whole for whole in (False, True)}
+        nothing = Applied(delta.sequence, np.empty(0, np.uint64), np.empty(0, np.uint64), 0)
+        if delta.child in complete:
+            return nothing
+        if delta.parent not in complete:
+            raise ValueError(
+                f"delta {delta.sequence} changes a table of digest {delta.parent}, and this one has {', '.join(complete)}: apply "
+                "those between first, or load a whole copy"
+            )
+        whole, new = complete[delta.parent], {}
+        for name, pages in delta.pages.items():
+            array = new[name] = held[name].copy()
+            if len(pages) and not 0 <= int(pages.min()) <= int(pages.max()) < _n_pages(array):
+                raise ValueError(f"delta {delta.sequence} has pages of {name!r} that the table has not")
+            flat, start = array.reshape(-1).view(np.uint8), 0
+            for n in pages.tolist():
+                page = flat[n * PAGE : (n + 1) * PAGE]
+                page[:] = delta.data[name][start : start + len(page)]
+                start += len(page)
+        if _digest(state, {**_followed(state, whole), **new}) != delta.child:
+            raise ValueError(f"delta {delta.sequence} is damaged: what it makes has not the digest that it says")
+        slots = np.arange(owners.map.n_slots)
+        before = owners.map.identities(slots)
+        for name, array in new.items():
+            np.copyto(held[name], array)
+        state.reloaded()
+        after = owners.map.identities(slots)
+    given, taken = np.setdiff1d(after, before), np.setdiff1d(before, after)
+    return Applied(delta.sequence, given[given > 0], taken[taken > 0], sum(map(len, delta.pages.values())))
+
+
+def _followed(state: TableState, complete: bool) -> dict[str, NDArray[Any]]:
+    return {name: array for name, array in state.arrays().items() if complete or name in SERVED}
+
+
+def _digest(state: TableState, arrays: Mapping[str, NDArray[Any]]) -> str:
+    return digest(arrays, repr(state.spec))
+
+
+def _n_pages(array: NDArray[Any]) -> int:
+    return -(-array.nbytes // PAGE)
+
+
+def _page(array: NDArray[Any], n: int) -> NDArray[np.uint8]:
+    return array.reshape(-1).view(np.uint8)[n * PAGE : (n + 1) * PAGE]
+
+
+def _pages(array: NDArray[Any]) -> NDArray[np.uint64]:
+    """A digest of each page."""
+    data = array.reshape(-1).view(np.uint8).data
+    starts = range(0, array.nbytes, PAGE)
+    return np.fromiter((xxhash.xxh3_64_intdigest(data[at : at + PAGE]) for at in starts), np.uint64, len(starts))
