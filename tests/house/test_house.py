@@ -87,6 +87,7 @@ RANKS = {
     "training": 6,
     "theory": 6,
     "datasets": 6,
+    "tuning": 7,
     "root": 7,
     "kernels": 7,
     "adapters": 8,
@@ -283,7 +284,7 @@ def test_the_wheel_holds_both_packages_whole(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
     assert {name.split("/")[0] for name in names} == {"cce_core", "cce_kernels"}
-    assert set(names) == wanted | {"cce_core/py.typed"}
+    assert set(names) == wanted | {"cce_core/py.typed", "cce_core/tuning/page.html"}
 
 
 def test_what_is_tested_is_what_is_in_the_checkout():
