@@ -22,16 +22,8 @@ from bench.methods import sweep_run
 from bench.methods.sweep_run import Run
 from cce_core.tuning import pool
 from cce_core.tuning import rows as sweep_rows
+from cce_core.tuning.candidates import NAMED, options
 
-# Rivals that are easily forgotten, and what the house's own combinations are called.
-NAMED = {
-    "narrow-int8": "ldim:codec=int8",
-    "narrow-int4": "ldim:codec=int4",
-    "cce-int8": "cce:codec=int8",
-    "cce-lean": "cce:codec=int8:n_chunks=2:rank=2",
-    "cce-paper": "cce:rank=0",
-    "pq-int8": "pq:codec=int8",
-}
 # What a method may be given of its own.
 OWN = ("rank", "codec", "rounding", "n_chunks", "last_cluster", "cluster_by", "residual", "dim")
 OWN += ("lr", "weight_decay", "batch_size")
@@ -82,20 +74,17 @@ def methods(text: str) -> dict[str, list[str]]:
     names = [m.name for m in cce.methods()]
     found: dict[str, list[str]] = {}
     for label in [name for part in text.split(",") for name in ([*names, *NAMED] if part == "all" else [part.strip()])]:
-        name, *options = NAMED.get(label, label).split(":")
-        if name not in names:
+        try:
+            name, given = options(label)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        if unknown := next((key for key in given if key not in OWN), None):
             raise argparse.ArgumentTypeError(
-                f"unknown method {name!r}; there are {', '.join([*names, *NAMED])}, all, and such as cce:rank=0"
+                f"{label!r}: expected such as {name}:rank=4, with one of {', '.join(OWN)}; got {unknown!r}"
             )
-        words = ["--method", name]
-        for option in options:
-            key, equals, value = option.partition("=")
-            if key.replace("-", "_") not in OWN or not equals or not value:
-                raise argparse.ArgumentTypeError(
-                    f"{label!r}: expected such as {name}:rank=4, with one of {', '.join(OWN)}; got {option!r}"
-                )
-            words += [f"--{key.replace('_', '-')}", value]
-        found[label] = words
+        found[label] = ["--method", name]
+        for key, value in given.items():
+            found[label] += [f"--{key.replace('_', '-')}", value]
     return found
 
 

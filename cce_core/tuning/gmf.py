@@ -150,7 +150,8 @@ def step_bytes(tables: Any) -> int:
 def _settled(epochs: int, settings: Settings, tables: dict[str, Table]) -> int:
     """The epoch after which nothing is clustered any more."""
     last = 3 * epochs // 4 if settings.last_cluster is None else settings.last_cluster
-    if tables["users"].method.post_training:
+    method = tables["users"].method
+    if method.post_training or not method.learns:
         return 0
     return last if tables["users"].phase is None else min(max(1, last), epochs)
 
@@ -223,26 +224,32 @@ def train(
     return result
 
 
-def learn_from_full(
-    tables: tuple[Table, Table], split: Split, settings: Settings, say: Callable[[str], Any] = lambda _: None
-) -> Result:
-    """For methods that compress a trained table: train the full one, and learn from its best epoch.
+def learn(tables: tuple[Table, Table], teacher: Result) -> Result:
+    """Let tables that compress a trained one learn from the best ones of `teacher`, a result with `keep_best`.
 
     Returns:
-        The full tables' `Result`, with the seconds and reports of the learning, and with its training bytes.
+        The teacher's `Result`, with the seconds, reports and training bytes of the learning.
     """
-    full = [make_table("full", t.spec.vocab, t.spec.dim, seed=t.spec.seed) for t in tables]
-    say(f"{tables[0].method.name} learns from a trained table: the full one first")
-    result = train(GMF(full[0], full[1], settings.optimizer()), split, settings, say, keep_best=True)
-    held = kept_bytes(tables) + sum(table.ledger().total for table in result.best)
+    result = dataclasses.replace(teacher, clusters=list(teacher.clusters))
+    held = kept_bytes(tables) + sum(table.ledger().total for table in teacher.best)
     result.train_bytes += held
-    say(f"full table: AUC {result.auc:.4f} (epoch {result.best_epoch}); now {tables[0].method.name}")
-    for name, table, teacher in zip(NAMES, tables, result.best, strict=True):
-        report = table.cluster(vectors=teacher)
+    for name, table, full in zip(NAMES, tables, teacher.best, strict=True):
+        report = table.cluster(vectors=full)
         result.train_bytes = max(result.train_bytes, held + report.scratch_bytes)
         result.cluster_seconds += report.seconds
         result.clusters.append({"epoch": 0, "table": name, **dataclasses.asdict(report)})
     return result
+
+
+def learn_from_full(
+    tables: tuple[Table, Table], split: Split, settings: Settings, say: Callable[[str], Any] = lambda _: None
+) -> Result:
+    """For methods that compress a trained table: train the full one, and learn from its best epoch; see `learn`."""
+    users, items = (make_table("full", t.spec.vocab, t.spec.dim, seed=t.spec.seed) for t in tables)
+    say(f"{tables[0].method.name} learns from a trained table: the full one first")
+    teacher = train(GMF(users, items, settings.optimizer()), split, settings, say, keep_best=True)
+    say(f"full table: AUC {teacher.auc:.4f} (epoch {teacher.best_epoch}); now {tables[0].method.name}")
+    return learn(tables, teacher)
 
 
 def fit(

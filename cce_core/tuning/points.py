@@ -77,12 +77,12 @@ def styles(labels: Iterable[str]) -> dict[str, Style]:
 
 
 def points(rows: Iterable[dict[str, Any]]) -> dict[str, list[Point]]:
-    """Points by label, in the order of `ORDER` and each from small to large.
+    """Points by label, in the order of `ORDER` and each from small to large; runs of a part of the training are none.
 
     Raises:
         ValueError: no run is finished, or they are of several data sets.
     """
-    done = [row for row in rows if row["status"] == "ok"]
+    done = [row for row in rows if row["status"] == "ok" and (row.get("share") or 1) == 1]
     if not done:
         raise ValueError("no run of this sweep has given a result yet: there is nothing to draw")
     sets = sorted({str(row["dataset"]) for row in done})

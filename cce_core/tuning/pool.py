@@ -14,7 +14,7 @@ from multiprocessing.connection import wait as wait_for
 from typing import Any
 
 from cce_core._progress import progress
-from cce_core.tuning.rows import Writer
+from cce_core.tuning.rows import Memory, Writer
 
 Rows = Iterator[dict[str, Any]]
 THREADS = ("CCE_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -142,7 +142,7 @@ def alone(make: Callable[[int], Executor], one: Any, run: Callable[..., Any], fa
 
 
 def complete(
-    out: Writer,
+    out: Writer | Memory,
     jobs: list[Any],
     rows: Callable[[list[Any]], Rows],
     again: frozenset[str] | set[str] = frozenset(),
@@ -167,8 +167,7 @@ def complete(
     with progress(len(jobs), description, unit="run", show=show, delay=0) as bar:
         bar.update(len(jobs) - len(todo))
         for row in rows(todo):
-            out.add(row)
-            have[row["run"]] = row
+            have[row["run"]] = out.add(row)
             bar.set_postfix_str(f"{row['label']} {row['budget']}", refresh=False)
             bar.update()
             on_row(row, bar)

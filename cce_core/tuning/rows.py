@@ -17,12 +17,12 @@ from typing import Any
 NAME = "results.csv"
 COLUMNS: dict[str, type] = {
     # the run
-    "run": str, "label": str, "budget": str, "seed": int, "status": str, "error": str,
+    "run": str, "label": str, "budget": str, "seed": int, "share": float, "status": str, "error": str,
     # what it reached, at its best epoch by validation AUC
     "auc": float, "logloss": float, "best_epoch": int, "score": float,
     # what it takes: all tables; training at its peak
-    "num_params": int, "bytes": int, "train_bytes": int, "full_bytes": int, "ratio": float, "bytes_by_kind": str,
-    "training_bytes_by_kind": str,
+    "num_params": int, "bytes": int, "train_bytes": int, "full_bytes": int, "n_tables": int, "ratio": float,
+    "bytes_by_kind": str, "training_bytes_by_kind": str,
     "cluster_seconds": float, "seconds": float, "cpu_seconds": float, "clusterings": int,
     # its configuration, as it took effect
     "dataset": str, "train_rows": int, "valid_rows": int, "best_reachable_auc": float, "method": str, "dim": int,
@@ -32,7 +32,7 @@ COLUMNS: dict[str, type] = {
     "cce_core": str, "code": str, "python": str, "numpy": str, "numba": str, "scipy": str, "processor": str, "threads": int,
     "started": str,
 }  # fmt: skip
-LATER = ("score", "train_bytes")
+LATER = ("score", "train_bytes", "share", "n_tables")
 STATUSES = ("ok", "does not fit", "failed")
 MEASURES = ("auc", "logloss", "score")
 
@@ -97,9 +97,9 @@ def parsed(text: str, where: Path) -> list[dict[str, Any]]:
 
 def out_of_range(row: dict[str, Any]) -> str:
     """What is wrong with the figures of a finished run, in words; empty if nothing is."""
-    if not all(row[name] is not None and 0 < row[name] < float("inf") for name in ("bytes", "num_params")):
+    if not all(row.get(name) is not None and 0 < row[name] < float("inf") for name in ("bytes", "num_params")):
         return "bytes and num_params must be above 0 and finite"
-    measured = {name: row[name] for name in MEASURES if row[name] is not None}
+    measured = {name: row[name] for name in MEASURES if row.get(name) is not None}
     least = {"auc": 0.0, "logloss": 0.0, "score": float("-inf")}
     if not measured or not all(least[name] < value < float("inf") for name, value in measured.items()):
         return "auc and logloss must be above 0, score a number, all finite, and one of them must be there"
@@ -116,6 +116,24 @@ def read(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not a sweep's: it is not text") from None
     return parsed(text, path)
+
+
+class Memory:
+    """Rows that no file keeps, with a `Writer`'s face."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Keep a row, and return it with all columns."""
+        self.rows.append(dict.fromkeys(COLUMNS) | row)
+        return self.rows[-1]
+
+    def __enter__(self) -> Memory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is to be closed."""
 
 
 class Writer:
@@ -176,10 +194,11 @@ class Writer:
             data = data[os.write(self.file, data) :]
         os.fsync(self.file)
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Append a row; when this returns it is on the disk."""
+    def add(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Append a row, and return it with all columns; when this returns it is on the disk."""
         self._append(line(row.get(name) for name in COLUMNS))
-        self.rows.append(row)
+        self.rows.append(dict.fromkeys(COLUMNS) | row)
+        return self.rows[-1]
 
     def __enter__(self) -> Writer:
         return self
