@@ -19,7 +19,7 @@ from source_files import MODULES, ROOT, module_name, part_of, python_files
 
 import cce_core
 
-FORBIDDEN = ("torch", "jax", "triton", "sklearn", "pandas", "matplotlib")
+FORBIDDEN = ("torch", "jax", "triton", "sklearn", "pandas", "matplotlib", "polars", "typer")
 MOST_LINES = 450
 MOST_NAMES = 25
 
