@@ -134,7 +134,7 @@ def _of_tables(path: Path, kind: str, wanted: list[str]) -> Iterator[_Part]:
     """Rows of Parquet and Arrow files, a million at a time."""
     pl = polars()
     try:
-        lazy = pl.scan_parquet(path, glob=False) if kind == "parquet" else pl.scan_ipc(path, glob=False)
+        lazy = pl.scan_parquet(path, glob=False) if kind == "parquet" else pl.scan_ipc(path)
         _check_columns(path, list(lazy.collect_schema()), wanted)
         total, start = lazy.select(pl.len()).collect().item(), 0
         while start < total:
