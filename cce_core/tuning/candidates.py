@@ -19,7 +19,7 @@ NAMED = {
     "pq-int8": "pq:codec=int8",
 }
 # What `make_table` takes, and how training goes on; the types of their values.
-TABLE: dict[str, type] = {"rank": int, "codec": str, "rounding": str, "n_chunks": int, "stages": int}
+TABLE: dict[str, type] = {"rank": int, "codec": str, "rounding": str, "n_chunks": int, "stages": int, "bits": int}
 TRAINING: dict[str, type] = {"lr": float, "weight_decay": float, "batch_size": int, "last_cluster": int}
 # Every kind of table once: rows of their own until they are clustered, wide and narrow; learned from the trained full
 # table; narrow rows in few bits; clustered while training; hashed. With rates and decays that suit interactions.
@@ -86,7 +86,7 @@ def candidate(text: str) -> Candidate:
 
     Args:
         text: a method's name or that of a combination (`narrow-int8`, `cce-lean`, …); then, after colons, options of
-            `make_table` (rank, codec, rounding, n_chunks, stages) and settings of the training (lr, weight_decay,
+            `make_table` (rank, codec, rounding, n_chunks, stages, bits) and settings of the training (lr, weight_decay,
             batch_size, last_cluster).
 
     Raises:
