@@ -120,7 +120,7 @@ def tell(results: tuning.Results, out: Path) -> None:
         typer.echo(f"{name:<28} {text}")
     typer.echo(f"\n{results}")
     if (best := results.recommend().point) is not None:
-        typer.echo(f"\n    {results.command(best.runs[0])}")
+        typer.echo("\n    " + results.command(best.runs[0]).replace("\n", "\n    "))
     typer.echo(f"\npage: {out / 'index.html'}")
 
 
