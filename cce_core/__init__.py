@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cce_core import datasets as datasets
+    from cce_core import tuning as tuning
     from cce_core._threads import get_num_threads as get_num_threads
     from cce_core._threads import set_num_threads as set_num_threads
     from cce_core.clustering import KMeans as KMeans
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ROOMS = {
-    "cce_core": ("datasets",),
+    "cce_core": ("datasets", "tuning"),
     "cce_core._threads": ("get_num_threads", "set_num_threads"),
     "cce_core.clustering": ("KMeans",),
     "cce_core.hashing": ("hash_strings", "mix_hash"),

@@ -64,6 +64,13 @@ class DLRM(nn.Module):
         self.register_buffer("pairs", torch.tril_indices(n, n, -1), persistent=False)
         self.tiers: Tiers | None = None
 
+    def stored_bytes(self) -> int:
+        """Of all tables, as they are now."""
+        if self.tiers is not None:
+            return self.tiers.after
+        plain = [t.weight.nbytes for t in self.tables if not isinstance(t, EmbeddingBag)]
+        return sum(plain) + sum(t.ledger().total for t in self.tables if isinstance(t, EmbeddingBag))
+
     def forward(self, dense: Tensor, categories: Tensor) -> Tensor:
         """Logits (n,) of counts (n, 13) and ids (n, 26)."""
         x = self.bottom(dense)
@@ -184,13 +191,6 @@ def make_model(sizes: tuple[int, ...], args: argparse.Namespace) -> tuple[DLRM, 
         model, method=args.method, min_rows=args.min_rows, fresh=fresh, seed=args.seed, **budget, **options
     )
     return model, report
-
-
-def stored_bytes(table: nn.Module) -> int:
-    """Bytes of a table, compressed or not."""
-    return (
-        table.ledger().total if isinstance(table, EmbeddingBag) else table.weight.numel() * table.weight.element_size()
-    )
 
 
 @torch.no_grad()

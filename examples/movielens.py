@@ -17,7 +17,6 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,10 @@ from typing import Any
 # Before NumPy comes: on matrices as small as these, threads only wait.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy.stats import rankdata
-from tqdm import tqdm
-
 import cce_core as cce
-from cce_core.datasets import Interactions, Split
-from cce_core.training import logistic_dot
+from cce_core import tuning
+from cce_core.datasets import Split
+from cce_core.tuning import GMF, Result, Settings, learn_from_full
 
 # What data sets of either kind are trained with; few pairs want small batches.
 OF_RATINGS: dict[str, Any] = {"lr": 1e-3, "weight_decay": 1e-2, "epochs": 20, "batch_size": 256}
@@ -43,68 +38,6 @@ LARGE: dict[str, dict[str, Any]] = {"gowalla": {"batch_size": 4096}}
 WIDE = {"weight_decay": 0.5}
 VQ_OF_RATINGS, VQ_OF_PAIRS = {"lr": 2e-3, "weight_decay": 0.5}, {**WIDE, "rank": 0}
 NARROW_VQ_OF_PAIRS = {"lr": 1e-2, "weight_decay": 0.05}
-
-
-class GMF:
-    """Generalised matrix factorisation: the probability of a like is σ(⟨user, item⟩)."""
-
-    def __init__(self, users: cce.Table, items: cce.Table, optimizer: Any) -> None:
-        self.users, self.items, self.optimizer = users, items, optimizer
-        self.both = cce.Collection([users, items])
-
-    def score(self, rows: Interactions) -> NDArray[np.float32]:
-        """The logits of all rows."""
-        parts = [
-            np.einsum("nd,nd->n", self.users.lookup(part.users), self.items.lookup(part.items))
-            for part in rows.batches(1 << 16)
-        ]
-        return np.concatenate(parts)
-
-    def step(self, pairs: NDArray[Any], labels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """One step of gradient descent on a batch of (user, item); gives the logits from before it."""
-        seen = self.both.forward(pairs)
-        u, v = self.both.split(seen.vectors)
-        score = logistic_dot(u, v, labels)  # each vector becomes (σ(score) − label) / n · the other one
-        self.optimizer.update(self.both, seen, seen.vectors)
-        return score
-
-    def epoch(self, rows: Interactions, batch_size: int, rng: np.random.Generator, bar: Any = None) -> float:
-        """One pass over the rows in random order; gives the mean log loss on the way."""
-        order = rng.permutation(len(rows))
-        pairs, labels = np.stack([rows.users, rows.items], axis=1)[order], rows.labels[order]
-        scores = np.empty(len(rows), np.float32)
-        for start in range(0, len(rows), batch_size):
-            part = slice(start, start + batch_size)
-            scores[part] = self.step(pairs[part], labels[part])
-            if bar is not None:
-                bar.update(len(labels[part]))
-        return logloss(scores, labels)
-
-
-def logloss(score: NDArray[np.float32], labels: NDArray[np.float32]) -> float:
-    """Mean cross-entropy in nats of logits."""
-    return float(np.mean(np.maximum(score, 0) - labels * score + np.log1p(np.exp(-np.abs(score))), dtype=np.float64))
-
-
-def auc(score: NDArray[np.float32], labels: NDArray[np.float32]) -> float:
-    """Area under the ROC curve: how often a like scores above a dislike; a tie counts half."""
-    positive = labels > 0.5
-    wins = rankdata(score)[positive].sum() - positive.sum() * (positive.sum() + 1) / 2
-    return float(wins / (positive.sum() * (~positive).sum()))
-
-
-@dataclasses.dataclass
-class Result:
-    """What a run reached: at its best epoch by validation AUC."""
-
-    auc: float = 0.0
-    last_auc: float = 0.0
-    logloss: float = float("inf")
-    best_epoch: int = 0
-    train_seconds: float = 0.0
-    cluster_seconds: float = 0.0
-    clusters: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    best: list[cce.Table] = dataclasses.field(default_factory=list)
 
 
 def make_tables(split: Split, args: argparse.Namespace) -> tuple[cce.Table, cce.Table]:
@@ -122,78 +55,18 @@ def make_tables(split: Split, args: argparse.Namespace) -> tuple[cce.Table, cce.
     return users, items
 
 
-def train(model: GMF, split: Split, args: argparse.Namespace, say: Any = print, *, keep_best: bool = False) -> Result:
-    """Train, cluster between epochs, and judge after each; `keep_best` keeps a copy of the best epoch's tables."""
-    rng = np.random.default_rng(args.seed)
-    result = Result()
-    last_cluster = 3 * args.epochs // 4 if args.last_cluster is None else args.last_cluster
-    if learned := model.users.method.post_training:  # then epoch 0 is the table as it was learned
-        last_cluster = 0
-    if phased := model.users.phase is not None:  # rows until they have settled, then clustered once
-        last_cluster = min(max(1, last_cluster), args.epochs)
-    tables = {"users": model.users, "items": model.items}
-    settings: dict[str, dict[str, Any]] = {name: {"residual": args.residual == "mean"} for name in tables}
-    if args.cluster_by == "counts":
-        for name, ids in (("users", split.train.users), ("items", split.train.items)):
-            settings[name]["weights"] = np.bincount(ids, minlength=tables[name].spec.vocab)
-
-    def judged(epoch: int, how: str) -> None:
-        score = model.score(split.valid)
-        here, loss = auc(score, split.valid.labels), logloss(score, split.valid.labels)
-        result.last_auc = here
-        served = model.users.phase != "rows"  # else it has more bytes than were asked for
-        if served and here > result.auc:
-            result.auc, result.logloss, result.best_epoch = here, loss, epoch
-            if keep_best:
-                result.best = [cce.Table(table.spec, copied(table)) for table in tables.values()]
-            if args.save:
-                save(tables, Path(args.save))
-        bar.clear()
-        say(f"epoch {epoch:3}  {how}  AUC {here:.4f}  log loss {loss:.4f}")
-
-    silent = None if say is print else True  # None: where no terminal is
-    with tqdm(total=args.epochs * len(split.train), unit="row", unit_scale=True, disable=silent, leave=False) as bar:
-        for epoch in range(int(not learned), args.epochs + 1):
-            start = time.perf_counter()
-            train_loss = model.epoch(split.train, args.batch_size, rng, bar) if epoch else float("nan")
-            result.train_seconds += time.perf_counter() - start
-            judged(epoch, f"train loss {train_loss:.4f}" if epoch else "as learned       ")
-            if epoch == last_cluster or (epoch < last_cluster and not phased):
-                for name, table in tables.items():
-                    if table.method.learns:
-                        report = table.cluster(**settings[name])
-                        result.cluster_seconds += report.seconds
-                        result.clusters.append({"epoch": epoch, "table": name, **dataclasses.asdict(report)})
-                if phased:
-                    judged(epoch, "clustered        ")
-    return result
+def settings_of(args: argparse.Namespace) -> Settings:
+    """How the command line wants the model to be trained."""
+    return Settings(
+        args.epochs, args.batch_size, args.lr, args.weight_decay, args.last_cluster,
+        args.cluster_by == "counts", args.residual == "mean", args.seed,
+    )  # fmt: skip
 
 
-def adamw(args: argparse.Namespace) -> cce.AdamW:
-    """The optimiser: it decays and moves every row in each step, whether the batch has it or not."""
-    return cce.AdamW(lr=args.lr, weight_decay=args.weight_decay)
-
-
-def copied(table: cce.Table) -> dict[str, NDArray[Any]]:
-    """A copy of all arrays of a float32 table."""
-    return {name: array.copy() for name, array in {**table.parameters(), **table.buffers()}.items()}
-
-
-def learn_from_full(
-    tables: tuple[cce.Table, cce.Table], split: Split, args: argparse.Namespace, say: Any = print
-) -> tuple[float, list[dict[str, Any]]]:
-    """For methods that compress a trained table: train the full one, and learn from its best epoch; seconds and reports."""
-    full = [cce.make_table("full", t.spec.vocab, t.spec.dim, seed=t.spec.seed) for t in tables]
-    say(f"{args.method} learns from a trained table: the full one first")
-    quiet = argparse.Namespace(**{**vars(args), "save": None})
-    result = train(GMF(*full, adamw(args)), split, quiet, say, keep_best=True)
-    say(f"full table: AUC {result.auc:.4f} (epoch {result.best_epoch}); now {args.method}")
-    reports = []
-    for name, table, teacher in zip(("users", "items"), tables, result.best, strict=True):
-        report = table.cluster(vectors=teacher)
-        result.cluster_seconds += report.seconds
-        reports.append({"epoch": 0, "table": name, **dataclasses.asdict(report)})
-    return result.train_seconds + result.cluster_seconds, reports
+def train(model: GMF, split: Split, args: argparse.Namespace, say: Any = print) -> Result:
+    """Train, cluster between epochs, and judge after each; the best epoch's tables are saved where that is asked for."""
+    keep = (lambda tables: save(tables, Path(args.save))) if args.save else None
+    return tuning.train(model, split, settings_of(args), say, on_best=keep, show=None if say is print else False)
 
 
 def save(tables: dict[str, cce.Table], folder: Path) -> None:
@@ -265,6 +138,7 @@ def as_json(
         "seconds": result.train_seconds + result.cluster_seconds,
         "cluster": result.clusters,
         "best_epoch": result.best_epoch,
+        "train_bytes": result.train_bytes,
         "train_seconds": result.train_seconds,
         "best_reachable_auc": split.best_auc,
         "tables": [table.spec.as_json() for table in tables],
@@ -287,6 +161,7 @@ def summary(report: dict[str, Any]) -> str:
     ]
     rows.append(("bytes in all", f"{report['bytes']['stored']:,} of the full tables' {report['bytes']['full']:,}"))
     rows.append(("ratio", f"{report['ratio']:.2f}x smaller"))
+    rows.append(("training bytes", f"{report['train_bytes']:,} at the most"))
     rows.append(("seconds", f"{report['seconds']:.2f}"))
     return "\n".join(f"  {name:<20}{value}" for name, value in rows)
 
@@ -393,13 +268,11 @@ def job(split: Split, args: argparse.Namespace, say: Any = print) -> dict[str, A
     tables = make_tables(split, args)
     for name, table in zip(("users", "items"), tables, strict=True):
         say(f"{name}: {table!r}")
-    model, before, reports = GMF(*tables, adamw(args)), 0.0, list[dict[str, Any]]()
+    settings, before = settings_of(args), None
     if tables[0].method.post_training:
-        before, reports = learn_from_full(tables, split, args, say)
-    result = train(model, split, args, say)
-    result.train_seconds += before
-    result.clusters = reports + result.clusters
-    return as_json(split, tables, args, result)
+        before = learn_from_full(tables, split, settings, say)
+    result = train(GMF(*tables, settings.optimizer()), split, args, say)
+    return as_json(split, tables, args, result if before is None else result.after(before))
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

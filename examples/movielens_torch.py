@@ -125,12 +125,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     tables: Any = make_modules(split, args)
     for name, table in zip(("users", "items"), tables, strict=True):
         print(f"{name}: {table.embedding!r}", flush=True)
-    model, before, reports = GMF(*tables, args), 0.0, list[dict[str, Any]]()
+    model, before = GMF(*tables, args), None
     if tables[0].method.post_training:
-        before, reports = movielens.learn_from_full(tables, split, args)
+        before = movielens.learn_from_full(tables, split, movielens.settings_of(args), print)
     result = movielens.train(model, split, args)
-    result.train_seconds += before
-    result.clusters = reports + result.clusters
+    result = result if before is None else result.after(before)
     report = movielens.as_json(split, tables, args, result)
     if args.json:
         Path(args.json).write_text(json.dumps(report, indent=1) + "\n")

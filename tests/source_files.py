@@ -32,4 +32,6 @@ def part_of(module: str) -> str:
         return names[0].replace("cce_kernels", "kernels")
     if len(names) == 1:
         return "root"
+    if names[1] == "__main__":
+        return "commands"
     return "private" if names[1].startswith("_") else names[1]

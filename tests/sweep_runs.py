@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # last: cce_core is the one under test, bench and examples are the checkout's
 
-from bench.methods import sweep_rows, sweep_run  # noqa: E402
+from bench.methods import sweep_run  # noqa: E402
+from cce_core.tuning import rows  # noqa: E402
 
 TINY = [
     *("--dataset", "synthetic", "--interactions", "300", "--vocab", "40", "--dim", "8", "--n-chunks", "2"),
@@ -26,11 +27,11 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(cce_core.__file__).parents[1]), str(ROOT)])}
 
 
-def deadly(run: sweep_run.Run, data_dir: str | None) -> dict:
+def deadly(run: sweep_run.Run) -> dict:
     """A run whose seed is 2 takes its process with it."""
     if "--seed 2" in " ".join(run.command):
         os.kill(os.getpid(), signal.SIGKILL)
-    return sweep_run.execute(run, data_dir)
+    return sweep_run.execute(run)
 
 
 def invented(label: str, seed: int, ppd: int, **changes) -> dict:
@@ -38,20 +39,21 @@ def invented(label: str, seed: int, ppd: int, **changes) -> dict:
     auc = {"full": 0.84, "cce": 0.80, "ldim": 0.70}.get(label, 0.60) + ppd / 10_000 + seed / 1000
     words = f"--method {label.split(':')[0]} --ppd {ppd} --epochs 20 --seed {seed} --dataset ml-100k"
     row = {
-        "run": sweep_rows.digest([label, *words.split()]), "label": label, "seed": seed,
+        "run": rows.digest([label, *words.split()]), "label": label, "seed": seed,
         "budget": "own" if label == "full" else f"ppd {ppd}",
         "status": "ok", "auc": auc, "logloss": 1 - auc, "best_epoch": 7, "num_params": 64 * ppd,
-        "bytes": 256 * ppd + (1000 if label == "cce" else 0), "full_bytes": 330_880, "bytes_by_kind": f"memory={256 * ppd}",
+        "bytes": 256 * ppd + (1000 if label == "cce" else 0), "full_bytes": 330_880, "train_bytes": 1000 * ppd,
+        "bytes_by_kind": f"memory={256 * ppd}",
         "user_rank": 4, "item_rank": 2, "epochs": 20, "seconds": 2.5, "dataset": "ml-100k", "command": words, "code": "c0de",
         "cce_core": "0.1.0",
     } | changes  # fmt: skip
-    return dict.fromkeys(sweep_rows.COLUMNS) | row
+    return dict.fromkeys(rows.COLUMNS) | row
 
 
-def fill(folder, rows) -> Path:
+def fill(folder, made) -> Path:
     """A sweep's folder with these rows."""
-    with sweep_rows.Writer(folder) as out:
-        for row in rows:
+    with rows.Writer(folder) as out:
+        for row in made:
             out.add(row)
     return Path(folder)
 

@@ -1,7 +1,8 @@
 """python -m bench plot DIR: a sweep's results as pictures, as a page and as a table.
 
-Draws into DIR: AUC and log loss against real bytes and against parameters, in PNG and SVG, and index.html, a page of its own
-that needs no network. Where DIR has a README.md with a line <!-- table -->, the table of who wins at which bytes is put there.
+Draws into DIR: AUC and log loss against stored bytes, training bytes and parameters, in PNG and SVG, and index.html, a page of
+its own that needs no network. Where DIR has a README.md with a line <!-- table -->, the table of who wins at which bytes is put
+there. Rows that an older sweep made have no training bytes; --training-bytes finds them, by a short run of each configuration.
 """
 
 from __future__ import annotations
@@ -13,12 +14,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.methods import page, plot_data, sweep_rows
-from bench.methods.plot_data import FULL, Point
+from bench.methods import sweep_run
+from cce_core.tuning import page, points, rows
+from cce_core.tuning.points import FULL, Point
 
-AXES = {"bytes": "real bytes of both tables", "params": "parameters of both tables"}
+AXES = {
+    "bytes": "stored bytes of both tables",
+    "training": "most bytes of both tables while training",
+    "params": "parameters of both tables",
+}
 METRICS = {"auc": "validation AUC", "logloss": "validation log loss (nats)"}
-COLUMN = {"bytes": "bytes", "params": "num_params"}
+COLUMN = {"bytes": "bytes", "training": "train_bytes", "params": "num_params"}
 NEAR = 0.04  # what the upper panel shows below the best AUC, or above the best log loss
 TABLE = re.compile(r"<!-- table -->\n.*?<!-- end of table -->", re.DOTALL)
 
@@ -57,12 +63,14 @@ def draw(found: dict[str, list[Point]], metric: str, axis: str, stem: Path, titl
 
 def lines(ax: Any, found: dict[str, list[Point]], metric: str, axis: str) -> None:
     """Every method's line, and the full table's from side to side."""
-    look = plot_data.styles(found)
+    look = points.styles(found)
     for label, line in found.items():
         if label == FULL:
             continue
         style, ours = look[label], label == "cce"
-        ordered = sorted(line, key=lambda p: p.x(COLUMN[axis]))
+        ordered = sorted((p for p in line if p.has(COLUMN[axis])), key=lambda p: p.x(COLUMN[axis]))
+        if not ordered:
+            continue
         means = [p.mean(metric) for p in ordered]
         low, high = zip(*(p.spread(metric) for p in ordered), strict=True)
         ax.errorbar(
@@ -73,7 +81,9 @@ def lines(ax: Any, found: dict[str, list[Point]], metric: str, axis: str) -> Non
             linestyle=(0, style.dash) if style.dash else "solid",
         )  # fmt: skip
     for point in found.get(FULL, []):
-        size = f"{point.x(COLUMN[axis]):,.0f} {'B' if axis == 'bytes' else 'parameters'}"
+        if not point.has(COLUMN[axis]):
+            continue
+        size = f"{point.x(COLUMN[axis]):,.0f} {'parameters' if axis == 'params' else 'B'}"
         ax.axhline(point.mean(metric), color="#555555", linestyle=(0, (2, 2)), label=f"full table ({size})", zorder=2)
         ax.axhspan(*point.spread(metric), color="#555555", alpha=0.12, zorder=1)
 
@@ -94,19 +104,20 @@ def plot(folder: str | os.PathLike[str], only: list[str] | None = None, referenc
         OSError: the folder cannot be written.
     """
     where = Path(folder)
-    everything = plot_data.points(sweep_rows.read(where))
+    everything = points.points(rows.read(where))
     for label in only or []:
         if label not in everything:
             raise ValueError(f"no finished run of {label!r} in {where}; there are {', '.join(everything)}")
     found = {label: line for label, line in everything.items() if not only or label in only or label == FULL}
     dataset = next(iter(everything.values()))[0].runs[0]["dataset"]
     title, files = f"{dataset}: {seeds_of(found)}", []
+    drawn = [p for line in found.values() for p in line]
     for metric in METRICS:
-        for axis in AXES:
+        for axis in (name for name, column in COLUMN.items() if any(p.has(column) for p in drawn)):
             files += draw(found, metric, axis, where / f"{metric}-{axis}", title)
-    (where / "index.html").write_text(page.html(found, f"{dataset}"))
+    (where / "index.html").write_text(page.html(found, f"{dataset}", sweep_run.command_line))
     files.append(where / "index.html")
-    text = plot_data.table(everything, reference)
+    text = points.table(everything, reference)
     readme = where / "README.md"
     if readme.exists() and TABLE.search(old := readme.read_text()):
         readme.write_text(TABLE.sub(lambda _: f"<!-- table -->\n{text}\n<!-- end of table -->", old))
@@ -121,12 +132,17 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m bench plot", description=str(__doc__).split(": ", 1)[1],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("folder", metavar="DIR", help=f"a sweep's folder, with its {sweep_rows.NAME}")
+    parser.add_argument("folder", metavar="DIR", help=f"a sweep's folder, with its {rows.NAME}")
     parser.add_argument("--methods", metavar="M", help="draw these alone, such as cce,ldim (default: all)")
     parser.add_argument("--reference", default="cce", metavar="M", help="whose bytes the table goes by (cce)")
+    add = parser.add_argument
+    add("--training-bytes", action="store_true", help="find them first where they are missing, and write them down")
+    add("--data-dir", metavar="D", help="with it: the folder that holds the data set (then CCE_DATA)")
     args = parser.parse_args(argv)
     only: Any = [part.strip() for part in args.methods.split(",")] if args.methods else None
     try:
+        if args.training_bytes:
+            print(f"training bytes of {sweep_run.fill_training_bytes(args.folder, args.data_dir)} rows found\n")
         files = plot(args.folder, only, args.reference)
     except ImportError:
         print("python -m bench plot: error: it needs matplotlib: pip install -e '.[plot]'", file=sys.stderr)

@@ -10,26 +10,20 @@ A sweep that was stopped goes on where it was by the same command. Arguments tha
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
-import os
 import re
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
-from bench.methods import sweep_pool, sweep_rows, sweep_run
+from bench.methods import sweep_run
 from bench.methods.sweep_run import Run
+from cce_core.tuning import pool
+from cce_core.tuning import rows as sweep_rows
+from cce_core.tuning.candidates import NAMED, options
 
-# Rivals that are easily forgotten, and what the house's own combinations are called.
-NAMED = {
-    "narrow-int8": "ldim:codec=int8",
-    "narrow-int4": "ldim:codec=int4",
-    "cce-int8": "cce:codec=int8",
-    "cce-lean": "cce:codec=int8:n_chunks=2:rank=2",
-    "cce-paper": "cce:rank=0",
-    "pq-int8": "pq:codec=int8",
-}
 # What a method may be given of its own.
 OWN = ("rank", "codec", "rounding", "n_chunks", "last_cluster", "cluster_by", "residual", "dim")
 OWN += ("lr", "weight_decay", "batch_size")
@@ -80,20 +74,17 @@ def methods(text: str) -> dict[str, list[str]]:
     names = [m.name for m in cce.methods()]
     found: dict[str, list[str]] = {}
     for label in [name for part in text.split(",") for name in ([*names, *NAMED] if part == "all" else [part.strip()])]:
-        name, *options = NAMED.get(label, label).split(":")
-        if name not in names:
+        try:
+            name, given = options(label)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        if unknown := next((key for key in given if key not in OWN), None):
             raise argparse.ArgumentTypeError(
-                f"unknown method {name!r}; there are {', '.join([*names, *NAMED])}, all, and such as cce:rank=0"
+                f"{label!r}: expected such as {name}:rank=4, with one of {', '.join(OWN)}; got {unknown!r}"
             )
-        words = ["--method", name]
-        for option in options:
-            key, equals, value = option.partition("=")
-            if key.replace("-", "_") not in OWN or not equals or not value:
-                raise argparse.ArgumentTypeError(
-                    f"{label!r}: expected such as {name}:rank=4, with one of {', '.join(OWN)}; got {option!r}"
-                )
-            words += [f"--{key.replace('_', '-')}", value]
-        found[label] = words
+        found[label] = ["--method", name]
+        for key, value in given.items():
+            found[label] += [f"--{key.replace('_', '-')}", value]
     return found
 
 
@@ -212,8 +203,6 @@ def bytes_of(shape: Any, args: argparse.Namespace) -> tuple[int, int] | None:
 
 def sweep(args: argparse.Namespace, rest: list[str]) -> dict[str, int]:
     """Run what is not yet in the folder; gives how many rows there are of each status."""
-    from tqdm import tqdm
-
     runs, data_dir = plan(args, rest), sweep_run.movielens().parse(rest).data_dir
     code = sweep_run.versions()["code"]
     with sweep_rows.Writer(args.out) as out:
@@ -225,21 +214,18 @@ def sweep(args: argparse.Namespace, rest: list[str]) -> dict[str, int]:
         again = stale | {key for key, row in old.items() if row["status"] == "failed"} if args.retry else set()
         if stale and not args.retry:
             print(f"{len(stale)} rows were made by another version of the code; --retry runs them again", flush=True)
-        todo = [run for run in runs if run.key not in old or run.key in again]
-        states = {key: row["status"] for key, row in old.items() if key not in again}
-        with tqdm(total=len(runs), initial=len(runs) - len(todo), unit="run", disable=None, smoothing=0.1) as bar:
-            for row in rows(todo, data_dir, args):
-                out.add(row)
-                states[row["run"]] = row["status"]
-                bar.set_postfix_str(f"{row['label']} {row['budget']}", refresh=False)
-                bar.update()
-                if row["status"] == "failed":
-                    bar.write(f"{row['label']}, {row['budget']}, seed {row['seed']}: {row['error']}", file=sys.stderr)
-    counts = {status: list(states.values()).count(status) for status in sweep_rows.STATUSES}
-    print(
-        f"{len(runs)} runs in {out.path}, {len(todo)} of them new: " + ", ".join(f"{n} {s}" for s, n in counts.items())
-    )
+        made = pool.complete(out, runs, lambda todo: rows(todo, data_dir, args), again, say_failure)
+    states = [row["status"] for row in made]
+    counts = {status: states.count(status) for status in sweep_rows.STATUSES}
+    new = len(runs) - len(old.keys() - again)
+    print(f"{len(runs)} runs in {out.path}, {new} of them new: " + ", ".join(f"{n} {s}" for s, n in counts.items()))
     return counts
+
+
+def say_failure(row: dict[str, Any], bar: Any) -> None:
+    """A line for a run that failed."""
+    if row["status"] == "failed":
+        bar.write(f"{row['label']}, {row['budget']}, seed {row['seed']}: {row['error']}", file=sys.stderr)
 
 
 def other_data(rows: list[dict[str, Any]], runs: list[Run]) -> str:
@@ -255,10 +241,10 @@ def other_data(rows: list[dict[str, Any]], runs: list[Run]) -> str:
 
 def rows(todo: list[Run], data_dir: str | None, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Rows as they are done, from processes here or from a cluster."""
+    run = functools.partial(sweep_run.execute, data_dir=data_dir)
     if args.scheduler:
-        return sweep_pool.over_cluster(todo, data_dir, args.scheduler)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return sweep_pool.over_processes(todo, data_dir, args.workers or cores, args.worker_threads)
+        return pool.over_cluster(todo, run, sweep_run.failure, args.scheduler)
+    return pool.over_processes(todo, run, sweep_run.failure, args.workers or pool.cores(), args.worker_threads)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -267,10 +253,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(sweep(args, rest)["failed"] > 0)
     except KeyboardInterrupt:
-        sweep_pool.end_workers()
+        pool.end_workers()
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, ImportError) as error:
-        sweep_pool.end_workers()
+        pool.end_workers()
         print(f"python -m bench sweep: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import functools
 import hashlib
+import os
 import platform
 import shlex
 import sys
@@ -15,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.methods.sweep_rows import by_kind, digest
+from cce_core.tuning.rows import Writer, by_kind, digest, read
 
 ROOT = Path(__file__).parents[2]
 NOT_OF_THE_RUN = ("json", "save", "data_dir", "download", "threads")
@@ -148,7 +150,7 @@ def result(report: dict[str, Any], split: Any) -> dict[str, Any]:
     sizes = dict(report["bytes"])
     total, full, training = sizes.pop("stored"), sizes.pop("full"), sizes.pop("training")
     users, items = report["tables"]
-    same = ("auc", "logloss", "best_epoch", "num_params", "ratio", "best_reachable_auc", "dataset")
+    same = ("auc", "logloss", "best_epoch", "num_params", "train_bytes", "ratio", "best_reachable_auc", "dataset")
     return {
         **{name: report[name] for name in same},
         "bytes": total,
@@ -165,6 +167,48 @@ def result(report: dict[str, Any], split: Any) -> dict[str, Any]:
     }
 
 
+def training_bytes(args: argparse.Namespace) -> int:
+    """The most bytes that a run holds while it trains, found by two batches of it: they depend on sizes alone."""
+    split = load(args)
+    some, few = slice(0, args.batch_size), slice(None, None, max(1, len(split.valid) // 1000))
+    short = dataclasses.replace(split, train=split.train.take(some), valid=split.valid.take(few))
+    quick = {"epochs": 2, "last_cluster": min(1, 1 if args.last_cluster is None else args.last_cluster)}
+    report = movielens().job(short, argparse.Namespace(**{**vars(args), **quick}), say=lambda _: None)
+    return int(report["train_bytes"])
+
+
+def fill_training_bytes(folder: str | os.PathLike[str], data_dir: str | None = None) -> int:
+    """Write down the training bytes of the rows of a folder that have none; returns how many those were.
+
+    Raises:
+        OSError: the folder has no rows, or they cannot be written; the data set is not at hand.
+        ValueError: they are another program's.
+    """
+    from cce_core._progress import progress
+
+    read(folder)
+    with Writer(folder) as out:
+        todo: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        for row in out.rows:
+            if row["status"] == "ok" and row["train_bytes"] is None:
+                args = parsed(Run(row["label"], row["budget"] or "", tuple(row["command"].split())), data_dir)
+                alike = command(argparse.Namespace(**{**vars(args), "seed": 1}))
+                todo.setdefault(alike, []).append(row)
+        with progress(len(todo), "training bytes", unit="run") as bar:
+            for words, alike in todo.items():
+                found = training_bytes(parsed(Run("", "", words), data_dir))
+                for row in alike:
+                    row["train_bytes"] = found
+                bar.update()
+        out.rewrite()
+    return sum(map(len, todo.values()))
+
+
 def spelled(words: Sequence[str]) -> str:
     """The command line that makes a run."""
     return shlex.join(["python", "examples/movielens.py", *words])
+
+
+def command_line(row: dict[str, Any]) -> str:
+    """The command line that makes a row's run."""
+    return spelled(str(row["command"]).split())

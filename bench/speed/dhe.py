@@ -8,9 +8,7 @@ encodings are others, so its losses are not compared. The peers run with the num
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +16,6 @@ import numpy as np
 import cce_core as cce
 from bench.speed.epoch import BATCH, check
 from bench.speed.timing import Row, in_turn
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 TARGET = 3.0
 PRIME = 2**31 - 1
@@ -63,7 +59,8 @@ def eager_network(table: cce.Table, hashing: bool) -> Any:
 def run(quick: bool) -> Iterator[Row]:
     """dhe at ppd 256 against both peers."""
     import torch
-    from movielens import GMF
+
+    from cce_core.tuning import GMF
 
     split = cce.datasets.load("synthetic-ml-100k", seed=0)
     rows = split.train

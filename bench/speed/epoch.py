@@ -6,17 +6,13 @@ step by step; then epochs are timed in turn. The peer runs with the number of th
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import cce_core as cce
 from bench.speed.timing import Row, in_turn
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 BATCH = 256
 TARGET = 10.0
@@ -57,7 +53,8 @@ def eager_embedding(table: cce.Table) -> Any:
 def run(quick: bool) -> Iterator[Row]:
     """cce at ppd 256, with its projection and without."""
     import torch
-    from movielens import GMF
+
+    from cce_core.tuning import GMF
 
     split = cce.datasets.load("synthetic-ml-100k", seed=0)
     rows = split.train
@@ -108,7 +105,7 @@ def run(quick: bool) -> Iterator[Row]:
 
 def check(ours: Any, rows: Any, torch_epoch: Any, case: str) -> None:
     """Refuse to time two programs that do not give the same losses, step by step."""
-    from movielens import logloss
+    from cce_core.tuning import logloss
 
     order = np.random.default_rng(1).permutation(len(rows))
     expected: list[float] = []

@@ -45,7 +45,7 @@ class DeviceTable:
         from cce_kernels.steps import Trainer
         from cce_kernels.tables import Tables, from_table
 
-        self.method, self.device = table.method, device
+        self.method, self.phase, self.ledger, self.device = table.method, table.phase, table.ledger, device
         self.tables = Tables([(table.spec, from_table(table, device))])
         self.trainer = Trainer(self.tables, optimizer)
 
@@ -55,8 +55,8 @@ class DeviceTable:
 
         return torch.from_numpy(np.ascontiguousarray(ids, np.int64)).to(self.device)
 
-    def cluster(self) -> Any:
-        """As `Table.cluster()`."""
+    def cluster(self, residual: bool = True) -> Any:
+        """As `Table.cluster()`, with the fresh half at the mean residual."""
         from cce_kernels.cluster import cluster
 
         return cluster(self.tables)

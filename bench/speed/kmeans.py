@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,8 +129,7 @@ def compare(case: str, x: Any, start: Any, found: dict[str, Peer], quick: bool) 
 
 def chunk_vectors(width: int) -> Iterator[tuple[str, Any, list[Any]]]:
     """Chunk vectors of trained tables: all chunks of all ids, and one chunk of each table."""
-    sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-    from movielens import GMF
+    from cce_core.tuning import GMF
 
     splits = [
         ("a million ids", cce.datasets.Synthetic(400_000, n_users=1000, n_items=1_000_000, seed=0).block(0, 400_000))

@@ -11,17 +11,13 @@ from __future__ import annotations
 
 import copy
 import statistics
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import cce_core as cce
 from bench.speed.timing import Row, in_turn
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 VOCAB, DIM, PPD = 100_000, 32, 256
 PRIME = 2**31 - 1
@@ -80,9 +76,9 @@ def stepper(modules: Any, optimizer: Any) -> Callable[[Any, Any, Any], float]:
 def run(quick: bool) -> Iterator[Row]:
     """cce at ppd 256, with its projection and without, batches of 4,096 and 65,536; and bags of a full table."""
     import torch
-    from movielens import GMF, logloss
 
     from cce_core.adapters.torch import Embedding, FusedAdam
+    from cce_core.tuning import GMF, logloss
 
     for rank in (0, None):
         for batch in (4096, 65536):

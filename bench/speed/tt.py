@@ -5,9 +5,7 @@ The model, the batches and the check of the losses are those of the benchmark `e
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +13,6 @@ import numpy as np
 import cce_core as cce
 from bench.speed.epoch import BATCH, check
 from bench.speed.timing import Row, in_turn
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 TARGET = 3.0
 
@@ -49,7 +45,8 @@ def eager_train(table: cce.Table) -> Any:
 def run(quick: bool) -> Iterator[Row]:
     """tt at ppd 256."""
     import torch
-    from movielens import GMF
+
+    from cce_core.tuning import GMF
 
     split = cce.datasets.load("synthetic-ml-100k", seed=0)
     rows = split.train

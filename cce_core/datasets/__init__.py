@@ -13,6 +13,7 @@ from cce_core.datasets.interactions import Ratings as Ratings
 from cce_core.datasets.interactions import Split as Split
 from cce_core.datasets.interactions import split_last as split_last
 from cce_core.datasets.movielens import read_ratings as read_ratings
+from cce_core.datasets.negatives import split_pairs as split_pairs
 from cce_core.datasets.negatives import split_with_negatives as split_with_negatives
 from cce_core.datasets.pairs import read_interactions as read_interactions
 from cce_core.datasets.synthetic import Synthetic as Synthetic

@@ -122,21 +122,25 @@ class Ratings:
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """A file of interactions without ratings: every pair is a positive. Ids are compact, rows keep the file's order.
+    """A file of interactions: without labels every pair is a positive. Ids are compact, rows keep the file's order.
 
     Attributes:
         name: the data set's, or the file's.
         users: int64, shape (n,), in [0, n_users).
         items: int64, shape (n,), in [0, n_items).
-        user_ids: int64, shape (n_users,), rising; user `u` is `user_ids[u]` in the file.
-        item_ids: int64, shape (n_items,); likewise.
+        user_ids: shape (n_users,), rising; user `u` is `user_ids[u]` in the file: int64, uint64, or text as objects.
+        item_ids: shape (n_items,); likewise.
+        labels: float32, shape (n,), 0 or 1; None where all are positives.
+        times: float64, shape (n,); None where the file has none.
     """
 
     name: str
     users: NDArray[np.int64]
     items: NDArray[np.int64]
-    user_ids: NDArray[np.int64]
-    item_ids: NDArray[np.int64]
+    user_ids: NDArray[Any]
+    item_ids: NDArray[Any]
+    labels: NDArray[np.float32] | None = None
+    times: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return self.users.shape[0]

@@ -1,4 +1,4 @@
-"""From interactions, which are all positive, to a task: a random split, and a negative beside each positive."""
+"""From interactions to a task: a split by time or at random, and, where all are positive, a negative beside each."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from cce_core.datasets.interactions import Interactions, Pairs, Split
 
 
 def split_with_negatives(pairs: Pairs, seed: int = 0) -> Split:
-    """Hold out a tenth of the pairs, drawn at random, and draw a negative beside each positive.
+    """Hold out a tenth of the pairs, the latest or some drawn at random, and draw a negative beside each positive.
 
     With `rng = numpy.random.default_rng(seed)`, in this order:
 
-    1. `rng.permutation(n)` permutes all pairs; the first ⌊n / 10⌋ are for validation, the rest for training;
+    1. `rng.permutation(n)` permutes all pairs; the first ⌊n / 10⌋ are for validation, the rest for training. Of pairs with times
+       the latest ⌊n / 10⌋ are for validation (of equal times those further down the file), and nothing is permuted;
     2. in either part, validation first, each of its m pairs gets a negative of the same user: if `rng.random(m)` is below 1/2
        the item of one of the part's pairs (`rng.integers(m, size=m)`: by popularity), else any
        (`rng.integers(n_items, size=m)`);
@@ -49,12 +50,58 @@ def split_with_negatives(pairs: Pairs, seed: int = 0) -> Split:
     if n < 10:
         raise ValueError(f"{pairs.name} holds {n} pairs, expected at least 10: a tenth of them is held out")
     met = np.sort(pairs.users * pairs.n_items + pairs.items)
-    order = rng.permutation(n)
+    order = _order(pairs, rng)
     valid, train = (
         _with_negatives(pairs.users[rows], pairs.items[rows], pairs.n_items, met, rng)
         for rows in (order[: n // 10], order[n // 10 :])
     )
     return Split(pairs.name, train, valid, pairs.n_users, pairs.n_items)
+
+
+def split_pairs(pairs: Pairs, seed: int = 0) -> Split:
+    """Hold out a tenth of the pairs, the latest if there are times, else drawn at random; negatives are drawn if none are there.
+
+    Args:
+        pairs: what `read_interactions` gives, at least 10.
+        seed: of the split and of negatives.
+
+    Returns:
+        The `Split`: of labelled pairs as they are, else as `split_with_negatives` makes it.
+
+    Raises:
+        ValueError: there are fewer than 10 pairs, or either part has labels of one kind alone.
+
+    Example:
+        >>> import numpy as np
+        >>> from cce_core.datasets import Pairs, split_pairs
+        >>> labels, times = np.float32([0, 1] * 10), np.arange(20.0)
+        >>> pairs = Pairs("mine", np.arange(20), np.arange(20), np.arange(20), np.arange(20), labels, times)
+        >>> split_pairs(pairs).valid.users
+        array([19, 18])
+    """
+    _check.instance("pairs", pairs, Pairs, "what read_interactions gives")
+    if pairs.labels is None:
+        return split_with_negatives(pairs, seed)
+    n = len(pairs)
+    if n < 10:
+        raise ValueError(f"{pairs.name} holds {n} pairs, expected at least 10: a tenth of them is held out")
+    order = _order(pairs, np.random.default_rng(_check.seed(seed)))
+    rows = Interactions(pairs.users, pairs.items, pairs.labels)
+    valid, train = rows.take(order[: n // 10]), rows.take(order[n // 10 :])
+    for what, part in (("validation", valid), ("training", train)):
+        if part.labels.min() == part.labels.max():
+            raise ValueError(
+                f"{pairs.name}: every label of the {what} part is {part.labels[0]:g}; expected some of either kind "
+                "(of positives alone, leave the label out: negatives are drawn)"
+            )
+    return Split(pairs.name, train, valid, pairs.n_users, pairs.n_items)
+
+
+def _order(pairs: Pairs, rng: np.random.Generator) -> NDArray[np.int64]:
+    """The rows, those for validation first."""
+    if pairs.times is None:
+        return rng.permutation(len(pairs))
+    return np.argsort(pairs.times, kind="stable")[::-1]
 
 
 def _with_negatives(

@@ -11,6 +11,7 @@ import numpy as np
 from cce_core import _check
 from cce_core._jit import jit
 from cce_core.datasets.columns import Form, Kind, Odd, compact, read_columns, whole
+from cce_core.datasets.frames import kind_of, read_frame
 from cce_core.datasets.interactions import Pairs
 
 _WHOLE = re.compile(rb"([+-]?[0-9]{1,19})(?:\.0*)?")
@@ -117,29 +118,51 @@ PAIRS = Kind(
 )
 
 
-def read_interactions(path: str | os.PathLike[str], *, name: str | None = None) -> Pairs:
-    r"""Read a file of interactions, one `user, item` a line; ids are any integers of 64 bits, and are compacted.
+def read_interactions(
+    path: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    user: str | None = None,
+    item: str | None = None,
+    label: str | None = None,
+    time: str | None = None,
+    above: float | None = None,
+) -> Pairs:
+    r"""Read a file of interactions, one user and item per line; ids are compacted, in rising order.
 
-    Fields are separated by tabs, "::", commas, semicolons, "|" or blanks: by the first of these that the first line has. A first
-    line without a number is a header: of two columns it may name them in any words, of more it must name user and item
-    (`user_id`, `movieId`, …). Without one the first two columns are user and item. Further columns are left out, so a file of
-    ratings is read as one of interactions. Files may be packed, marked and ended in all the ways that `read_ratings` knows.
+    Without `user` and `item`, from text: both are integers of 64 bits. Fields are separated by tabs, "::", commas, semicolons,
+    "|" or blanks: by the first of these that the first line has. A first line without a number is a header: of two columns it may
+    name them in any words, of more it must name user and item (`user_id`, `movieId`, …). Without one the first two columns are
+    user and item. Further columns are left out, so a file of ratings is read as one of interactions.
+
+    With `user` and `item`, the names of columns, through Polars (`pip install 'cce-core[data]'`): CSV with any of these
+    separators and quotes, JSON lines, Parquet and Arrow, a part at a time; ids are of any kind. If all are whole numbers they are
+    numbers, else text (UUIDs in 16 bytes as they are written). Text is UTF-8 or, where it is not, Latin-1. Missing values are
+    refused.
+
+    Text may be packed, marked and ended in all the ways that `read_ratings` knows.
 
     Args:
-        path: the file.
+        path: the file; with named columns also a folder of parts, or a pattern such as `visits/part-*.parquet`.
         name: the data set's name; None takes the file's.
+        user, item: the columns of ids.
+        label: the column of labels: 0 or 1, true or false; None takes every pair for a positive.
+        time: the column of times, numbers or as ISO 8601 writes them.
+        above: for a column of ratings: those above it are positives.
 
     Returns:
         The `Pairs`, in the file's order; a pair that comes twice is there twice.
 
     Raises:
-        ValueError: the file is not such a file: the error names the file, the line and what stands there. Whether a last line
-            without an end is torn does not show in its numbers; it is refused where a field is missing.
+        ValueError: the file is not such a file, has no such column, or a value is missing: the error names the file, the line and
+            what stands there. Whether a last line without an end is torn does not show in its numbers; it is refused where a
+            field is missing.
+        ImportError: Polars is needed and not installed.
         OSError: the file can't be read.
 
     Cost:
         As for `read_ratings`: one pass, 16 bytes per pair while reading, and about 40 at the peak, while ids are compacted (60 if
-        they are spread widely, or negative).
+        they are spread widely, or negative). With named columns 32 bytes per pair, and every id once as a Python object.
 
     Example:
         >>> import tempfile, pathlib
@@ -152,9 +175,18 @@ def read_interactions(path: str | os.PathLike[str], *, name: str | None = None) 
         (array([1, 0, 1]), array([2, 0, 1]), array([-2,  7]), array([10, 20, 30]))
     """
     path = _check.path("path", path)
-    name = None if name is None else _check.instance("name", name, str, "a name")
-    (raw_users, raw_items), _ = read_columns(path, PAIRS)
-    users, user_ids = compact(raw_users)
-    del raw_users
-    items, item_ids = compact(raw_items)
-    return Pairs(name or path.name, users, items, user_ids, item_ids)
+    name = path.name if name is None else _check.instance("name", name, str, "a name")
+    if user is None and item is None and kind_of(path) == "text":
+        if given := [text for text, value in (("label", label), ("time", time), ("above", above)) if value is not None]:
+            raise ValueError(f"{given[0]} was given, but not user and item: name their columns too")
+        (raw_users, raw_items), _ = read_columns(path, PAIRS)
+        users, user_ids = compact(raw_users)
+        del raw_users
+        items, item_ids = compact(raw_items)
+        return Pairs(name, users, items, user_ids, item_ids)
+    if user is None or item is None:
+        raise ValueError(
+            f"name both columns of {path}, such as user='user_id' and item='item_id'; got {user!r} and {item!r}"
+        )
+    found = read_frame(path, user, item, label, time, None if above is None else _check.number("above", above, -1e300))
+    return Pairs(name, found.users, found.items, found.user_ids, found.item_ids, found.labels, found.times)

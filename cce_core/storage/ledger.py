@@ -56,9 +56,23 @@ class Ledger:
 
         Vectors, and what a forward pass keeps for its backward pass, are the batch's and not counted.
         """
-        kinds = dict(self.training)
-        step = kinds.pop("gradient", 0) + kinds.pop("scratch", 0)
-        return self.total + max(step, kinds.pop("cluster", 0)) + sum(kinds.values())
+        return self.kept + max(self.step, self.training.get("cluster", 0))
+
+    @property
+    def kept(self) -> int:
+        """What training holds from one step to the next: stored bytes, float copies behind a codec, the optimiser's state.
+
+        Example:
+            >>> Ledger({"memory": 1000}, {"optimiser": 2000, "gradient": 500, "cluster": 900}, None).kept
+            3000
+        """
+        passing = ("gradient", "scratch", "cluster")
+        return self.total + sum(n for kind, n in self.training.items() if kind not in passing)
+
+    @property
+    def step(self) -> int:
+        """What a step takes beside what is kept: its gradient and its scratch."""
+        return self.training.get("gradient", 0) + self.training.get("scratch", 0)
 
     @property
     def ratio(self) -> float | None:

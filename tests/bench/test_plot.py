@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from sweep_runs import ROOT, TINY, environment, fill, invented, some
 
-from bench.methods import plot, plot_data, sweep, sweep_run
+from bench.methods import plot, sweep, sweep_run
+from cce_core.tuning import points
 
 needs_matplotlib = pytest.mark.skipif(
     not __import__("importlib.util").util.find_spec("matplotlib"),
@@ -21,7 +22,7 @@ needs_matplotlib = pytest.mark.skipif(
 
 
 def test_points_are_means_over_seeds_with_the_least_and_the_most():
-    found = plot_data.points(some())
+    found = points.points(some())
     assert list(found) == ["full", "cce", "ldim", "hash"]  # the order of the legend
     line = found["cce"]
     assert [p.budget for p in line] == ["ppd 16", "ppd 64", "ppd 256"]
@@ -34,36 +35,36 @@ def test_points_are_means_over_seeds_with_the_least_and_the_most():
 def test_runs_that_differ_in_more_than_their_seed_are_other_points():
     rows = some(["cce"])
     other = invented("cce", 1, 16, command=rows[0]["command"].replace("--epochs 20", "--epochs 5"), run="another")
-    assert len(plot_data.points([*rows, other])["cce"]) == 4
-    assert plot_data.points([*rows, invented("hash", 1, 16, status="failed")]).keys() == {"cce"}
+    assert len(points.points([*rows, other])["cce"]) == 4
+    assert points.points([*rows, invented("hash", 1, 16, status="failed")]).keys() == {"cce"}
 
 
 def test_what_cannot_be_drawn_is_said():
     with pytest.raises(ValueError, match="nothing to draw"):
-        plot_data.points([invented("cce", 1, 16, status="failed")])
+        points.points([invented("cce", 1, 16, status="failed")])
     with pytest.raises(ValueError, match="several data sets \\(ml-100k, ml-1m\\)"):
-        plot_data.points([*some(), invented("cce", 1, 16, dataset="ml-1m")])
+        points.points([*some(), invented("cce", 1, 16, dataset="ml-1m")])
 
 
 def test_the_standings_are_each_methods_best_within_the_bytes():
-    found = plot_data.points(some())
+    found = points.points(some())
     # within what cce takes at 64: itself at 64, the others at 64 too (they take less)
-    order = plot_data.standings(found, 256 * 64 + 1000)
+    order = points.standings(found, 256 * 64 + 1000)
     assert [(p.label, p.budget) for p in order] == [("cce", "ppd 64"), ("ldim", "ppd 64"), ("hash", "ppd 64")]
-    order = plot_data.standings(found, 256 * 64)  # 1,000 bytes less, and cce is back at 16
+    order = points.standings(found, 256 * 64)  # 1,000 bytes less, and cce is back at 16
     assert [(p.label, p.budget) for p in order] == [("cce", "ppd 16"), ("ldim", "ppd 64"), ("hash", "ppd 64")]
-    assert plot_data.standings(found, 10) == []
-    text = plot_data.table(found)
+    assert points.standings(found, 10) == []
+    text = points.table(found)
     assert text.count("\n") == 1 + 3
     first = text.splitlines()[2]
     assert first.startswith("| 5,096 | **cce 0.803 (0.803–0.804), 5,096 B**")
     assert first.endswith("| 1. **cce 0.803 (0.803–0.804), 5,096 B** |")
     # without the reference: by the sizes asked for, or else by those that there are
-    asked = plot_data.table(plot_data.points([invented("hash", 1, 16, budget="3000 bytes a table", bytes=5000)]))
+    asked = points.table(points.points([invented("hash", 1, 16, budget="3000 bytes a table", bytes=5000)]))
     assert asked.splitlines()[2].startswith("| 6,000 | hash ")
-    both = plot_data.table(plot_data.points([invented("hash", 1, 16, budget="7000 bytes of both tables", bytes=5000)]))
+    both = points.table(points.points([invented("hash", 1, 16, budget="7000 bytes of both tables", bytes=5000)]))
     assert both.splitlines()[2].startswith("| 7,000 | hash ")
-    assert "| – |" in plot_data.table(plot_data.points(some(["hash"])))
+    assert "| – |" in points.table(points.points(some(["hash"])))
 
 
 # Looks
@@ -87,8 +88,9 @@ def seen(colour: str, blindness: str | None) -> np.ndarray:
 
 
 @pytest.mark.parametrize("blindness", [None, *BLIND])
-def test_colour_blind_readers_tell_the_colours_apart(blindness):
-    for one, other in itertools.combinations(plot_data.COLOURS, 2):
+@pytest.mark.parametrize("palette", [points.COLOURS, points.ON_BLACK], ids=["on white", "on black"])
+def test_colour_blind_readers_tell_the_colours_apart(blindness, palette):
+    for one, other in itertools.combinations(palette, 2):
         assert np.linalg.norm(seen(one, blindness) - seen(other, blindness)) > 10, (one, other)
     # the check can fail: a red and a green of one lightness
     red, green = (
@@ -100,13 +102,13 @@ def test_colour_blind_readers_tell_the_colours_apart(blindness):
 
 def test_no_two_methods_look_alike_and_a_method_always_looks_the_same():
     labels = [*sweep.methods("all"), "cce:rank=2", "cce:rank=3"]
-    look = plot_data.styles(labels)
+    look = points.styles(labels)
     assert set(look) == set(labels)
     for one, other in itertools.combinations(set(labels) - {"full"}, 2):
         a, b = look[one], look[other]
         assert a.colour != b.colour or (a.dash != b.dash and a.marker != b.marker), (one, other)
-    assert plot_data.styles(["hash", "ldim"]) == {"full": look["full"], "hash": look["hash"], "ldim": look["ldim"]}
-    assert set(sweep.methods("all")) - {"full"} <= set(plot_data.ORDER)  # a new method gets its place
+    assert points.styles(["hash", "ldim"]) == {"full": look["full"], "hash": look["hash"], "ldim": look["ldim"]}
+    assert set(sweep.methods("all")) - {"full"} <= set(points.ORDER)  # a new method gets its place
 
 
 # Files
@@ -117,12 +119,15 @@ def test_all_pictures_are_drawn_and_again_the_same(tmp_path):
     fill(tmp_path, [*some(), invented("tt", 1, 16, status="does not fit", auc=None)])
     (tmp_path / "README.md").write_text("before\n<!-- table -->\nold\n<!-- end of table -->\nafter\n")
     files = plot.plot(tmp_path)
-    names = {f"{m}-{a}.{kind}" for m in ("auc", "logloss") for a in ("bytes", "params") for kind in ("png", "svg")}
+    names = {
+        f"{m}-{a}.{kind}"
+        for m in ("auc", "logloss")
+        for a in ("bytes", "training", "params")
+        for kind in ("png", "svg")
+    }
     assert {path.name for path in files} == names | {"index.html", "README.md"}
     readme = (tmp_path / "README.md").read_text()
-    assert (
-        readme == f"before\n<!-- table -->\n{plot_data.table(plot_data.points(some()))}\n<!-- end of table -->\nafter\n"
-    )
+    assert readme == f"before\n<!-- table -->\n{points.table(points.points(some()))}\n<!-- end of table -->\nafter\n"
     before = {path: path.read_bytes() for path in files}
     assert {path: path.read_bytes() for path in plot.plot(tmp_path)} == before
     assert all(path.stat().st_size > 1000 for path in files if path.suffix == ".png")
@@ -132,7 +137,7 @@ def test_all_pictures_are_drawn_and_again_the_same(tmp_path):
 def test_the_axes_hold_what_they_say(tmp_path):
     from matplotlib import pyplot
 
-    found = plot_data.points(some())
+    found = points.points(some())
     figure, ax = pyplot.subplots()
     plot.lines(ax, found, "logloss", "params")
     drawn = {container.get_label(): container for container in ax.containers}
@@ -161,7 +166,7 @@ def test_methods_can_be_picked_and_bad_input_is_one_clear_line(tmp_path, capsys)
         ([tmp_path / "a", "--methods", "nope"], "no finished run of 'nope'"),
         ([tmp_path / "b"], "is not a sweep's"),
         ([tmp_path / "c"], "nothing to draw"),
-        ([tmp_path / "none"], "python -m bench sweep --out"),
+        ([tmp_path / "none"], "let a sweep write there"),
     ]:
         assert plot.main(list(map(str, words))) == 2
         err = capsys.readouterr().err

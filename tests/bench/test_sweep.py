@@ -14,14 +14,16 @@ from pathlib import Path
 import pytest
 from sweep_runs import TINY, deadly, environment
 
-from bench.methods import sweep, sweep_pool, sweep_rows, sweep_run
+from bench.methods import sweep, sweep_run
 from cce_core._jit import COMPILED
+from cce_core.tuning import gmf, pool
+from cce_core.tuning import rows as sweep_rows
 
 
 @pytest.fixture
 def here(monkeypatch):
     """Runs in threads of this process: no second interpreter, no second start of Numba."""
-    monkeypatch.setattr(sweep_pool, "processes", ThreadPoolExecutor)
+    monkeypatch.setattr(pool, "processes", ThreadPoolExecutor)
 
 
 def command(out, *words):
@@ -264,9 +266,8 @@ def test_failures_are_rows_and_not_fatal(tmp_path, capsys, here, monkeypatch):
 
 def test_a_run_that_diverges_is_a_failure_and_never_a_nan(tmp_path, monkeypatch):
     run = planned(tmp_path, "--methods", "hash", "--budgets", "64", "--seeds", 1)[0]
-    module = sweep_run.movielens()
-    monkeypatch.setattr(module, "logloss", lambda *_: float("nan"))
-    monkeypatch.setattr(module, "auc", lambda *_: float("nan"))
+    monkeypatch.setattr(gmf, "logloss", lambda *_: float("nan"))
+    monkeypatch.setattr(gmf, "auc", lambda *_: float("nan"))
     row = sweep_run.execute(run)
     assert row["status"] == "failed"
     assert "--lr" in row["error"]
@@ -274,9 +275,9 @@ def test_a_run_that_diverges_is_a_failure_and_never_a_nan(tmp_path, monkeypatch)
 
 def test_a_worker_that_dies_costs_its_own_run_alone(tmp_path):
     runs = planned(tmp_path, "--methods", "hash", "--budgets", "64", "--seeds", 4)
-    rows = list(sweep_pool.over_processes(runs, None, 2, run=deadly))
+    rows = list(pool.over_processes(runs, deadly, sweep_run.failure, 2))
     assert sorted((row["seed"], row["status"]) for row in rows) == [(1, "ok"), (2, "failed"), (3, "ok"), (4, "ok")]
-    assert next(row for row in rows if row["seed"] == 2)["error"] == sweep_pool.DIED
+    assert next(row for row in rows if row["seed"] == 2)["error"] == pool.DIED
     assert {row["threads"] for row in rows if row["status"] == "ok"} == {1}
 
 
@@ -336,14 +337,6 @@ def test_a_folder_is_one_sweeps_and_one_data_sets(tmp_path, here, capsys):
     assert len(sweep_rows.read(tmp_path)) == 1
 
 
-def good_text(**changes):
-    row = dict.fromkeys(sweep_rows.COLUMNS) | {
-        "run": "0123456789ab", "label": "a, \"b\"", "status": "ok", "auc": 0.5, "logloss": 0.7, "bytes": 8, "num_params": 2,
-        "seed": 1,
-    } | changes  # fmt: skip
-    return sweep_rows.line(sweep_rows.COLUMNS) + sweep_rows.line(row[name] for name in sweep_rows.COLUMNS)
-
-
 def test_processes_have_ended_before_a_sweep_has_and_an_interrupt_does_not_wait():
     """Else Python's end meets an executor that is closing, and says so in a traceback."""
     waits = []
@@ -353,45 +346,35 @@ def test_processes_have_ended_before_a_sweep_has_and_an_interrupt_does_not_wait(
             waits.append(wait)
             super().shutdown(wait=wait, **options)
 
-    assert sorted(sweep_pool.through(Pool, 2, [1, 2, 3], None, lambda run, data_dir: run)) == [1, 2, 3]
+    assert sorted(pool.through(Pool, 2, [1, 2, 3], lambda job: job, None)) == [1, 2, 3]
     assert waits == [True]
-    late = sweep_pool.through(Pool, 2, [0.0, 0.5], None, lambda run, data_dir: time.sleep(run) or run)
+    late = pool.through(Pool, 2, [0.0, 0.5], lambda job: time.sleep(job) or job, None)
     assert next(late) == 0.0
     late.close()
     assert waits == [True, False]
 
 
-def test_rows_survive_the_way_to_disk_and_back():
-    text = good_text(error='two\nlines, and a "quote"', auc=0.1 + 0.2)
-    (row,) = sweep_rows.parsed(text, Path("x"))
-    assert (row["label"], row["error"], row["auc"]) == ('a, "b"', 'two lines, and a "quote"', 0.1 + 0.2)
-    assert row["cpu_seconds"] is None
-    assert sweep_rows.parsed(text + text.splitlines()[1][:40], Path("x")) == [row]  # torn
-    later = sweep_rows.parsed(text + good_text(auc=0.9).splitlines()[1] + "\n", Path("x"))
-    assert [row["auc"] for row in later] == [0.9]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("a,b\n1,2\n", "is not a sweep's"),
-        (good_text().replace("auc,logloss", "logloss,auc"), "order of its columns"),
-        (good_text() + "1,2,3\n", "line 3: expected"),
-        (good_text(auc="high"), "line 2: auc must be a float, got 'high'"),
-        (good_text(auc=float("nan")), "line 2: auc, logloss"),
-        (good_text(status="fine"), "status among ok"),
-        (good_text(bytes=0), "above 0"),
-        (good_text(run=""), "needs a run"),
-    ],
-)
-def test_foreign_rows_are_refused_and_the_file_is_left_alone(text, message, tmp_path, capsys):
+def test_training_bytes_are_the_most_that_was_held_and_are_found_for_rows_without(tmp_path, here):
+    """Written down with a run; and a run of two batches finds the same, for every way to learn a table."""
+    words = command(tmp_path, "--methods", "full,hash,cce,vq,pq", "--ratios", "3", "--seeds", 1, "--epochs", 3)
+    assert sweep.main([*words, "--weight-decay", "0.1"]) == 0
     path = tmp_path / sweep_rows.NAME
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        sweep_rows.read(tmp_path)
-    assert sweep.main(command(tmp_path, "--methods", "hash", "--budgets", "64")) == 2
-    assert message in capsys.readouterr().err
-    assert path.read_text() == text
+    rows = {row["label"]: row for row in sweep_rows.read(tmp_path)}
+    whole = {label: row["train_bytes"] for label, row in rows.items()}
+    # AdamW's two moments, dense gradients: four times what is stored
+    assert whole["full"] == 4 * rows["full"]["bytes"]
+    assert 3 * rows["hash"]["bytes"] < whole["hash"] <= 4 * rows["hash"]["bytes"]
+    assert whole["vq"] > 10 * rows["vq"]["bytes"]  # it has rows first, and clusters them
+    assert whole["pq"] > whole["full"]  # its teacher
+    before = path.read_text()
+    at = before.splitlines()[0].split(",").index("train_bytes")
+    cut = [line.split(",") for line in before.splitlines()]
+    path.write_text("".join(",".join(fields[:at] + fields[at + 1 :]) + "\n" for fields in cut))
+    assert {row["train_bytes"] for row in sweep_rows.read(tmp_path)} == {None}
+    assert sweep_run.fill_training_bytes(tmp_path) == 5
+    assert {row["label"]: row["train_bytes"] for row in sweep_rows.read(tmp_path)} == whole
+    assert path.read_text() == before
+    assert sweep_run.fill_training_bytes(tmp_path) == 0
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path, capsys):
@@ -401,7 +384,7 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path, capsys):
         err = capsys.readouterr().err
         assert str(out) in err
         assert err.count("\n") == 1
-    with pytest.raises(FileNotFoundError, match="bench sweep --out"):
+    with pytest.raises(FileNotFoundError, match="let a sweep write there"):
         sweep_rows.read(tmp_path / "none")
 
 

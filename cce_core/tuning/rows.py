@@ -1,7 +1,7 @@
-"""The rows of a sweep on disk: `results.csv`, a line a run, appended in one write and synced, so that a kill loses none.
+"""The rows of a sweep on disk: `results.csv`, a line per run, appended in one write and synced, so that a kill loses none.
 
-A run is its command, the arguments of `examples/movielens.py` that are not the default's; `run` is a digest of it. Of two
-rows of one run the later one counts.
+A run is all that its result depends on, in words; `run` is a digest of them. Of two rows of one run the later one counts.
+Files of before, without one of the columns in `LATER`, are read, and rewritten with it when a sweep goes on in them.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from typing import Any
 NAME = "results.csv"
 COLUMNS: dict[str, type] = {
     # the run
-    "run": str, "label": str, "budget": str, "seed": int, "status": str, "error": str,
+    "run": str, "label": str, "budget": str, "seed": int, "share": float, "status": str, "error": str,
     # what it reached, at its best epoch by validation AUC
-    "auc": float, "logloss": float, "best_epoch": int,
-    # what it takes: both tables
-    "num_params": int, "bytes": int, "full_bytes": int, "ratio": float, "bytes_by_kind": str, "training_bytes_by_kind": str,
+    "auc": float, "logloss": float, "best_epoch": int, "score": float,
+    # what it takes: all tables; training at its peak
+    "num_params": int, "bytes": int, "train_bytes": int, "full_bytes": int, "n_tables": int, "ratio": float,
+    "bytes_by_kind": str, "training_bytes_by_kind": str,
     "cluster_seconds": float, "seconds": float, "cpu_seconds": float, "clusterings": int,
     # its configuration, as it took effect
     "dataset": str, "train_rows": int, "valid_rows": int, "best_reachable_auc": float, "method": str, "dim": int,
@@ -31,7 +32,9 @@ COLUMNS: dict[str, type] = {
     "cce_core": str, "code": str, "python": str, "numpy": str, "numba": str, "scipy": str, "processor": str, "threads": int,
     "started": str,
 }  # fmt: skip
+LATER = ("score", "train_bytes", "share", "n_tables")
 STATUSES = ("ok", "does not fit", "failed")
+MEASURES = ("auc", "logloss", "score")
 
 
 def digest(command: Sequence[str]) -> str:
@@ -63,8 +66,8 @@ def parsed(text: str, where: Path) -> list[dict[str, Any]]:
         return []
     lines = csv.reader(io.StringIO(text))
     header = next(lines)
-    if header != list(COLUMNS):
-        odd = sorted(set(header) ^ set(COLUMNS))
+    if header != [name for name in COLUMNS if name in header or name not in LATER]:
+        odd = sorted((set(header) ^ set(COLUMNS)) - set(LATER))
         raise ValueError(
             f"{where} is not a sweep's: its first line must be {','.join(COLUMNS)[:40]}…"
             + (f"; the odd columns are {', '.join(odd[:5])}" if odd else "; the order of its columns differs")
@@ -72,10 +75,11 @@ def parsed(text: str, where: Path) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for number, fields in enumerate(lines, 2):
         place = f"{where}, line {number}"
-        if len(fields) != len(COLUMNS):
-            raise ValueError(f"{place}: expected {len(COLUMNS)} fields, got {len(fields)}; delete the line")
-        row: dict[str, Any] = {}
-        for (name, kind), field in zip(COLUMNS.items(), fields, strict=True):
+        if len(fields) != len(header):
+            raise ValueError(f"{place}: expected {len(header)} fields, got {len(fields)}; delete the line")
+        row: dict[str, Any] = dict.fromkeys(COLUMNS)
+        for name, field in zip(header, fields, strict=True):
+            kind = COLUMNS[name]
             try:
                 row[name] = kind(field) if field else None
             except ValueError:
@@ -84,14 +88,22 @@ def parsed(text: str, where: Path) -> list[dict[str, Any]]:
             raise ValueError(
                 f"{place}: it needs a run, a label and a status among {', '.join(STATUSES)}; delete the line"
             )
-        if row["status"] == "ok" and not all(
-            row[name] is not None and row[name] > 0 and row[name] < float("inf")
-            for name in ("auc", "logloss", "bytes", "num_params")
-        ):
-            raise ValueError(f"{place}: auc, logloss, bytes and num_params must be above 0 and finite; delete the line")
+        if row["status"] == "ok" and (wrong := out_of_range(row)):
+            raise ValueError(f"{place}: {wrong}; delete the line")
         rows.pop(row["run"], None)
         rows[row["run"]] = row
     return list(rows.values())
+
+
+def out_of_range(row: dict[str, Any]) -> str:
+    """What is wrong with the figures of a finished run, in words; empty if nothing is."""
+    if not all(row.get(name) is not None and 0 < row[name] < float("inf") for name in ("bytes", "num_params")):
+        return "bytes and num_params must be above 0 and finite"
+    measured = {name: row[name] for name in MEASURES if row.get(name) is not None}
+    least = {"auc": 0.0, "logloss": 0.0, "score": float("-inf")}
+    if not measured or not all(least[name] < value < float("inf") for name, value in measured.items()):
+        return "auc and logloss must be above 0, score a number, all finite, and one of them must be there"
+    return ""
 
 
 def read(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -100,10 +112,28 @@ def read(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     try:
         text = path.read_text()
     except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"{path} does not exist: run python -m bench sweep --out {folder} first") from None
+        raise FileNotFoundError(f"{path} does not exist: let a sweep write there first (--out {folder})") from None
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not a sweep's: it is not text") from None
     return parsed(text, path)
+
+
+class Memory:
+    """Rows that no file keeps, with a `Writer`'s face."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Keep a row, and return it with all columns."""
+        self.rows.append(dict.fromkeys(COLUMNS) | row)
+        return self.rows[-1]
+
+    def __enter__(self) -> Memory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is to be closed."""
 
 
 class Writer:
@@ -122,10 +152,13 @@ class Writer:
         try:
             self._lock()
             self.rows = read(folder)
-            whole = self.path.read_bytes().rfind(b"\n") + 1
+            text = self.path.read_bytes()
+            whole = text.rfind(b"\n") + 1
             os.ftruncate(self.file, whole)  # a line that a power cut tore
             if not whole:
                 self._append(line(COLUMNS))
+            elif text[:whole].split(b"\n", 1)[0].decode() != ",".join(COLUMNS):
+                self.rewrite()
         except BaseException:
             os.close(self.file)
             raise
@@ -140,16 +173,32 @@ class Writer:
         except BlockingIOError:
             raise BlockingIOError(f"another sweep is writing {self.path}: wait for it, or give another --out") from None
 
+    def rewrite(self) -> None:
+        """All rows with today's columns, in a file that takes the old one's place at once."""
+        fresh = self.path.with_name(f".{NAME}.{os.getpid()}")
+        try:
+            fresh.write_text("".join([line(COLUMNS), *(line(row[name] for name in COLUMNS) for row in self.rows)]))
+            new = os.open(fresh, os.O_RDWR | os.O_APPEND)
+            os.fsync(new)
+            os.replace(fresh, self.path)
+        except BaseException:
+            fresh.unlink(missing_ok=True)
+            raise
+        old, self.file = self.file, new
+        self._lock()
+        os.close(old)
+
     def _append(self, text: str) -> None:
         data = text.encode()
         while data:
             data = data[os.write(self.file, data) :]
         os.fsync(self.file)
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Append a row; when this returns it is on the disk."""
+    def add(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Append a row, and return it with all columns; when this returns it is on the disk."""
         self._append(line(row.get(name) for name in COLUMNS))
-        self.rows.append(row)
+        self.rows.append(dict.fromkeys(COLUMNS) | row)
+        return self.rows[-1]
 
     def __enter__(self) -> Writer:
         return self
