@@ -102,7 +102,7 @@ def plan(sample: Any, dim: int, *, num_bytes: Sequence[int] | None = None, **set
             1.95 KiB          192   93.8 %   94.8 %
             9.77 KiB        1,132   95.3 %  100.0 %
     """
-    columns = [_check.as_ids(part).reshape(-1) for part in _columns(sample)]
+    columns = [_check.as_ids(part, "sample").reshape(-1) for part in _columns(sample)]
     firsts, laters, n_met = [], [], sum(map(len, columns))
     if n_met < 2:
         raise ValueError(f"a sample needs ids, the more the better: got {n_met}")
@@ -137,6 +137,6 @@ def _columns(sample: Any) -> list[Any]:
     """The ids of each table."""
     if isinstance(sample, np.ndarray) and sample.ndim == 2:
         return list(sample.T)
-    if isinstance(sample, (list, tuple)) and sample and np.ndim(sample[0]) == 1:
+    if isinstance(sample, (list, tuple)) and sample and _check.array("sample[0]", sample[0]).ndim == 1:
         return list(sample)
     return [sample]

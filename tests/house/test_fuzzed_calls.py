@@ -28,6 +28,10 @@ def fitted():
     return cce.KMeans(3, n_iter=2).fit(X)
 
 
+def liked():
+    return datasets.Pairs("mine", *[np.arange(20)] * 4)
+
+
 def rows():
     return datasets.Interactions(np.arange(4), np.arange(4), np.ones(4, np.float32))
 
@@ -108,6 +112,8 @@ def calls(folder):
             rounding="stochastic",
             seed=1,
         ),
+        "make_collection": lambda: call(cce.make_collection, method="tiered", tables=2, dim=8, num_bytes=9999, seed=1),
+        "plan": lambda: call(cce.plan, sample=np.arange(99), dim=8, num_bytes=[9999]),
         "make_table bytes": lambda: call(cce.make_table, method="hash", vocab=None, dim=8, num_bytes=999, signed=True),
         "make_table bloom": lambda: call(cce.make_table, method="bloom", vocab=40, dim=8, num_params=99, n_hashes=2),
         "make_table hemb": lambda: call(
@@ -282,6 +288,7 @@ def calls(folder):
         "split_with_negatives": lambda: call(
             datasets.split_with_negatives, pairs=datasets.read_interactions(pairs(folder)), seed=1
         ),
+        "split_pairs": lambda: call(datasets.split_pairs, pairs=liked(), seed=1),
         "synthetic_like": lambda: call(datasets.synthetic_like, name="ml-latest-small", seed=1),
     }
     options = {"SGD": {"momentum": 0.5, "weight_decay": 0.1}, "Adagrad": {"eps": 1e-08, "rowwise": True}}
@@ -322,6 +329,7 @@ NOT_CALLED = {
     "datasets",
 }
 WORDS = {
+    "num_bytes": ("bytes are too few",),
     "grads": ("gradient", "the table has no parameter"),
     "values": ("string", "spec", "pointers"),
     "name": ("data set",),
