@@ -57,6 +57,7 @@ def file(tmp_path):
 PLAIN = [table for table in TABLES if table.spec.codec == "float32" and not table.spec.rank]
 
 
+@pytest.mark.once  # time and memory of reading, in which no loop runs
 @pytest.mark.parametrize("table", PLAIN, ids=lambda table: table.spec.method)
 def test_no_number_of_a_spec_takes_time_or_memory(table, file):
     """Every field, option and size of every method in turn says each odd thing; a loop to 2^40 would never end."""

@@ -50,9 +50,7 @@ def call(emb, bags, weighted, dtype):
     return memory, projection, per_sample_weights, of, rest, random(rows, DIM), random(rows, layout.dim)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("bags", ["ids", "bags"])
-@pytest.mark.parametrize("method", ["full", "cce"])
+@pytest.mark.parametrize(("method", "bags", "weighted"), pairwise(["full", "cce"], ["ids", "bags"], [False, True]))
 def test_torchs_own_checks(method, bags, weighted):
     memory, projection, per_sample_weights, of, rest, grads, inner = call(table(method), bags, weighted, torch.float32)
     torch.library.opcheck(torch.ops.cce.vectors.default, (memory, projection, *of, per_sample_weights, *rest, False))
