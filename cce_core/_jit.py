@@ -94,7 +94,7 @@ class _CodeCache(NullCache):
     """What Numba's dispatcher asks for compiled code of one function, and gives it to. No fault of the disk's is raised.
 
     Args:
-        function: the plain function; its source file is part of every key.
+        function: the plain function; its source file, by its place in the package, is part of every key: environments share code.
         folder: an absolute path; made when it is first written to.
 
     Raises:
@@ -103,12 +103,13 @@ class _CodeCache(NullCache):
 
     def __init__(self, function: Callable[..., Any], folder: Path) -> None:
         code = function.__code__
-        source = os.path.abspath(code.co_filename)
+        source = Path(os.path.abspath(code.co_filename))
+        place = source.relative_to(PACKAGE) if source.is_relative_to(PACKAGE) else source
         self.function, self.folder = function, folder
-        self.name = re.sub(r"[^\w.]", "", f"{Path(source).stem}.{function.__qualname__}")[:80]
+        self.name = re.sub(r"[^\w.]", "", f"{source.stem}.{function.__qualname__}")[:80]
         self.about = (
-            numba.__version__, sys.implementation.cache_tag, source, hashlib.sha256(Path(source).read_bytes()).digest(),
-            function.__qualname__, code.co_firstlineno, code.co_code,
+            numba.__version__, np.__version__, sys.implementation.cache_tag, place.as_posix(),
+            hashlib.sha256(source.read_bytes()).digest(), function.__qualname__, code.co_firstlineno, code.co_code,
         )  # fmt: skip
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -26,7 +27,47 @@ settings.register_profile(
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# What shows nothing more uncompiled, or with every index checked, than as it is: it runs no compiled loop, or only such as other
+# tests hold to the same bits in every environment; or it starts programs of its own. `once` marks it, and doctests.
+ONCE = (
+    "bench",
+    "campaigns/test_copies.py",
+    "campaigns/test_forks.py",
+    "campaigns/test_kills.py",
+    "campaigns/test_loads.py",
+    "campaigns/test_soak.py",
+    "campaigns/test_steps.py",
+    "campaigns/test_threads.py",
+    "campaigns/test_torn.py",
+    "clustering/test_sklearn.py",
+    "datasets/test_fetch.py",
+    "docs/test_pages.py",
+    "examples",
+    "hashing/test_statistics.py",
+    "house/test_cache.py",
+    "house/test_campaigns.py",
+    "house/test_fork.py",
+    "house/test_guard.py",
+    "house/test_house.py",
+    "house/test_names.py",
+    "house/test_threads.py",
+    "storage/test_files.py",
+    "tables/test_concurrency.py",
+    "theory",
+    "training/test_training_bytes.py",
+)
+
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what is to run once."""
+    places = [Path(__file__).parent / name for name in ONCE]
+    if lacking := [str(place) for place in places if not place.exists()]:
+        raise pytest.UsageError(f"ONCE of tests/conftest.py names what is not there: {', '.join(lacking)}")
+    for item in items:
+        if isinstance(item, pytest.DoctestItem) or any(item.path.is_relative_to(place) for place in places):
+            item.add_marker("once")
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -14,6 +16,22 @@ INTEGER_TYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32",
 def served(table):
     """The table, or, where it has phases, a fresh one in that which its budget is for."""
     return cce.Table(table.method.served(table.spec)) if table.phase == "rows" else table
+
+
+def pairwise(*axes):
+    """Combinations of one value of each axis, in which every two values of two axes meet: far fewer than all combinations.
+
+    Each combination is the one that brings most pairs which have not met yet, the first of equals.
+    """
+    sizes = [range(len(axis)) for axis in axes]
+    pairs = list(itertools.combinations(range(len(axes)), 2))
+    left = {(a, x, b, y) for a, b in pairs for x in sizes[a] for y in sizes[b]}
+    every, out = list(itertools.product(*sizes)), []
+    while left:
+        best = max(every, key=lambda c: sum((a, c[a], b, c[b]) in left for a, b in pairs))
+        left -= {(a, best[a], b, best[b]) for a, b in pairs}
+        out.append(tuple(axis[k] for axis, k in zip(axes, best)))
+    return out
 
 
 seeds = st.one_of(st.integers(0, 2**64 - 1), st.sampled_from([0, 1, 2**32, 2**63, 2**64 - 1]))

@@ -19,7 +19,7 @@ from cce_core._jit import jit
 from cce_core._threads import get_num_threads, parallel_for
 from cce_core.sketching.addressing import addresses_range, signs_range
 from cce_core.sketching.batch import JaggedBatch
-from cce_core.sketching.descriptors import COUNT, MEMORY_OFFSET, SIZE, UNIT, Sketch
+from cce_core.sketching.descriptors import COUNT, MEMORY_OFFSET, SIZE, UNIT, Sketch, addresses_or_empty
 from cce_core.sketching.gather import dot_of
 from cce_core.sketching.gradient import SparseGradient
 from cce_core.sketching.group import TableGroup
@@ -77,7 +77,7 @@ def scatter_sparse(
     layout, place = group.sketch.layout, group.call_args(batch)[0]
     touched, slots = _to_number(layout, len(batch.ids))
     spread = len(slots) < layout.n_units
-    args = group.parts[0], group.columns, batch.ids, place, kept, slots, touched, spread
+    args = group.parts[0], group.columns, batch.ids, place, addresses_or_empty(kept), slots, touched, spread
     index = touched[: compact_rows(0, layout.size, *args)].copy()
     values = np.zeros((len(index), layout.unit), np.float32)
     _scatter_into(group, batch, vectors, weights, kept, slots, index, values.reshape(-1))
@@ -128,8 +128,8 @@ def scatter_apart(
     offsets = None if batch.offsets is None else batch.offsets.reshape(-1)
     parallel_for(
         _scatter_parts, n_parts, max(1, n_parts * _IDS_A_THREAD // max(1, len(batch.ids))), firsts, group.parts, group.columns,
-        batch.ids, places, offsets, batch.weights, kept, vectors.shape[1], vectors.reshape(-1), units, values.reshape(-1),
-        counts,
+        batch.ids, places, offsets, batch.weights, addresses_or_empty(kept), vectors.shape[1], vectors.reshape(-1), units,
+        values.reshape(-1), counts,
     )  # fmt: skip
     held = np.concatenate([np.arange(first, first + n) for first, n in zip(firsts, counts)])
     return SparseGradient(units[held], values[held], layout.size)
@@ -169,7 +169,7 @@ def _scatter_into(
     spread = slots is not None and len(slots) < layout.n_units
     parallel_for(
         scatter_range, size, min_chunk, group.parts, group.columns, batch.ids, group.call_args(batch), offsets, batch.weights,
-        weights, kept, slots, touched, spread, layout.dim, vectors.reshape(-1), out, align=unit,
+        weights, addresses_or_empty(kept), slots, touched, spread, layout.dim, vectors.reshape(-1), out, align=unit,
     )  # fmt: skip
 
 
@@ -179,7 +179,7 @@ def dot(group: TableGroup, ids: Ids, vectors: Floats, kept: Addresses | None = N
     out = np.empty((ids.shape[0], len(layout.columns)), np.float32)
     parallel_for(
         dot_of(memory.codec), ids.shape[0], _IDS_A_THREAD, ids, layout.array, keys, pointers, memory.codes,
-        memory.scales, kept, layout.terms, layout.width, vectors.reshape(-1), out,
+        memory.scales, addresses_or_empty(kept), layout.terms, layout.width, vectors.reshape(-1), out,
     )  # fmt: skip
     return out
 

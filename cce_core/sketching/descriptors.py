@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cce_core._arrays import Addresses
 from cce_core.sketching.layout import Layout
 
 # Of a part's row.
@@ -36,6 +37,14 @@ class Sketch(NamedTuple):
     def part(self, layout: Layout) -> Sketch:
         """The same keys and pointers through another layout."""
         return self._replace(layout=layout)
+
+
+_NO_ADDRESSES = np.empty(0, np.uint64)
+
+
+def addresses_or_empty(kept: Addresses | None) -> Addresses:
+    """The addresses that a lookup has left, as the compiled loops take them: where there are none, an empty array."""
+    return _NO_ADDRESSES if kept is None else kept
 
 
 def address_of(array: NDArray[Any]) -> int:

@@ -41,7 +41,8 @@ _APART = TILE + 8
 
 
 # The loops below index flat arrays with unsigned numbers: Numba then leaves out its test for negative indices. `kept` holds
-# the addresses of a forward pass for its backward pass; a lookup fills it, the others read it; None finds them anew.
+# the addresses of a forward pass for its backward pass; a lookup fills it, the others read it; an empty one finds them anew
+# (an array always, for each type of an argument is compiled by itself, for seconds).
 
 
 def _make_gather(number: int) -> Callable[..., int]:
@@ -103,7 +104,7 @@ def _make_gather(number: int) -> Callable[..., int]:
                 for j in range(own.shape[0]):
                     at = ats[j * _APART : (j + 1) * _APART]
                     find(0, high - low, words, own[j], keys, pointers, fields, at)
-                    if kept is not None:
+                    if kept.shape[0]:
                         first = place[KEPT] + j * place[COUNT] + low
                         kept[first : first + high - low] = at[: high - low]
                     if together == 1:
@@ -183,11 +184,11 @@ def _make_dot(number: int) -> Callable[..., None]:
         scratch, fields = np.empty(TILE, np.uint64), np.empty(TILE, np.uint64)
         for low in range(start, stop, TILE):
             high = min(low + TILE, stop)
-            if kept is None:
+            if kept.shape[0] == 0:
                 unpack(low, high, ids, columns, pointers, fields)
             for j in range(columns.shape[0]):
                 at = scratch
-                if kept is None:
+                if kept.shape[0] == 0:
                     find(low, high, ids, columns[j], keys, pointers, fields, at)
                 else:
                     at = kept[j * ids.shape[0] + low : j * ids.shape[0] + high]

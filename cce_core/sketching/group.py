@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 from cce_core._arrays import CallArgs, Floats
 from cce_core._threads import parallel_for
 from cce_core.sketching.batch import JaggedBatch
-from cce_core.sketching.descriptors import COUNT, FIRST, N_CALL_ARGS, N_FIELDS, Memory, Sketch, address_of
+from cce_core.sketching.descriptors import (
+    COUNT,
+    FIRST,
+    N_CALL_ARGS,
+    N_FIELDS,
+    Memory,
+    Sketch,
+    address_of,
+    addresses_or_empty,
+)
 from cce_core.sketching.gather import gather_of
 from cce_core.sketching.layout import Layout
 from cce_core.sketching.projection import PRODUCTS_A_THREAD, projection_row, widen_rows
@@ -145,7 +154,7 @@ class TableGroup:
             inner = into = np.empty((batch.rows, self.within), np.float32)
         assert into is not None
         args = (
-            self.parts, self.columns, batch.ids, call_args, batch.rows, offsets, batch.weights, weights, kept,
+            self.parts, self.columns, batch.ids, call_args, batch.rows, offsets, batch.weights, weights, addresses_or_empty(kept),
             into.shape[1], into.reshape(-1),
         )  # fmt: skip
         small = work < 2 * _IDS_A_THREAD  # of one id's lookup a further call would be a tenth

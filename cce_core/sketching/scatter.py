@@ -80,7 +80,7 @@ def scatter_range(
             stop = min(start + TILE, place[COUNT])
             bag = rows_of(start, stop, offsets, place[OFFSET], bag, part[OUT_OFFSET], stride, rows)
             stage(start, stop, ids, place, part, words)
-            if kept is None:
+            if kept.shape[0] == 0:
                 unpack(0, stop - start, words, own, pointers, fields)
             count, plain = np.uint64(stop - start), weights is None and per_sample_weights is None
             for j in range(own.shape[0]):
@@ -89,7 +89,7 @@ def scatter_range(
                 if past <= mine or first >= over:
                     continue  # all of the column is for other threads
                 at = scratch if j % 2 == 0 else other
-                if kept is None:
+                if kept.shape[0] == 0:
                     find(0, stop - start, words, own[j], keys, pointers, fields, at)
                 else:
                     begin = place[KEPT] + j * place[COUNT]
@@ -187,7 +187,7 @@ def compact_rows(
     for start in range(0, place[COUNT], TILE):
         stop = min(start + TILE, place[COUNT])
         stage(start, stop, ids, place, part, words)
-        if kept is None:
+        if kept.shape[0] == 0:
             unpack(0, stop - start, words, own, pointers, fields)
         for j in range(own.shape[0]):
             region = np.uint64(own[j, REGION])
@@ -195,7 +195,7 @@ def compact_rows(
             if past <= mine or np.uint64(own[j, BASE]) >= over:
                 continue
             at = scratch
-            if kept is None:
+            if kept.shape[0] == 0:
                 find(0, stop - start, words, own[j], keys, pointers, fields, at)
             else:
                 begin = place[KEPT] + j * place[COUNT]

@@ -107,6 +107,23 @@ def test_an_edit_of_a_helper_in_another_file_is_seen(copy, tmp_path):
     assert other_folder != folder
 
 
+def test_environments_with_the_same_sources_share_their_code(copy, tmp_path):
+    first, folder = copy(tmp_path / "cache")
+    files = {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*.nbc")}
+    assert files
+    (tmp_path / "elsewhere").mkdir()
+    shutil.move(tmp_path / "cce_core", tmp_path / "elsewhere" / "cce_core")
+    again = start_python(
+        CALL,
+        tmp_path / "elsewhere",
+        NUMBA_CACHE_DIR=str(tmp_path / "cache"),
+        NUMBA_DISABLE_JIT=None,
+        NUMBA_BOUNDSCHECK=None,
+    )
+    assert ended(again)[0].split() == [str(first), folder]
+    assert {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*.nbc")} == files
+
+
 def test_without_the_digest_the_edit_would_be_missed(copy, tmp_path):
     """The trap is real: with one folder for all sources, the caller keeps its old helper."""
     jit = tmp_path / "cce_core" / "_jit.py"

@@ -266,10 +266,9 @@ def test_a_million_ids_cost_four_bytes_of_pointers_each():
     assert table.ledger().stored["pointers"] == 4 * table.spec.vocab
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("dim", [4, 32, 64])
-@pytest.mark.parametrize("rank", [0, 4])
-@pytest.mark.parametrize("rows", [40, 400])
+@pytest.mark.parametrize(
+    ("method", "dim", "rank", "rows"), strategies.pairwise(METHODS, [4, 32, 64], [0, 4], [40, 400])
+)
 def test_first_vectors_have_the_same_norm_at_every_size(method, dim, rank, rows):
     norms = []
     for seed in range(10):
@@ -301,14 +300,14 @@ def test_addresses_are_frozen():
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("wrong", [-1, 10, 2**40, 2**63 - 1, -(2**63)])
-def test_an_id_outside_is_named_with_its_position(method, wrong):
+def test_an_id_outside_is_named_with_its_position(method):
     table = cce.make_table(method, 10, 8, **({"num_params": 400} if method in BUDGETED else {}))
     ids = np.zeros((3, 4), np.int64)
-    ids[1, 2] = wrong
-    for call in (table.lookup, lambda x: table.backward(x, np.zeros((3, 4, 8)))):
-        with pytest.raises(IndexError, match=rf"id {wrong} at position \(1, 2\).*0 to 9"):
-            call(ids)
+    for wrong in (-1, 10, 2**40, 2**63 - 1, -(2**63)):
+        ids[1, 2] = wrong
+        for call in (table.lookup, lambda x: table.backward(x, np.zeros((3, 4, 8)))):
+            with pytest.raises(IndexError, match=rf"id {wrong} at position \(1, 2\).*0 to 9"):
+                call(ids)
 
 
 @pytest.mark.parametrize("method", HASHED)

@@ -118,15 +118,7 @@ def test_a_budget_is_kept_and_used(kind, vocab, dim, cores, budget):
         assert table.block_sizes()[name] == array.shape[1]
 
 
-@pytest.mark.parametrize("dim", range(1, 61))
-@pytest.mark.parametrize("cores", [2, 3, 4])
-def test_every_small_dim_is_factorised(dim, cores):
-    assert list(tt_method._factors(dim, cores)) == naive.factors(dim, cores)
-
-
-@pytest.mark.parametrize("dim", [1, 7, 32, 64])
-@pytest.mark.parametrize("cores", [2, 3, 4])
-@pytest.mark.parametrize("size", [1, 4, 40])
+@pytest.mark.parametrize(("dim", "cores", "size"), strategies.pairwise([1, 7, 32, 64], [2, 3, 4], [1, 4, 40]))
 def test_first_vectors_have_the_same_norm_at_every_size(dim, cores, size):
     vocab = 500 if COMPILED else 100
     least = sum(v * d for v, d in zip(naive.radix(vocab, cores), naive.factors(dim, cores), strict=True))

@@ -138,28 +138,27 @@ def test_an_exported_program_is_a_file(tmp_path):
 
 
 @EVERY
-@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
-def test_autocast_leaves_an_embedding_as_it_is(case, kind):
+def test_autocast_leaves_an_embedding_as_it_is(case):
     emb = Embedding(VOCAB, DIM, method=case[0], seed=1, **case[1])
-    with torch.autocast("cpu", kind):
-        vectors = emb(IDS)
-    assert vectors.dtype == torch.float32
-    assert torch.equal(vectors, emb(IDS))
+    for kind in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", kind):
+            vectors = emb(IDS)
+        assert vectors.dtype == torch.float32
+        assert torch.equal(vectors, emb(IDS))
 
 
 @EVERY
-@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
-def test_other_float_types(case, kind):
+def test_other_float_types(case):
     """A moved module goes the plain way, with the same addresses."""
     emb = Embedding(VOCAB, DIM, method=case[0], seed=1, **case[1])
     expected = emb(IDS)
-    moved = copy.deepcopy(emb).to(kind)
-    vectors = moved(IDS)
-    assert vectors.dtype == kind
-    near = 0.1 if kind == torch.bfloat16 else 1e-5
-    torch.testing.assert_close(vectors.float(), expected, rtol=near, atol=near)
-    vectors.sum().backward()
-    assert all(p.grad.dtype == kind for p in moved.parameters())
+    for kind, near in ((torch.bfloat16, 0.1), (torch.float64, 1e-5)):
+        moved = copy.deepcopy(emb).to(kind)
+        vectors = moved(IDS)
+        assert vectors.dtype == kind
+        torch.testing.assert_close(vectors.float(), expected, rtol=near, atol=near)
+        vectors.sum().backward()
+        assert all(p.grad.dtype == kind for p in moved.parameters())
 
 
 @EVERY

@@ -6,6 +6,7 @@ import copy
 
 import numpy as np
 import pytest
+from strategies import pairwise
 from torch_tables import CASES, DIM, NAMES, VOCAB
 
 import cce_core as cce
@@ -76,9 +77,7 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize("pair", PAIRS)
-@pytest.mark.parametrize("sparse", [False, True])
-@pytest.mark.parametrize("method", ["full", "cce", "dhe", "tt"])
+@pytest.mark.parametrize(("pair", "sparse", "method"), pairwise([*PAIRS], [False, True], ["full", "cce", "dhe", "tt"]))
 def test_fused_steps_are_torchs(pair, sparse, method):
     options = {} if method == "full" else {"num_params": 600}
     ours, theirs = PAIRS[pair]
@@ -161,9 +160,7 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("method", LEARNING)
-@pytest.mark.parametrize("kind", OPTIMIZERS)
-@pytest.mark.parametrize("how", ["remap", "reset"])
+@pytest.mark.parametrize(("method", "kind", "how"), pairwise(LEARNING, [*OPTIMIZERS], ["remap", "reset"]))
 def test_moments_over_a_clustering(method, kind, how):
     options = {"rank": 4, "num_params": 300} if method == "cce" else {"num_params": 300}
     emb = Embedding(VOCAB, DIM, method=method, seed=1, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from strategies import pairwise
 from torch_tables import CASES, DIM, NAMES, VOCAB
 
 torch = pytest.importorskip("torch")
@@ -49,9 +50,7 @@ def call(emb, bags, weighted, dtype):
     return memory, projection, per_sample_weights, of, rest, random(rows, DIM), random(rows, layout.dim)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("bags", ["ids", "bags"])
-@pytest.mark.parametrize("method", ["full", "cce"])
+@pytest.mark.parametrize(("method", "bags", "weighted"), pairwise(["full", "cce"], ["ids", "bags"], [False, True]))
 def test_torchs_own_checks(method, bags, weighted):
     memory, projection, per_sample_weights, of, rest, grads, inner = call(table(method), bags, weighted, torch.float32)
     torch.library.opcheck(torch.ops.cce.vectors.default, (memory, projection, *of, per_sample_weights, *rest, False))
@@ -63,15 +62,13 @@ def test_torchs_own_checks(method, bags, weighted):
 
 
 # In float32 the core's loops run. Every operator is linear in each argument, so that large steps are exact ones.
-KINDS = [(torch.float64, {}), (torch.float32, {"eps": 0.5, "atol": 1e-2, "rtol": 1e-2})]
+KINDS = {"plain": (torch.float64, {}), "core": (torch.float32, {"eps": 0.5, "atol": 1e-2, "rtol": 1e-2})}
 
 
-@pytest.mark.parametrize(("dtype", "settings"), KINDS, ids=["plain", "core"])
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("bags", BAGS)
-@pytest.mark.parametrize("method", TABLES)
+@pytest.mark.parametrize(("method", "bags", "weighted", "kind"), pairwise([*TABLES], [*BAGS], [False, True], [*KINDS]))
 @pytest.mark.filterwarnings("ignore:Input #:UserWarning")
-def test_gradients_of_both_orders(method, bags, weighted, dtype, settings):
+def test_gradients_of_both_orders(method, bags, weighted, kind):
+    dtype, settings = KINDS[kind]
     memory, projection, per_sample_weights, of, rest, grads, inner = call(table(method), bags, weighted, dtype)
     given = [t for t in (projection, per_sample_weights) if t is not None]
 
@@ -100,12 +97,10 @@ def test_gradients_of_both_orders(method, bags, weighted, dtype, settings):
         assert gradgradcheck(function, arguments, fast_mode=True, **settings)
 
 
-@pytest.mark.parametrize("sparse", [False, True])
-@pytest.mark.parametrize("ended", [False, True])
-@pytest.mark.parametrize("case", CASES, ids=NAMES)
-def test_bags_of_every_table_in_both_types(case, ended, sparse):
+@pytest.mark.parametrize(("name", "ended", "sparse"), pairwise(NAMES, [False, True], [False, True]))
+def test_bags_of_every_table_in_both_types(name, ended, sparse):
     """Sums, and gradients of parameters and weights, are those of float64, which takes torch's own operations."""
-    method, options = case
+    method, options = CASES[NAMES.index(name)]
     offsets = BAGS["bags"] if ended else BAGS["bags"][:-1]
     make = {"mode": "sum", "padding_idx": 3, "include_last_offset": ended, "sparse": sparse, "seed": 1, **options}
     narrow, wide = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import pickle
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from reference import bags
 from reference import codec as codecs
 from reference import vq as twin
+from strategies import pairwise
 
 import cce_core as cce
 
@@ -80,10 +82,10 @@ def assert_gradients(emb, expected):
 # --- vectors and gradients --------------------------------------------------------------------------------------------
 
 
-@EVERY
-@PHASES
-@pytest.mark.parametrize("sparse", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("name", "phase", "sparse", "dtype"),
+    pairwise([*OPTIONS], ["rows", "codes"], [False, True], [torch.float32, torch.float64]),
+)
 def test_vectors_and_gradients_are_their_definitions(name, phase, sparse, dtype):
     emb = made(name, phase=phase, sparse=sparse, dtype=dtype)
     ids = torch.cat([IDS, torch.tensor([3, 3, 60, 0])]).reshape(5, 13)
@@ -96,10 +98,10 @@ def test_vectors_and_gradients_are_their_definitions(name, phase, sparse, dtype)
     assert_gradients(emb, twin.gradients(*memory, flat, grads.numpy().reshape(-1, DIM)))
 
 
-@pytest.mark.parametrize("name", ["vq", "two stages", "as wide as the vector"])
-@PHASES
-@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
-@pytest.mark.parametrize("padding", [None, 5])
+@pytest.mark.parametrize(
+    ("name", "phase", "mode", "padding"),
+    pairwise(["vq", "two stages", "as wide as the vector"], ["rows", "codes"], ["sum", "mean", "max"], [None, 5]),
+)
 def test_bags_are_their_definitions(name, phase, mode, padding):
     bag = made(name, EmbeddingBag, phase, mode=mode, padding_idx=padding)
     ids, ends = torch.tensor([4, 5, 5, 60, 4, 7, 8, 1]), [0, 3, 3, 6, 8]
@@ -254,11 +256,12 @@ def test_graphs_of_before_and_after(name):
 # --- states, copies and files -----------------------------------------------------------------------------------------
 
 
-@EVERY
-@PHASES
-@pytest.mark.parametrize("of", ["rows", "codes"])
-@pytest.mark.parametrize("assign", [False, True])
-def test_a_state_of_either_phase_is_taken_and_followed(name, phase, of, assign):
+@pytest.mark.parametrize(
+    ("name", "phases", "assign"),
+    pairwise([*OPTIONS], [*itertools.product(["rows", "codes"], repeat=2)], [False, True]),
+)
+def test_a_state_of_either_phase_is_taken_and_followed(name, phases, assign):
+    phase, of = phases
     emb, other = made(name, phase=of), made(name, phase=phase, seed=2)
     places = list(map(id, other.parameters()))
     other(IDS).sum().backward()

@@ -8,6 +8,7 @@ import pickle
 
 import numpy as np
 import pytest
+from strategies import pairwise
 from torch_tables import CASES, DIM, NAMES, VOCAB
 
 torch = pytest.importorskip("torch")
@@ -250,9 +251,7 @@ ELSEWHERE = {
 }
 
 
-@pytest.mark.parametrize("what", WRITES)
-@pytest.mark.parametrize("grad", [False, True])
-@pytest.mark.parametrize("cls", [Embedding, EmbeddingBag])
+@pytest.mark.parametrize(("what", "grad", "cls"), pairwise([*WRITES], [False, True], [Embedding, EmbeddingBag]))
 def test_writing_raises_and_says_what_to_do(what, grad, cls):
     emb = table(cls=cls)
     before = emb.memory.detach().clone()

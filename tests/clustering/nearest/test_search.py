@@ -185,24 +185,23 @@ def _run_within(plain, *args):
 
 
 def holds(x, centroids):
+    """Every way of searching finds the twin's labels and distances."""
     labels, costs = twin.assign(x, centroids)
     for arranged in (False, True):
         tiles = tile(x, arranged)
-        found, apart = np.full_like(tiles.empty(np.int32), -7), np.full_like(tiles.empty(np.float32), np.nan)
-        search(tiles, centroids, found, apart)
-        got = np.empty_like(labels), np.empty_like(costs)
-        tiles.into(found, got[0])
-        tiles.into(apart, got[1])
-        assert same_bits(got[0], labels)
-        assert same_bits(got[1], costs)
-
-
-@pytest.fixture(params=["as it is", "narrowed, scanned", "narrowed, sifted", "all scanned", "all sifted"], autouse=True)
-def ways(request, monkeypatch):
-    if request.param != "as it is":
-        monkeypatch.setattr(searching, "FEW", 0)
-        monkeypatch.setattr(searching, "worth_sifting", lambda d, k, boxed: "sifted" in request.param)
-        monkeypatch.setattr(searching, "worth_narrowing", lambda n, d, k: "narrowed" in request.param)
+        for way in ("as it is", "narrowed, scanned", "narrowed, sifted", "all scanned", "all sifted"):
+            found, apart = np.full_like(tiles.empty(np.int32), -7), np.full_like(tiles.empty(np.float32), np.nan)
+            with pytest.MonkeyPatch.context() as patch:
+                if way != "as it is":
+                    patch.setattr(searching, "FEW", 0)
+                    patch.setattr(searching, "worth_sifting", lambda d, k, boxed, way=way: "sifted" in way)
+                    patch.setattr(searching, "worth_narrowing", lambda n, d, k, way=way: "narrowed" in way)
+                search(tiles, centroids, found, apart)
+            got = np.empty_like(labels), np.empty_like(costs)
+            tiles.into(found, got[0])
+            tiles.into(apart, got[1])
+            assert same_bits(got[0], labels), way
+            assert same_bits(got[1], costs), way
 
 
 @given(problems(n_points=80, n_centroids=30))
