@@ -31,6 +31,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # tests hold to the same bits in every environment; or it starts programs of its own. `once` marks it, and doctests.
 ONCE = (
     "bench",
+    "commands",
     "campaigns/test_copies.py",
     "campaigns/test_forks.py",
     "campaigns/test_kills.py",
@@ -55,6 +56,7 @@ ONCE = (
     "tables/test_concurrency.py",
     "theory",
     "training/test_training_bytes.py",
+    "tuning",
 )
 
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))

@@ -266,6 +266,7 @@ def test_a_million_ids_cost_four_bytes_of_pointers_each():
     assert table.ledger().stored["pointers"] == 4 * table.spec.vocab
 
 
+@pytest.mark.once  # statistics of values that the twin gives in every environment
 @pytest.mark.parametrize(
     ("method", "dim", "rank", "rows"), strategies.pairwise(METHODS, [4, 32, 64], [0, 4], [40, 400])
 )

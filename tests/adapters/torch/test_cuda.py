@@ -154,8 +154,9 @@ def test_signs_features_and_rounded_memories(kind):
         assert torch.equal(got, eager.rounded(memory, None, None, None, coded._plan.text))
 
 
-@pytest.mark.parametrize("name", ["full", "robe", "cce-rank=4", "sparse"])
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("name", "weighted"), [("full", False), ("robe", True), ("cce-rank=4", True), ("sparse", False)]
+)
 def test_torchs_own_checks_of_operators(name, weighted, gpu):
     """Schema, shapes, tracing; and gradients of both orders, whose sums are linear in each argument: large steps are exact."""
     emb = table(CASES[NAMES.index(name)]).to(DEVICE)

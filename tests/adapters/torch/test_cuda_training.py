@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 from kernel_tables import DEVICE, INTERPRETED, poisoned, torch
+from strategies import pairwise
 from torch_gpu import IDS, both, gpu, near, table
 from torch_tables import CASES, DIM, NAMES, VOCAB
 
@@ -36,10 +37,10 @@ def train(emb, optimizer, n=3):
         optimizer.step()
 
 
-@pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("sparse", [False, True])
-@pytest.mark.parametrize("name", ["full", "hemb", "cce-rank=4"])
-@pytest.mark.parametrize("rule", FUSED)
+@pytest.mark.parametrize(
+    ("rule", "name", "sparse", "fused"),
+    pairwise([*FUSED], ["full", "hemb", "cce-rank=4"], [False, True], [True, False]),
+)
 def test_fused_optimisers(rule, name, sparse, fused, gpu, monkeypatch):
     """Steps and state as on the CPU, by the kernels and by plain torch, and on from a state that was loaded."""
     emb, there = both(CASES[NAMES.index(name)], sparse=sparse)
