@@ -48,6 +48,8 @@ class Collection(Passes):
         (2, 24)
     """
 
+    _kind = "collection"
+
     def __init__(self, tables: Iterable[Table]) -> None:
         self.tables = _check.sequence("tables", tables, "tables, at least one")
         if not self.tables or not all(isinstance(table, Table) for table in self.tables):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from operator import attrgetter, methodcaller
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,7 @@ class Passes:
         guards: of the tables, in the order in which doors are shut.
     """
 
+    _kind: ClassVar[str] = "table"  # what messages call it
     tables: Sequence[Any]
     groups: Sequence[TableGroup]
     guards: Sequence[Guard]
@@ -142,8 +143,7 @@ class Passes:
             ValueError: it is another's pass, or a table was clustered since.
         """
         if seen.owner is not self:
-            kind = type(self).__name__.lower()
-            raise ValueError(f"this forward pass is another {kind}'s: hand it to the {kind} that made it")
+            raise ValueError(f"this forward pass is another {self._kind}'s: hand it to the {self._kind} that made it")
         if seen.clocks == list(map(CLOCK, self.guards)):
             return True
         if seen.generations != list(map(_item, self._ages)):
