@@ -68,12 +68,12 @@ class PointersLearner(Learner):
         met = weights is None and counts.any()
         self.weights = Counts(counts, roots=True) if met else weights
         self.metric, self.projection = self._metric()
-        ranked = Ranked(np.ones(self.vocab, np.float32) if self.weights is None else self.weights)
+        ranked = None if self.weights is None else Ranked(self.weights)
         self.spec = self._best(method, ranked, Counts(counts) if met else weights)
         self.layout = method.layout(self.spec)
         self.n_clusters, self.n_stages = method.split(self.spec)[0], self.layout.terms
         self.pointed, self.all_weights = None, self.weights
-        if self.layout.marks:
+        if self.layout.marks and ranked is not None:
             self.pointed = ranked.first(self.layout.pointed)
             self.weights = Some(self.all_weights, self.pointed)
         self.plan = self._plan(points_per_centroid, batch_size, max_bytes)
@@ -99,10 +99,10 @@ class PointersLearner(Learner):
         metric[:, : len(r)] = r.T
         return metric, np.ascontiguousarray(projection)
 
-    def _best(self, method: VectorQuantization, ranked: Ranked, weights: Any) -> TableSpec:
-        """The spec of the next phase: that which spends the bytes best on these vectors."""
+    def _best(self, method: VectorQuantization, ranked: Ranked | None, weights: Any) -> TableSpec:
+        """The spec of the next phase: that which spends the bytes best on these vectors; where all ids count alike, the first."""
         shapes = {spec: method.split(spec) for spec in method.clustered(self.table.spec)}
-        if weights is None or len(shapes) == 1:
+        if ranked is None or len(shapes) == 1:
             return next(iter(shapes))
         return best(shapes, ranked, weights, lambda ids: self._seen(self._rows(ids)), self.table.generation)
 
