@@ -19,7 +19,7 @@ from cce_core._jit import jit
 from cce_core._threads import get_num_threads, parallel_for
 from cce_core.sketching.addressing import addresses_range, signs_range
 from cce_core.sketching.batch import JaggedBatch
-from cce_core.sketching.descriptors import COUNT, MEMORY_OFFSET, SIZE, UNIT, Sketch, addresses_or_empty
+from cce_core.sketching.descriptors import COUNT, MEMORY_OFFSET, NO_ADDRESSES, SIZE, UNIT, Sketch
 from cce_core.sketching.gather import dot_of
 from cce_core.sketching.gradient import SparseGradient
 from cce_core.sketching.group import TableGroup
@@ -77,7 +77,8 @@ def scatter_sparse(
     layout, place = group.sketch.layout, group.call_args(batch)[0]
     touched, slots = _to_number(layout, len(batch.ids))
     spread = len(slots) < layout.n_units
-    args = group.parts[0], group.columns, batch.ids, place, addresses_or_empty(kept), slots, touched, spread
+    kept = NO_ADDRESSES if kept is None else kept
+    args = group.parts[0], group.columns, batch.ids, place, kept, slots, touched, spread
     index = touched[: compact_rows(0, layout.size, *args)].copy()
     values = np.zeros((len(index), layout.unit), np.float32)
     _scatter_into(group, batch, vectors, weights, kept, slots, index, values.reshape(-1))
@@ -126,9 +127,10 @@ def scatter_apart(
     units, values = np.empty(firsts[-1], np.int64), np.empty((firsts[-1], layout.unit), np.float32)
     counts, n_parts = np.zeros(len(places), np.int64), len(places)
     offsets = None if batch.offsets is None else batch.offsets.reshape(-1)
+    kept = NO_ADDRESSES if kept is None else kept
     parallel_for(
         _scatter_parts, n_parts, max(1, n_parts * _IDS_A_THREAD // max(1, len(batch.ids))), firsts, group.parts, group.columns,
-        batch.ids, places, offsets, batch.weights, addresses_or_empty(kept), vectors.shape[1], vectors.reshape(-1), units,
+        batch.ids, places, offsets, batch.weights, kept, vectors.shape[1], vectors.reshape(-1), units,
         values.reshape(-1), counts,
     )  # fmt: skip
     held = np.concatenate([np.arange(first, first + n) for first, n in zip(firsts, counts)])
@@ -167,9 +169,10 @@ def _scatter_into(
     min_chunk = max(1, size // max(1, shares))
     offsets = None if batch.offsets is None else batch.offsets.reshape(-1)
     spread = slots is not None and len(slots) < layout.n_units
+    kept = NO_ADDRESSES if kept is None else kept
     parallel_for(
         scatter_range, size, min_chunk, group.parts, group.columns, batch.ids, group.call_args(batch), offsets, batch.weights,
-        weights, addresses_or_empty(kept), slots, touched, spread, layout.dim, vectors.reshape(-1), out, align=unit,
+        weights, kept, slots, touched, spread, layout.dim, vectors.reshape(-1), out, align=unit,
     )  # fmt: skip
 
 
@@ -177,9 +180,10 @@ def dot(group: TableGroup, ids: Ids, vectors: Floats, kept: Addresses | None = N
     """The gradient of the weights: float32 (n, columns), each the product of an id's block and its part of the vector."""
     (layout, keys, pointers), memory = group.sketch, group.memory
     out = np.empty((ids.shape[0], len(layout.columns)), np.float32)
+    kept = NO_ADDRESSES if kept is None else kept
     parallel_for(
         dot_of(memory.codec), ids.shape[0], _IDS_A_THREAD, ids, layout.array, keys, pointers, memory.codes,
-        memory.scales, addresses_or_empty(kept), layout.terms, layout.width, vectors.reshape(-1), out,
+        memory.scales, kept, layout.terms, layout.width, vectors.reshape(-1), out,
     )  # fmt: skip
     return out
 

@@ -39,12 +39,8 @@ class Sketch(NamedTuple):
         return self._replace(layout=layout)
 
 
-_NO_ADDRESSES = np.empty(0, np.uint64)
-
-
-def addresses_or_empty(kept: Addresses | None) -> Addresses:
-    """The addresses that a lookup has left, as the compiled loops take them: where there are none, an empty array."""
-    return _NO_ADDRESSES if kept is None else kept
+# The addresses that a lookup has left where it has left none: for compiled loops an array is always an array.
+NO_ADDRESSES: Addresses = np.empty(0, np.uint64)
 
 
 def address_of(array: NDArray[Any]) -> int:

@@ -19,10 +19,10 @@ from cce_core.sketching.descriptors import (
     FIRST,
     N_CALL_ARGS,
     N_FIELDS,
+    NO_ADDRESSES,
     Memory,
     Sketch,
     address_of,
-    addresses_or_empty,
 )
 from cce_core.sketching.gather import gather_of
 from cce_core.sketching.layout import Layout
@@ -153,8 +153,9 @@ class TableGroup:
         if self.projections is not None:
             inner = into = np.empty((batch.rows, self.within), np.float32)
         assert into is not None
+        left = NO_ADDRESSES if kept is None else kept
         args = (
-            self.parts, self.columns, batch.ids, call_args, batch.rows, offsets, batch.weights, weights, addresses_or_empty(kept),
+            self.parts, self.columns, batch.ids, call_args, batch.rows, offsets, batch.weights, weights, left,
             into.shape[1], into.reshape(-1),
         )  # fmt: skip
         small = work < 2 * _IDS_A_THREAD  # of one id's lookup a further call would be a tenth

@@ -22,7 +22,7 @@ from cce_core._jit import jit
 from cce_core._threads import get_num_threads, parallel_for
 from cce_core.sketching import blocks
 from cce_core.sketching.block_ops import array_at
-from cce_core.sketching.descriptors import COLUMNS, COUNT, MEMORY_OFFSET, UNIT, WIDTH, address_of, addresses_or_empty
+from cce_core.sketching.descriptors import COLUMNS, COUNT, MEMORY_OFFSET, NO_ADDRESSES, UNIT, WIDTH, address_of
 from cce_core.sketching.descriptors import SIZE as SIZE_OF_PART
 from cce_core.sketching.gradient import Gradient
 from cce_core.sketching.group import TableGroup
@@ -263,7 +263,7 @@ def _dense(
     offsets = None if batch.offsets is None else batch.offsets.reshape(-1)
     small = len(both.groups) == 1 and len(batch.ids) <= _SMALL
     for group, plan, (kept, inner, call_args, _) in zip(both.groups, plans, seen.left):
-        size, kept = group.size, addresses_or_empty(kept)
+        size, kept = group.size, NO_ADDRESSES if kept is None else kept
         g = np.empty(size + group.n_projected, np.float32)
         if small:
             writer.begin()
@@ -321,7 +321,7 @@ def _touched(
         _begin_step(optimizer, plan)
         args = (
             plan.kernel_id, group.parts, group.columns, batch.ids, left.call_args, offsets, batch.weights,
-            addresses_or_empty(left.kept), source.shape[1], source.reshape(-1), plan.rows, plan.numbers,
+            NO_ADDRESSES if left.kept is None else left.kept, source.shape[1], source.reshape(-1), plan.rows, plan.numbers,
         )  # fmt: skip
         if len(batch.ids) < _SMALL:
             _touched_range(0, group.size, *args)
