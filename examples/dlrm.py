@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import cce_core as cce
 from cce_core.adapters.torch import ClusterSchedule, CompressionReport, EmbeddingBag, FusedAdagrad, compress_
 from cce_core.datasets import Clicks, CriteoFile, SyntheticCriteo, criteo_sizes
+from cce_core.tuning import auc
 
 DIM, BOTTOM, TOP = 16, (512, 256, 64), (512, 256)
 OWN: dict[str, dict[str, Any]] = {
@@ -113,18 +113,6 @@ class Tiers(nn.Module):
             vectors = torch.from_numpy(seen.vectors).requires_grad_()
             vectors.register_hook(lambda grad: self.optimizer.update(self.collection, seen, grad.numpy()))
         return dict(zip(self.columns, vectors.split(DIM, 1)))
-
-
-def auc(score: np.ndarray, labels: np.ndarray) -> float:
-    """Area under the ROC curve: how often a click scores above none; a tie counts half."""
-    try:
-        from sklearn.metrics import roc_auc_score
-
-        return float(roc_auc_score(labels, score))
-    except ImportError:
-        positive = labels > 0.5
-        wins = rankdata(score)[positive].sum() - positive.sum() * (positive.sum() + 1) / 2
-        return float(wins / (positive.sum() * (~positive).sum()))
 
 
 @dataclasses.dataclass

@@ -11,7 +11,7 @@ import typer
 from cce_core import _threads, datasets, tuning
 from cce_core.commands import data, inspection
 from cce_core.method import methods as all_methods
-from cce_core.tables import load
+from cce_core.tables import TieredCollection, load
 from cce_core.tuning import candidates, gmf, points, pool, trial
 
 app = typer.Typer(
@@ -184,6 +184,10 @@ def lookup(
 ) -> None:
     """Print the vectors of ids, a line each: the id, then its floats."""
     table = load(file)
+    if isinstance(table, TieredCollection):
+        raise ValueError(
+            f"{file} holds {len(table.tables)} tables with one memory; in Python, load(file)[name].lookup(ids)"
+        )
     for one, vector in zip(ids, table.lookup(data.codes_of(file, ids)), strict=True):
         typer.echo("\t".join([one, *(f"{x:.6g}" for x in vector)]))
 

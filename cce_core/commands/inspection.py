@@ -5,44 +5,30 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-import xxhash
 
-from cce_core.tables import Table
+from cce_core.method import get_method
+from cce_core.storage.files import digest
+from cce_core.tables import Table, TieredCollection
 
 _MOST = 5_000_000  # ids of which the sketch is built to count their rows
 _BARS = "▁▂▃▄▅▆▇█"
 
 
-def described(table: Table) -> str:
-    """What `cce inspect` prints."""
+def described(table: Table | TieredCollection) -> str:
+    """What `cce inspect` prints, of a table or of several with one memory."""
     spec, parts, ledger = table.spec, [repr(table), ""], str(table.ledger())
-    options = dict(spec.options)
+    method, options = get_method(spec.method), dict(spec.options)
     facts = {
-        "method": f"{spec.method}: {table.method.summary}",
-        "paper": table.method.paper,
+        "method": f"{spec.method}: {method.summary}",
+        "paper": method.paper,
         "seed": spec.seed,
         "codec": spec.codec,
         **options,
-        "digest": digest(table),
+        "digest": digest(table.arrays(), repr(spec)),
     }
     width = max(map(len, facts))
     parts += [f"{name:<{width}}  {value}" for name, value in facts.items()]
-    return "\n".join([*parts, "", ledger, *use(table)])
-
-
-def digest(table: Table) -> str:
-    """Sixteen hexadecimal digits that change with any number of the table.
-
-    Example:
-        >>> from cce_core import make_table
-        >>> digest(make_table("hash", 100, 8, num_params=64, seed=1)) == digest(make_table("hash", 100, 8, num_params=64, seed=1))
-        True
-    """
-    found = xxhash.xxh3_64(repr(table.spec).encode())
-    for name, array in sorted({**table.parameters(), **table.buffers()}.items()):
-        found.update(name.encode())
-        found.update(np.ascontiguousarray(array).view(np.uint8).data)
-    return found.hexdigest()
+    return "\n".join([*parts, "", ledger, *(use(table) if isinstance(table, Table) else [])])
 
 
 def use(table: Table) -> list[str]:

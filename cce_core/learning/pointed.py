@@ -9,31 +9,31 @@ about as a power of k in between and beyond, so each way to spend the bytes cost
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cce_core.clustering import KMeans
 from cce_core.hashing.mix import derive_key
-from cce_core.learning.sampling import weighted_ids
+from cce_core.learning.sampling import Weights, weighted_ids
 from cce_core.method.spec import SAMPLES, TableSpec
 
-_POINTS, _ITERATIONS, _TRIED, _EACH = 1 << 13, 6, (16, 64, 256), 8
+POINTS, MOST_TRIED = 1 << 13, 256  # of the sample, and centroids for it
+_ITERATIONS, _TRIED, _EACH = 6, (16, 64, MOST_TRIED), 8
 _BLOCK = 1 << 16
 _BINS = 1 << 16
 
 
 class Ranked:
-    """The ids in order of what they count, in memory that does not grow with the vocabulary.
+    """The ids in order of what they count, which is read a block at a time: nothing of the vocabulary's size is kept.
 
     Ids whose weights share their first 16 bits (sign, exponent and 7 bits) are alike: of these the first come first.
 
     Args:
-        weights: (vocab,), at least 0, read a block at a time.
+        weights: (vocab,), at least 0.
     """
 
-    def __init__(self, weights: Any) -> None:
+    def __init__(self, weights: Weights) -> None:
         self.weights, self.vocab = weights, len(weights)
         self._held = np.zeros(_BINS, np.int64)
         for low in range(0, self.vocab, _BLOCK):
@@ -42,7 +42,7 @@ class Ranked:
 
     def bins(self, low: int, high: int) -> NDArray[np.int64]:
         """Of the ids [low, high): the greater, the more they count."""
-        values = np.ascontiguousarray(self.weights[low:high], np.float32) + np.float32(0.0)
+        values = np.ascontiguousarray(self.weights[low:high], np.float32) + np.float32(0.0)  # −0 counts as 0 does
         return (values.view(np.uint32) >> np.uint32(16)).astype(np.int64)
 
     def edge(self, n: int) -> tuple[int, int, float]:
@@ -66,7 +66,8 @@ class Ranked:
 def best(
     shapes: Mapping[TableSpec, tuple[int, int]],
     ranked: Ranked,
-    weights: Any,
+    weights: Weights,
+    n_points: int,
     rows: Callable[[NDArray[np.uint64]], NDArray[np.float32]],
     generation: int,
 ) -> TableSpec:
@@ -76,12 +77,13 @@ def best(
         shapes: how many rows each has, and how many ids with pointers.
         ranked: the ids by what they count.
         weights: (vocab,), what an id's error counts.
+        n_points: ids that are drawn, at most `POINTS`.
         rows: gives vectors of ids, float32 (n, width), whose distances count.
         generation: of the table, for the seed.
     """
     seed = derive_key(next(iter(shapes)).seed, SAMPLES, generation, 0, 3)
     rng = np.random.Generator(np.random.PCG64(seed))
-    ids, times = weighted_ids(rng, weights, _POINTS)
+    ids, times = weighted_ids(rng, weights, n_points)
     each = np.repeat(np.arange(len(ids)), times.astype(np.int64))
     points = rows(ids)[each]
     bins = np.concatenate([ranked.bins(int(i), int(i) + 1) for i in ids])[each]

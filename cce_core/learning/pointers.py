@@ -21,8 +21,8 @@ from cce_core import _check
 from cce_core.clustering import KMeans, assign, update
 from cce_core.hashing.mix import derive_key
 from cce_core.learning.codebooks import Learner, cost
-from cce_core.learning.pointed import Ranked, best
-from cce_core.learning.sampling import weighted_ids
+from cce_core.learning.pointed import MOST_TRIED, POINTS, Ranked, best
+from cce_core.learning.sampling import SomeWeights, weighted_ids
 from cce_core.learning.targets import Source
 from cce_core.method import block_method
 from cce_core.method.arrays import array_specs
@@ -69,14 +69,15 @@ class PointersLearner(Learner):
         self.weights = Counts(counts, roots=True) if met else weights
         self.metric, self.projection = self._metric()
         ranked = None if self.weights is None else Ranked(self.weights)
-        self.spec = self._best(method, ranked, Counts(counts) if met else weights)
+        limits = points_per_centroid, batch_size, max_bytes
+        self.spec, tried = self._best(method, ranked, Counts(counts) if met else weights, limits)
         self.layout = method.layout(self.spec)
         self.n_clusters, self.n_stages = method.split(self.spec)[0], self.layout.terms
         self.pointed, self.all_weights = None, self.weights
         if self.layout.marks and ranked is not None:
             self.pointed = ranked.first(self.layout.pointed)
-            self.weights = Some(self.all_weights, self.pointed)
-        self.plan = self._plan(points_per_centroid, batch_size, max_bytes)
+            self.weights = SomeWeights(self.all_weights, self.pointed)
+        self.plan = self._plan(*limits)
         self.packing = method.packing(self.spec)
         self.new = Sketch(
             self.layout, np.empty(0, np.uint64), np.zeros(self.layout.marks + self.packing.n_words, np.uint64)
@@ -84,7 +85,7 @@ class PointersLearner(Learner):
         self._begin()
         self.arrays: dict[str, NDArray[Any]] = {}
         new = codec(self.spec.codec).nbytes(self.layout.size) + 12 * self.layout.size + self.new.pointers.nbytes
-        self.scratch = self.plan.scratch + new + 2 * self.vocab * (self.pointed is not None)
+        self.scratch = max(tried, self.plan.scratch) + new + 2 * self.vocab * (self.pointed is not None)
 
     def _metric(self) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
         """What rows are multiplied by so that distances are those of vectors; and the projection, if there is one."""
@@ -99,12 +100,37 @@ class PointersLearner(Learner):
         metric[:, : len(r)] = r.T
         return metric, np.ascontiguousarray(projection)
 
-    def _best(self, method: VectorQuantization, ranked: Ranked | None, weights: Any) -> TableSpec:
-        """The spec of the next phase: that which spends the bytes best on these vectors; where all ids count alike, the first."""
+    def _best(
+        self, method: VectorQuantization, ranked: Ranked | None, weights: Any, limits: tuple[int, int, int]
+    ) -> tuple[TableSpec, int]:
+        """The spec of the next phase, that which spends the bytes best on these vectors, and the bytes that it took to find it.
+
+        The first, in which every id has a pointer, where all ids count alike, or `max_bytes` leave no room to try others.
+        """
         shapes = {spec: method.split(spec) for spec in method.clustered(self.table.spec)}
-        if ranked is None or len(shapes) == 1:
-            return next(iter(shapes))
-        return best(shapes, ranked, weights, lambda ids: self._seen(self._rows(ids)), self.table.generation)
+        # Of the layout only the width counts here, which both phases have.
+        self.layout, self.n_stages = self.table.layout, self.table.spec.option("stages")
+        first = next(iter(shapes))
+        fitting = {spec: shape for spec, shape in shapes.items() if spec is first or self._can(shape[0], limits)}
+        self.n_clusters = MOST_TRIED
+        flat, per_point = self._flat_bytes(), self._point_bytes()
+        n_points = min(POINTS, (limits[2] - flat) // per_point)
+        if ranked is None or len(fitting) == 1 or n_points < MOST_TRIED:
+            return first, 0
+
+        def rows(ids: NDArray[np.uint64]) -> NDArray[np.float32]:
+            return self._seen(self._rows(ids))
+
+        found = best(fitting, ranked, weights, n_points, rows, self.table.generation)
+        return found, flat + n_points * per_point
+
+    def _can(self, rows: int, limits: tuple[int, int, int]) -> bool:
+        """Whether so many rows can be learned in what may be held."""
+        self.n_clusters = rows
+        try:
+            return bool(self._plan(*limits))
+        except ValueError:
+            return False
 
     def _point_bytes(self) -> int:
         """Of a point of the sample: beside what `Learner` says, the row itself, what is left of it, and a label a stage."""
@@ -128,9 +154,9 @@ class PointersLearner(Learner):
     def _shared_row(self) -> NDArray[np.float32]:
         """The mean of a sample of the ids without pointers, by their weights; where none counts, all count alike."""
         assert self.pointed is not None
-        weights = Some(self.all_weights, ~self.pointed)
+        weights = SomeWeights(self.all_weights, ~self.pointed)
         if not any(weights[low : low + _ROWS].any() for low in range(0, self.vocab, _ROWS)):
-            weights = Some(None, ~self.pointed)
+            weights = SomeWeights(None, ~self.pointed)
         rng = np.random.Generator(
             np.random.PCG64(derive_key(self.table.spec.seed, SAMPLES, self.table.generation, 0, 2))
         )
@@ -212,22 +238,6 @@ class PointersLearner(Learner):
         return functools.partial(self.table.become, _another(self.table, self.spec, self.arrays))
 
 
-class Some:
-    """The weights of some ids, 0 for all others: an array to read, a block at a time; None says that all count 1."""
-
-    def __init__(self, weights: Any, which: NDArray[np.bool_]) -> None:
-        self._weights, self._which = weights, which
-
-    def __len__(self) -> int:
-        return len(self._which)
-
-    def __getitem__(self, rows: slice) -> NDArray[np.float32]:
-        which = self._which[rows]
-        return (
-            which.astype(np.float32) if self._weights is None else np.where(which, self._weights[rows], np.float32(0))
-        )
-
-
 def _another(table: TableState, spec: TableSpec, arrays: dict[str, NDArray[Any]]) -> TableState:
     """A table of the same kind."""
     kind: Any = type(table)
@@ -237,9 +247,7 @@ def _another(table: TableState, spec: TableSpec, arrays: dict[str, NDArray[Any]]
 
 def reopened(table: TableState) -> TableState:
     """The table in the phase "rows", each row that of its id's centroids; the projection is the same array."""
-    method = block_method(table.spec.method)
-    assert isinstance(method, VectorQuantization)
-    spec = method.reopened(table.spec)
+    spec = block_method(table.spec.method).reopened(table.spec)
     kept, expected, vocab = codec(spec.codec), array_specs(spec), spec.vocab or 0
     arrays = {n: np.zeros(expected[n].shape, expected[n].dtype) for n in ("generation", "counts")}
     arrays["generation"][:] = table.generation + 1

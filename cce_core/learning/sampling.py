@@ -20,6 +20,22 @@ class Weights(Protocol):
     def __getitem__(self, rows: slice, /) -> NDArray[Any]: ...
 
 
+class SomeWeights:
+    """The weights of some ids, 0 for all others: an array to read, a block at a time; None says that all count 1."""
+
+    def __init__(self, weights: Any, which: NDArray[np.bool_]) -> None:
+        self._weights, self._which = weights, which
+
+    def __len__(self) -> int:
+        return len(self._which)
+
+    def __getitem__(self, rows: slice) -> NDArray[np.float32]:
+        which = self._which[rows]
+        return (
+            which.astype(np.float32) if self._weights is None else np.where(which, self._weights[rows], np.float32(0))
+        )
+
+
 def _fresh(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which of the sorted ids differ from the one before."""
     fresh = np.ones(len(ids), bool)

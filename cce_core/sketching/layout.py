@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 IDENTITY, HASH, POINTER, DIGIT, MAP = 0, 1, 2, 3, 4
-KIND, BASE, STRIDE, ROWS, A, B, REGION, PER_ID, MARKS = range(
-    9
-)  # of the compiled loops' array: the last two are the layout's
+# Of the compiled loops' array; the last two are the layout's.
+KIND, BASE, STRIDE, ROWS, A, B, REGION, PER_ID, MARKS = range(9)
 
 
 def map_tables(table: int, n_tables: int) -> int:

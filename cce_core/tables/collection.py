@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cce_core import _check
 from cce_core._guard import Still, in_order
+from cce_core.method.state import TableState
 from cce_core.sketching.batch import read, unpool_max
 from cce_core.sketching.gradient import Gradient
 from cce_core.sketching.group import TableGroup
@@ -28,6 +29,7 @@ class Collection(Passes):
 
     Attributes:
         tables: the tables.
+        trained: what the dicts of `backward` are gradients of, for an optimiser: the tables.
         dim: floats of a row: those of all tables.
         groups: the tables that one compiled call serves.
         counting: whether training passes may have to be counted.
@@ -54,6 +56,7 @@ class Collection(Passes):
         self.tables = _check.sequence("tables", tables, "tables, at least one")
         if not self.tables or not all(isinstance(table, Table) for table in self.tables):
             raise TypeError(f"a Collection takes tables, at least one; got {[type(t).__name__ for t in self.tables]}")
+        self.trained: Sequence[TableState] = self.tables
         lefts = [0, *np.cumsum([table.spec.dim for table in self.tables]).tolist()]
         self.dim: int = lefts[-1]
         self._slices = [slice(a, b) for a, b in itertools.pairwise(lefts)]

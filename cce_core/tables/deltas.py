@@ -174,9 +174,11 @@ def apply_delta(state: TableState, delta: Delta) -> Applied:
             )
         whole, new = complete[delta.parent], {}
         for name, pages in delta.pages.items():
-            array = new[name] = held[name].copy()
-            if len(pages) and not 0 <= int(pages.min()) <= int(pages.max()) < _n_pages(array):
+            if name not in held or not all(0 <= n < _n_pages(held[name]) for n in pages.tolist()):
                 raise ValueError(f"delta {delta.sequence} has pages of {name!r} that the table has not")
+            if sum(len(_page(held[name], n)) for n in pages.tolist()) != delta.data[name].size:
+                raise ValueError(f"delta {delta.sequence} is damaged: the pages of {name!r} have other lengths")
+            array = new[name] = held[name].copy()
             flat, start = array.reshape(-1).view(np.uint8), 0
             for n in pages.tolist():
                 page = flat[n * PAGE : (n + 1) * PAGE]

@@ -121,7 +121,7 @@ class OwnRows:
     spec: Any
 
     def _whole(self) -> TableState:
-        """Memory, map and counts."""
+        """Memory, map and counts; a table and a collection each have their own."""
         raise NotImplementedError
 
     def _names(self) -> tuple[Any, ...]:
@@ -143,7 +143,7 @@ class OwnRows:
         raise KeyError(f"there is no table {name!r}; the tables are {known}")
 
     def _group(self, table: int) -> TableGroup:
-        """A table by itself, as the compiled loops read it."""
+        """A table by itself, as the compiled loops read it; likewise."""
         raise NotImplementedError
 
     def _owners(self) -> Owners:

@@ -131,6 +131,7 @@ class TieredCollection(OwnRows, Collection):
         self.names: list[Any] = names_of(spec.option("names")) or list(range(n))
         assert shared.owners is not None
         self.spec, self.owners = spec, shared.owners
+        self.trained = [shared]
         self.tables = [TableView(shared, number, name) for number, name in enumerate(self.names)]
         lefts = [spec.dim * table for table in range(n + 1)]
         self.dim, self._slices = lefts[-1], [slice(a, b) for a, b in itertools.pairwise(lefts)]

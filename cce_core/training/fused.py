@@ -30,8 +30,6 @@ from cce_core.sketching.projection import narrow_rows, slope_rows, unwidened
 from cce_core.sketching.scatter import compact_rows, owned, places_for, scatter_range
 from cce_core.tables.collection import Collection
 from cce_core.tables.passes import ForwardPass
-from cce_core.tables.table import Table
-from cce_core.tables.tiered import TieredCollection
 from cce_core.training.rules import ADAM, ADAM_HALF, ROWWISE, ROWWISE_HALF, SGD, update_dense, update_rows
 from cce_core.training.state import Fused, State
 
@@ -169,9 +167,6 @@ def update(optimizer: Fused, both: Collection, seen: Any, grads: Any) -> None:
     """`Optimizer.update` for a collection; see there. Nothing is changed before all gradients are known to be finite."""
     with Writer(both.guards) as writer:
         seen, grads = both.checked(seen, grads)
-        if isinstance(both, TieredCollection):
-            grads = _check.as_float32("gradients", grads, seen.vectors.shape)
-            return optimizer.apply_gradients([(both.shared, both.gradients(seen, grads, optimizer.updates_all()))])
         kernel_id = optimizer.kernel_id
         if kernel_id is None or optimizer.max_norm is not None or not both.is_plain or seen.batch.mode == "max":
             return one_by_one(optimizer, both, seen, grads)
@@ -342,9 +337,9 @@ def _refuse(grads: NDArray[np.float32], g: NDArray[np.float32]) -> None:
 def one_by_one(optimizer: Fused, both: Collection, seen: Any, grads: Any) -> None:
     """The same table by table: for any method, mode and optimiser."""
     gradients: dict[int, dict[str, Gradient]] = {}
-    for table, given in zip(both.tables, both.backward(seen, grads, dense=optimizer.updates_all())):
+    for table, given in zip(both.trained, both.backward(seen, grads, dense=optimizer.updates_all())):
         own = gradients.setdefault(id(table), {})
         for name, gradient in given.items():  # the same table may come more than once
             own[name] = own[name] + gradient if name in own else gradient  # type: ignore[operator]
-    by_id: dict[int, Table] = {id(table): table for table in both.tables}
+    by_id = {id(table): table for table in both.trained}
     optimizer.apply_gradients([(by_id[key], given) for key, given in gradients.items()])

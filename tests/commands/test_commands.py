@@ -84,6 +84,15 @@ def test_how_many_ids_share_a_row_is_counted(tmp_path, capsys, rank):
     assert f"ids per row: most {counts.max():,}, median {np.median(counts):,.0f}, least {counts.min():,}" in out
 
 
+def test_tables_with_one_memory_are_inspected(tmp_path, capsys):
+    cce_core.make_collection("tiered", ["user", "item"], 8, num_bytes=2000).save(tmp_path / "both.safetensors")
+    code, out, _ = run(capsys, "inspect", tmp_path / "both.safetensors")
+    assert (code, out.startswith("<tiered collection: 2 tables")) == (0, True)
+    code, _, err = run(capsys, "lookup", tmp_path / "both.safetensors", "3")
+    assert code == 2
+    assert "holds 2 tables with one memory" in err
+
+
 def test_errors_are_one_line_and_two(visits, tmp_path, capsys):
     data = (str(visits), "--user", "who", "--item", "what")
     cce_core.make_table("hash", 10, 4, num_params=16).save(tmp_path / "t.safetensors")

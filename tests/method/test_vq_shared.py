@@ -135,6 +135,18 @@ def test_specs_that_no_clustering_makes_are_refused():
     assert all(VQ.nbytes(spec) <= VQ.nbytes(made[0]) for spec in made)
 
 
+def test_what_may_be_held_bounds_the_choice_too():
+    """Too little for a sample: every id has a pointer, as without a choice; in between the sample is smaller."""
+    sizes = {}
+    for max_bytes in (230_000, 900_000, 1 << 26):
+        table = cce.make_table("vq", VOCAB, DIM, num_bytes=VOCAB // 2, rank=0, seed=0)
+        vectors = np.random.default_rng(0).standard_normal((VOCAB, DIM)).astype(np.float32)
+        report = table.cluster(vectors=vectors, weights=skewed(), max_bytes=max_bytes)
+        assert report.scratch_bytes <= max_bytes + 8 * VOCAB
+        sizes[max_bytes] = table.spec.option("bits")
+    assert sizes[230_000] == 0 < sizes[900_000] <= sizes[1 << 26]
+
+
 @given(st.integers(1, 400), st.integers(0, 2**32 - 1), st.floats(0, 1))
 def test_the_first_are_those_that_count_most(vocab, seed, share):
     """Those alike in the first 16 bits in the order of ids."""

@@ -124,6 +124,10 @@ def test_damage_is_found_before_anything_is_changed(tmp_path):
         replica.apply_delta(dataclasses.replace(delta, data=data))
     with pytest.raises(ValueError, match="pages of 'memory' that the table has not"):
         replica.apply_delta(dataclasses.replace(delta, pages={**delta.pages, "memory": delta.pages["memory"] + 10**6}))
+    with pytest.raises(ValueError, match="have other lengths"):
+        replica.apply_delta(dataclasses.replace(delta, data={**delta.data, "memory": delta.data["memory"][:-1]}))
+    with pytest.raises(ValueError, match="pages of 'nothing' that the table has not"):
+        replica.apply_delta(dataclasses.replace(delta, pages={**delta.pages, "nothing": np.arange(2)}))
     np.testing.assert_array_equal(replica.lookup(np.arange(9)), before)
     delta.save(tmp_path / "d")
     content = bytearray((tmp_path / "d").read_bytes())

@@ -179,7 +179,11 @@ def compress_(
         if name not in left:
             groups.setdefault(id(module.weight), []).append(name)
     sizes = [_bytes(found[names[0]]) for names in groups.values()]
-    budgets = [None] * len(sizes) if ratio is num_bytes is None else _budgets(sizes, ratio, num_bytes)
+    budgets: list[int | None] = [None] * len(sizes)
+    if ratio is not None:
+        budgets = [max(1, math.floor(size / ratio)) for size in sizes]
+    elif num_bytes is not None:
+        budgets = [*_shared_out(num_bytes, sizes)]
     new: dict[str, Compressed] = {}
     for k, names in enumerate(groups.values()):
         module = found[names[0]]
@@ -214,10 +218,8 @@ def compress_(
     return CompressionReport(tuple(swaps))
 
 
-def _budgets(sizes: list[int], ratio: float | None, num_bytes: int | None) -> list[int]:
-    """Bytes of each table that has so many now."""
-    if ratio is not None or num_bytes is None:
-        return [max(1, math.floor(size / (ratio or 1))) for size in sizes]
+def _shared_out(num_bytes: int, sizes: list[int]) -> list[int]:
+    """Bytes of each table that has so many now: by their square roots, and none more than it has."""
     out, left = list(sizes), num_bytes
     roots = {k: math.sqrt(size) for k, size in enumerate(sizes)}
     while roots:  # what those that keep their bytes leave goes to the others

@@ -9,6 +9,7 @@ Words of 64 bits are held in int64: products and sums wrap round there too, and 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,19 +109,17 @@ def entries(words: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     return marked, torch.where(marked, counted, 0)
 
 
-def _column(column: Column, layout: Layout, ids: Tensor, keys: Tensor | None, pointers: Tensor | None) -> Tensor:
-    per_id = layout.bits_per_id
+def _column(
+    column: Column, ids: Tensor, keys: Tensor | None, pointers: Tensor | None, first: Any, marked: Any
+) -> Tensor:
+    """Addresses in one column; `first` is the bit where the pointers of each id begin, if it is marked, or all are (None)."""
     if column.kind == HASH:
         assert keys is not None
         index = multiply_high(keyed(premix(ids), keys[column.b]), column.rows)
     elif column.kind == POINTER:
         assert pointers is not None
-        if layout.marks:
-            marked, entry = entries(pointers, ids)
-            index = read_bits(pointers, 64 * layout.marks + entry * per_id + column.a, column.b)
-            index = torch.where(marked, index, 0).clamp(max=column.rows - 1)
-        else:
-            index = read_bits(pointers, ids * per_id + column.a, column.b).clamp(max=column.rows - 1)
+        index = read_bits(pointers, first + column.a, column.b).clamp(max=column.rows - 1)
+        index = index if marked is None else torch.where(marked, index, 0)
     elif column.kind == IDENTITY:
         index = ids
     elif column.kind == DIGIT:
@@ -132,7 +131,12 @@ def _column(column: Column, layout: Layout, ids: Tensor, keys: Tensor | None, po
 
 def addresses(layout: Layout, ids: Tensor, keys: Tensor | None, pointers: Tensor | None) -> Tensor:
     """The address of every column, int64 (n, columns)."""
-    return torch.stack([_column(c, layout, ids, keys, pointers) for c in layout.columns], 1)
+    marked, entry = None, ids
+    if layout.marks:
+        assert pointers is not None
+        marked, entry = entries(pointers, ids)
+    first = 64 * layout.marks + entry * layout.bits_per_id
+    return torch.stack([_column(c, ids, keys, pointers, first, marked) for c in layout.columns], 1)
 
 
 def _units(layout: Layout, ids: Tensor, keys: Tensor | None, pointers: Tensor | None) -> Tensor:
