@@ -132,7 +132,7 @@ class _Learner(Learner):
         self.keys = torch.from_numpy(method.keys(spec, self.generation + 1)).to(self.device)
         self.words = torch.zeros(self.packing.n_words, dtype=torch.int64, device=self.device).view(torch.uint64)
         points, size = min(self.vocab, points * self.n_clusters), _check.integer("batch_size", batch, 1)
-        self.plan = WorkingSet(points, size, min(self.vocab, _ENTROPY_IDS), 1, 0)
+        self.working_set = WorkingSet(points, size, min(self.vocab, _ENTROPY_IDS), 1, 0)
         self.walked, self.ended = self.vocab, threading.Event()
         self.costs, self.factors = np.zeros((self.layout.n_chunks, 2)), None
         self.empty, self.iterations = np.zeros((2, self.layout.n_chunks), np.int64)
@@ -140,15 +140,15 @@ class _Learner(Learner):
 
     def sample(self, chunk: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The ids that `cce_core` would draw for k-means, and what each counts."""
-        if self.plan.points == self.vocab:
+        if self.working_set.points == self.vocab:
             return torch.arange(self.vocab, device=self.device), self.weights
         seed = derive_key(self.spec.seed, SAMPLES, self.generation, chunk)
         rng = np.random.Generator(np.random.PCG64(seed))
         if self.weights is None:
-            ids = some_ids(rng, self.vocab, self.plan.points)
+            ids = some_ids(rng, self.vocab, self.working_set.points)
             return torch.from_numpy(ids.view(np.int64)).to(self.device), None
         ends = kmeans.ends_of(self.weights.double())
-        uniforms = torch.from_numpy(rng.random(self.plan.points)).to(self.device)
+        uniforms = torch.from_numpy(rng.random(self.working_set.points)).to(self.device)
         drawn = torch.searchsorted(ends, (uniforms * ends[-1]).long(), right=True).clamp_(max=self.vocab - 1)
         ids, counts = drawn.unique(return_counts=True)
         return ids, counts.float()
@@ -167,14 +167,14 @@ class _Learner(Learner):
 
     def batches(self) -> Iterator[torch.Tensor]:
         """All ids, int64, a batch at a time."""
-        for low in range(0, self.vocab, self.plan.batch):
-            yield torch.arange(low, min(low + self.plan.batch, self.vocab), device=self.device)
+        for low in range(0, self.vocab, self.working_set.batch):
+            yield torch.arange(low, min(low + self.working_set.batch, self.vocab), device=self.device)
 
     def label(self, chunk: int, ids: torch.Tensor, vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
         """The nearest centroid of each vector, packed by the kernel that finds it."""
         low = int(ids[0])
         labels, _ = kmeans.assign(vectors, codebook, pack=(self.packing, self.words, chunk, low))
-        self.scratch = max(self.scratch, 4 * self.plan.batch * (4 * self.layout.width + 8))
+        self.scratch = max(self.scratch, 4 * self.working_set.batch * (4 * self.layout.width + 8))
         return labels.long()
 
     def left(self, vectors: torch.Tensor, codebook: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -301,7 +301,7 @@ class _SparseCodesLearner(_Learner, SparseCodesLearner):
         self._atoms = torch.from_numpy(found.dictionary).to(self.device)
         self.memory[:] = self._atoms.view(-1)
         each = 8 * (self.layout.dim * (self.layout.terms + 3) + self.n_clusters)
-        self.scratch += x.nbytes + min(self.vocab, self.plan.batch) * each
+        self.scratch += x.nbytes + min(self.vocab, self.working_set.batch) * each
         return found, None if levels is None else torch.from_numpy(levels).to(self.device)
 
     def code(

@@ -143,7 +143,7 @@ def arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[s
     return args, rest
 
 
-def plan(args: argparse.Namespace, rest: list[str]) -> list[Run]:
+def planned(args: argparse.Namespace, rest: list[str]) -> list[Run]:
     """Every run, each once: seed by seed, budget by budget, so that a part of the sweep shows all methods."""
     import cce_core as cce
 
@@ -203,7 +203,7 @@ def bytes_of(shape: Any, args: argparse.Namespace) -> tuple[int, int] | None:
 
 def sweep(args: argparse.Namespace, rest: list[str]) -> dict[str, int]:
     """Run what is not yet in the folder; gives how many rows there are of each status."""
-    runs, data_dir = plan(args, rest), sweep_run.movielens().parse(rest).data_dir
+    runs, data_dir = planned(args, rest), sweep_run.movielens().parse(rest).data_dir
     code = sweep_run.versions()["code"]
     with sweep_rows.Writer(args.out) as out:
         ours = {run.key for run in runs}

@@ -162,7 +162,7 @@ class Learner:
         self.old, old_memory = table.sketch, table.stored.decoded()
         _check.as_float32("the memory", old_memory, old_memory.shape)
         self.weights = weights
-        self.plan = self._plan(points_per_centroid, batch_size, max_bytes)
+        self.working_set = self._working_set(points_per_centroid, batch_size, max_bytes)
         self.old_memory, self.memory = Memory(FLOAT32, old_memory), old_memory.copy()
         # The fresh hash is drawn once, before anything is decoded, and decoding goes on with the old one to the end.
         method = block_method(table.spec.method)
@@ -172,7 +172,9 @@ class Learner:
         self.factors: NDArray[np.float32] | None = None  # new weights of a table that has some
         self._begin()
         coded = 0 if table.spec.codec == "float32" else 2  # the old memory decoded, the new one encoded
-        self.scratch = (1 + coded) * self.memory.nbytes + self.new.pointers.nbytes + keys.nbytes + self.plan.scratch
+        self.scratch = (
+            (1 + coded) * self.memory.nbytes + self.new.pointers.nbytes + keys.nbytes + self.working_set.scratch
+        )
 
     def _begin(self) -> None:
         self.costs = np.zeros((self.layout.n_chunks, 2))  # of each chunk, before and after
@@ -200,7 +202,7 @@ class Learner:
         hashed = next((c.rows for c in self.layout.columns if c.kind == HASH), 0)
         return OVERHEAD_BYTES + 300 * self.n_clusters * (w + 1) + hashed * (8 * w + 16)
 
-    def _plan(self, points_per_centroid: int, batch_size: int, max_bytes: int) -> WorkingSet:
+    def _working_set(self, points_per_centroid: int, batch_size: int, max_bytes: int) -> WorkingSet:
         flat, per_point, per_id = self._flat_bytes(), self._point_bytes(), self._id_bytes()
         most, size = min(self.vocab, points_per_centroid * self.n_clusters), min(batch_size, self.vocab, self._most)
         least, least_size = min(self.vocab, self.n_clusters), min(size, _LEAST_BATCH)
@@ -224,15 +226,15 @@ class Learner:
 
     def sample(self, chunk: int) -> tuple[NDArray[np.uint64], NDArray[np.float32] | None]:
         """Ids for k-means, and what each counts: all of them, or a sample without and (weighted) with replacement."""
-        if self.plan.points == self.vocab:
+        if self.working_set.points == self.vocab:
             counts = None if self.weights is None else self.weights[:].astype(np.float32, copy=False)
             return np.arange(self.vocab, dtype=np.uint64), counts
         rng = np.random.Generator(
             np.random.PCG64(derive_key(self.table.spec.seed, SAMPLES, self.table.generation, chunk))
         )
         if self.weights is None:
-            return some_ids(rng, self.vocab, self.plan.points), None
-        return weighted_ids(rng, self.weights, self.plan.points)
+            return some_ids(rng, self.vocab, self.working_set.points), None
+        return weighted_ids(rng, self.weights, self.working_set.points)
 
     def part(self, chunk: int) -> Layout:
         """The layout of one chunk alone."""
@@ -254,10 +256,10 @@ class Learner:
     def batches(self) -> Iterator[Any]:
         """All ids (of one row, evenly spaced ones), a batch at a time, until the end is called."""
         step = self.vocab // self.walked
-        for low in range(0, self.walked, self.plan.batch):
+        for low in range(0, self.walked, self.working_set.batch):
             if self.ended.is_set():
                 return
-            ids = np.arange(low, min(low + self.plan.batch, self.walked), dtype=np.uint64)
+            ids = np.arange(low, min(low + self.working_set.batch, self.walked), dtype=np.uint64)
             yield ids if step == 1 else ids * np.uint64(step)
 
     def write(self, field: int, low: int, values: Any) -> None:
@@ -296,7 +298,7 @@ class Learner:
 
     def work(self, n_iter: int) -> int:
         """What the bar counts to: ids looked at, in each iteration and at the end, by all chunks."""
-        return self.layout.n_chunks * (self.walked + n_iter * self.plan.points)
+        return self.layout.n_chunks * (self.walked + n_iter * self.working_set.points)
 
     # --- what is learned ----------------------------------------------------------------------------------------------
 
@@ -306,7 +308,7 @@ class Learner:
         def one(chunk: int) -> None:
             self.chunk(chunk, n_iter, residual, warm, bar)
 
-        map_threads(one, self.layout.n_chunks, self.plan.n_parallel, self.ended)
+        map_threads(one, self.layout.n_chunks, self.working_set.n_parallel, self.ended)
 
     def chunk(self, chunk: int, n_iter: int, residual: bool, warm: bool, bar: Any) -> None:
         """Cluster one chunk: k-means on a sample, then every id to its nearest centroid."""
@@ -344,7 +346,7 @@ class Learner:
         seed = derive_key(self.table.spec.seed, SAMPLES, self.table.generation, chunk, 1)
 
         def iterated(step: int, inertia: float) -> bool:
-            self.tick(bar, self.plan.points)
+            self.tick(bar, self.working_set.points)
             return self.ended.is_set()
 
         start: Any = means if warm else "k-means++"
@@ -353,7 +355,7 @@ class Learner:
         total = float(len(ids) if counts is None else counts.sum(dtype=np.float64))
         self.costs[chunk] = before / total, float(found.inertia_) / total
         self.iterations[chunk] = found.n_iter_
-        self.tick(bar, (n_iter - found.n_iter_) * self.plan.points)
+        self.tick(bar, (n_iter - found.n_iter_) * self.working_set.points)
         return found.cluster_centers_
 
     def alone(self, column: Column, width: int) -> Layout:
@@ -389,7 +391,7 @@ class Learner:
 
     def entropies(self) -> tuple[float, float]:
         """The two least entropies of the new pointers, over at most a million ids."""
-        n = self.plan.entropy_ids
+        n = self.working_set.entropy_ids
         ids = np.arange(n, dtype=np.uint64)
         ids *= np.uint64(self.vocab - 1)
         ids //= np.uint64(max(n - 1, 1))

@@ -77,7 +77,7 @@ class PointersLearner(Learner):
         if self.layout.marks and ranked is not None:
             self.pointed = ranked.first(self.layout.pointed)
             self.weights = SomeWeights(self.all_weights, self.pointed)
-        self.plan = self._plan(*limits)
+        self.working_set = self._working_set(*limits)
         self.packing = method.packing(self.spec)
         self.new = Sketch(
             self.layout, np.empty(0, np.uint64), np.zeros(self.layout.marks + self.packing.n_words, np.uint64)
@@ -85,7 +85,7 @@ class PointersLearner(Learner):
         self._begin()
         self.arrays: dict[str, NDArray[Any]] = {}
         new = codec(self.spec.codec).nbytes(self.layout.size) + 12 * self.layout.size + self.new.pointers.nbytes
-        self.scratch = max(tried, self.plan.scratch) + new + 2 * self.vocab * (self.pointed is not None)
+        self.scratch = max(tried, self.working_set.scratch) + new + 2 * self.vocab * (self.pointed is not None)
 
     def _metric(self) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
         """What rows are multiplied by so that distances are those of vectors; and the projection, if there is one."""
@@ -128,7 +128,7 @@ class PointersLearner(Learner):
         """Whether so many rows can be learned in what may be held."""
         self.n_clusters = rows
         try:
-            return bool(self._plan(*limits))
+            return bool(self._working_set(*limits))
         except ValueError:
             return False
 
@@ -160,18 +160,20 @@ class PointersLearner(Learner):
         rng = np.random.Generator(
             np.random.PCG64(derive_key(self.table.spec.seed, SAMPLES, self.table.generation, 0, 2))
         )
-        ids, times = weighted_ids(rng, weights, min(self.plan.points, self.plan.batch))
+        ids, times = weighted_ids(rng, weights, min(self.working_set.points, self.working_set.batch))
         return np.average(self._rows(ids), 0, times).astype(np.float32)
 
     def work(self, n_iter: int) -> int:
         """Iterations over the sample, and all ids once."""
-        return self.walked + self.plan.points * self.n_stages * (n_iter + _SWEEPS * _REFINED * (self.n_stages > 1))
+        return self.walked + self.working_set.points * self.n_stages * (
+            n_iter + _SWEEPS * _REFINED * (self.n_stages > 1)
+        )
 
     def learn(self, n_iter: int, residual: bool, warm: bool, bar: Any) -> None:
         """Centroids of a sample; then every id to the nearest of them."""
-        kept, size = codec(self.spec.codec), self.layout.size
-        codes, scales = kept.encode(self._centroids(n_iter, bar).reshape(-1))
-        centroids = kept.decode(codes, scales, size).reshape(self.n_stages, self.n_clusters, self.layout.width)
+        coder, size = codec(self.spec.codec), self.layout.size
+        codes, scales = coder.encode(self._centroids(n_iter, bar).reshape(-1))
+        centroids = coder.decode(codes, scales, size).reshape(self.n_stages, self.n_clusters, self.layout.width)
         seen, used = [self._seen(c) for c in centroids], np.zeros((self.n_stages, self.n_clusters), bool)
         entries, marks = 0, self.new.pointers[: self.layout.marks]
         for ids in self.batches():
@@ -215,12 +217,14 @@ class PointersLearner(Learner):
         def fit(stage: int, start: Any, most: int) -> None:
             seed = derive_key(self.table.spec.seed, SAMPLES, self.table.generation, stage, 1)
             found = KMeans(k, init=start, n_iter=most, seed=seed)
-            found.fit(self._seen(left), sample_weight=weights, on_iteration=lambda *_: self.tick(bar, self.plan.points))
+            found.fit(
+                self._seen(left), sample_weight=weights, on_iteration=lambda *_: self.tick(bar, self.working_set.points)
+            )
             labels[stage] = found.labels_
             centroids[stage], mass = update(left, labels[stage], k, weights)
             centroids[stage][mass == 0] = mean if stage == 0 else 0.0  # spare ones repeat what does no harm
             self.iterations[stage] += found.n_iter_
-            self.tick(bar, (most - found.n_iter_) * self.plan.points)
+            self.tick(bar, (most - found.n_iter_) * self.working_set.points)
 
         for stage in range(self.n_stages):
             fit(stage, "k-means++", n_iter)
@@ -248,13 +252,13 @@ def _another(table: TableState, spec: TableSpec, arrays: dict[str, NDArray[Any]]
 def reopened(table: TableState) -> TableState:
     """The table in the phase "rows", each row that of its id's centroids; the projection is the same array."""
     spec = block_method(table.spec.method).reopened(table.spec)
-    kept, expected, vocab = codec(spec.codec), array_specs(spec), spec.vocab or 0
+    coder, expected, vocab = codec(spec.codec), array_specs(spec), spec.vocab or 0
     arrays = {n: np.zeros(expected[n].shape, expected[n].dtype) for n in ("generation", "counts")}
     arrays["generation"][:] = table.generation + 1
     if spec.rank:
         arrays["projection"] = table.arrays()["projection"]
     batches = (np.arange(low, min(low + _ROWS, vocab), dtype=np.uint64) for low in range(0, vocab, _ROWS))
     parts = (blocks.lookup(table.group, ids).reshape(-1) for ids in batches)
-    made = zip(("memory", "scales"), kept.encode_parts(parts, vocab * spec.inner))
+    made = zip(("memory", "scales"), coder.encode_parts(parts, vocab * spec.inner))
     arrays |= {name: array for name, array in made if name in expected}
     return _another(table, spec, arrays)

@@ -104,8 +104,8 @@ class Shared(Learner):
     def batches(self) -> Iterator[Any]:
         """This rank's share of the ids, a batch at a time: the pointers of 64 ids fill whole words."""
         low, high = self.ranks.share(self.vocab, 64)
-        for first in range(low, high, self.plan.batch):
-            yield np.arange(first, min(first + self.plan.batch, high), dtype=np.uint64)
+        for first in range(low, high, self.working_set.batch):
+            yield np.arange(first, min(first + self.working_set.batch, high), dtype=np.uint64)
 
     def total(self, counts: Any) -> Any:
         """The sum over all ranks."""

@@ -78,10 +78,10 @@ class BlockMethod(Method):
 
     def arrays(self, spec: TableSpec) -> dict[str, ArraySpec]:
         """Memory (and its scales), weights, hash keys, pointers and the generation, where there are any."""
-        layout, weight_layout, kept = self.layout(spec), self.weight_layout(spec), codec(spec.codec)
-        out = {"memory": ArraySpec(kept.dtype, (kept.n_codes(layout.size),), layout.unit)}
-        if kept.most:
-            out["scales"] = ArraySpec(np.float32, (kept.n_scales(layout.size),))
+        layout, weight_layout, coder = self.layout(spec), self.weight_layout(spec), codec(spec.codec)
+        out = {"memory": ArraySpec(coder.dtype, (coder.n_codes(layout.size),), layout.unit)}
+        if coder.most:
+            out["scales"] = ArraySpec(np.float32, (coder.n_scales(layout.size),))
         if weight_layout is not None and not self.weights_in_memory:
             out["weights"] = ArraySpec(np.float32, (weight_layout.size,), weight_layout.unit)
         if keys := self.n_keys(spec):

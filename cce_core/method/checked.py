@@ -62,9 +62,9 @@ def checked_options(rule: Method, options: Mapping[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def check_codec(rule: Method, kept: Codec) -> None:
+def check_codec(rule: Method, coder: Codec) -> None:
     """Refuse a codec for a method that takes none."""
-    if kept.name != "float32" and not rule.codecs:
+    if coder.name != "float32" and not rule.codecs:
         raise ValueError(
             f"method {rule.name!r} keeps its numbers in float32: leave codec out, or choose another method"
         )

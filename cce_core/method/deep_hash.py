@@ -215,9 +215,9 @@ class DeepHash(Method):
             return dict(_back(arrays, saved, grads))
         out: dict[str, NDArray[np.float32]] = {name: np.zeros_like(array) for name, array in arrays.items()}
         for part in _blocks(len(ids)):
-            kept = _run(table.spec, arrays, ids[part], True)[1]
-            assert kept is not None
-            for name, gradient in _back(arrays, kept, grads[part]).items():
+            passed = _run(table.spec, arrays, ids[part], True)[1]
+            assert passed is not None
+            for name, gradient in _back(arrays, passed, grads[part]).items():
                 out[name] += gradient
         return dict(out)
 
@@ -283,17 +283,17 @@ def _run(
 
 
 def _back(
-    arrays: Mapping[str, NDArray[Any]], kept: _Pass, grads: NDArray[np.float32]
+    arrays: Mapping[str, NDArray[Any]], passed: _Pass, grads: NDArray[np.float32]
 ) -> dict[str, NDArray[np.float32]]:
     """The gradients of all layers from one block's."""
     out = {}
-    summed = np.zeros((len(kept.inputs[0]), grads.shape[1]), np.float32)
-    _collect(grads, kept.where, summed)
+    summed = np.zeros((len(passed.inputs[0]), grads.shape[1]), np.float32)
+    _collect(grads, passed.where, summed)
     grads, ones = summed, np.ones(len(summed), np.float32)
-    for layer in range(len(kept.slopes), -1, -1):
-        out[f"w{layer}"] = kept.inputs[layer].T @ grads
+    for layer in range(len(passed.slopes), -1, -1):
+        out[f"w{layer}"] = passed.inputs[layer].T @ grads
         out[f"b{layer}"] = ones @ grads  # BLAS sums columns quicker than NumPy
         if layer:
             grads = grads @ arrays[f"w{layer}"].T
-            grads *= kept.slopes[layer - 1]
+            grads *= passed.slopes[layer - 1]
     return out

@@ -196,7 +196,7 @@ class VectorQuantization(SizedMethod):
         """No id was met yet; rows are drawn and encoded some at a time, for there is one an id."""
         if spec.option("phase") == CODES:
             return super().fresh(spec, rng)
-        size, kept = self.layout(spec).size, codec(spec.codec)
+        size, coder = self.layout(spec).size, codec(spec.codec)
         parts = (self.drawn(spec, 1, min(_PART, size - low), rng) for low in range(0, size, _PART))
-        made = {name: array for name, array in zip(("memory", "scales"), kept.encode_parts(parts, size)) if array.size}
+        made = {name: array for name, array in zip(("memory", "scales"), coder.encode_parts(parts, size)) if array.size}
         return {**made, "generation": np.zeros(1, np.int64), "counts": np.zeros(spec.vocab or 0, np.uint8)}

@@ -28,9 +28,9 @@ def _plain(name: str) -> Callable[..., None]:
         def fetched(a: int) -> Any:
             if number == FLOAT32:
                 return codes[a : a + width]
-            kept, first = codec(CODECS[number]), a // BLOCK * BLOCK
-            whole = slice(first * kept.bits // 8 // codes.itemsize, kept.n_codes(a + width))
-            return kept.decode(codes[whole], scales[first // BLOCK :], a + width - first)[a - first :]
+            coder, first = codec(CODECS[number]), a // BLOCK * BLOCK
+            whole = slice(first * coder.bits // 8 // codes.itemsize, coder.n_codes(a + width))
+            return coder.decode(codes[whole], scales[first // BLOCK :], a + width - first)[a - first :]
 
         for n in range(int(count)):
             if name == "sum_blocks":

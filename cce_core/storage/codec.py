@@ -32,16 +32,31 @@ _LOW = np.uint32(0xFFFF)
 
 
 @jit
+def wide(half: np.uint16) -> np.float32:
+    """The float32 of a bfloat16."""
+    return np.uint32(np.uint32(half) << np.uint32(16)).view(np.float32)
+
+
+@jit
 def fetch(codec: int, codes: Any, scales: Any, i: np.uint64) -> np.float32:
     """The float at place i. `codec` is a constant of the calling loop, so that one line of this is left of it."""
     if codec == BFLOAT16:
-        return np.uint32(np.uint32(codes[i]) << np.uint32(16)).view(np.float32)
+        return wide(codes[i])
     if codec == INT8:
         return np.float32(codes[i]) * scales[i >> _SHIFT]
     if codec == INT4:
         nibble = (np.uint32(codes[i >> _ONE]) >> np.uint32((i & _ONE) << np.uint64(2))) & np.uint32(15)
         return (np.float32(nibble) - np.float32(8.0)) * scales[i >> _SHIFT]
     return np.float32(codes[i])
+
+
+@jit
+def upper_half(bits: np.uint32, more: np.uint32) -> np.uint16:
+    """The bfloat16 of a float32's bits, after `more` was added to its lower half; of a finite number never infinity."""
+    up = np.uint32(bits + more) >> np.uint32(16)
+    if (up & np.uint32(0x7F80)) == np.uint32(0x7F80):
+        up = bits >> np.uint32(16)
+    return np.uint16(up)
 
 
 @jit
@@ -69,10 +84,7 @@ def _encode_bfloat16(
                 more = np.uint32(keyed(premix(np.uint64(i)), key) >> np.uint64(48))
             else:
                 more = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-            up = np.uint32((bits + more) >> np.uint32(16))
-            if (up & np.uint32(0x7F80)) == np.uint32(0x7F80):  # rounding must not make infinity of a finite number
-                up = np.uint32(bits >> np.uint32(16))
-            codes[i] = up
+            codes[i] = upper_half(bits, more)
 
 
 @jit

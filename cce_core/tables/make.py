@@ -152,8 +152,8 @@ def resolve(
     method, implied = resolved(_check.instance("method", method, str, "a method's name"))
     options = {**implied, **options}
     rule = get_method(method)
-    kept = get_codec(rule.default_codec if codec is None else codec)
-    check_codec(rule, kept)
+    coder = get_codec(rule.default_codec if codec is None else codec)
+    check_codec(rule, coder)
     dim = _check.size("dim", dim, 1, MOST_DIM)
     seed = _check.seed(seed)
     if vocab is not None:
@@ -171,7 +171,7 @@ def resolve(
         num_params=None if num_params is None else _check.size("num_params", num_params, 1, _MOST),
         num_bytes=None if num_bytes is None else _check.size("num_bytes", num_bytes, 1, _MOST),
         options=chosen,
-        codec=kept,
+        codec=coder,
     )
     rounding = _check.choice("rounding", rule.default_rounding if rounding is None else rounding, ROUNDINGS)
 
@@ -186,7 +186,7 @@ def resolve(
             sizes=rule.sizes(request),
             seed=seed,
             options=tuple(sorted(request.options.items())),
-            codec=kept.name,
+            codec=coder.name,
             rounding=rounding,
         )
 

@@ -170,17 +170,17 @@ def update(optimizer: Fused, both: Collection, seen: Any, grads: Any) -> None:
         kernel_id = optimizer.kernel_id
         if kernel_id is None or optimizer.max_norm is not None or not both.is_plain or seen.batch.mode == "max":
             return one_by_one(optimizer, both, seen, grads)
-        whose, then, plans = optimizer.last
+        whose, then, all_prepared = optimizer.last
         if whose() is not both or then != seen.generations:
-            plans = optimizer.prepare(both, seen.generations, _plan)
-        first, call_args = plans[0], seen.left[0].call_args
+            all_prepared = optimizer.prepare(both, seen.generations, _plan)
+        first, call_args = all_prepared[0], seen.left[0].call_args
         if first.call_args is not call_args:  # batches are mostly of one size
             first.call_args = call_args
             first.whole = optimizer.updates_all() or (kernel_id not in (ADAM, ADAM_HALF) and _crowded(both, seen))
             _note(both, seen, first.whole)
         if first.whole:
-            _dense(optimizer, writer, both, seen, grads, plans)
-        elif not _touched(optimizer, writer, both, seen, grads, plans):
+            _dense(optimizer, writer, both, seen, grads, all_prepared)
+        elif not _touched(optimizer, writer, both, seen, grads, all_prepared):
             return one_by_one(optimizer, both, seen, grads)
         if both.counting:
             both.count(seen)
@@ -235,10 +235,10 @@ def _plan(optimizer: Fused, both: Collection, group: TableGroup) -> Prepared:
     return Prepared(optimizer.kernel_id, array, states, np.zeros((len(rows), 7)), held, projections)
 
 
-def _begin_step(optimizer: Fused, plan: Prepared) -> None:
+def _begin_step(optimizer: Fused, prepared: Prepared) -> None:
     """Count the step, and work out its constants."""
-    known, numbers, own = (-1, False), plan.numbers, optimizer.projection_lr
-    for s, state in enumerate(plan.states):
+    known, numbers, own = (-1, False), prepared.numbers, optimizer.projection_lr
+    for s, state in enumerate(prepared.states):
         state.step += 1
         now = state.step, own is not None and state.projection
         if now != known:
@@ -252,24 +252,24 @@ def _dense(
     both: Collection,
     seen: ForwardPass,
     grads: NDArray[np.float32],
-    plans: list[Prepared],
+    all_prepared: list[Prepared],
 ) -> None:
     batch, flat, found = seen.batch, grads.reshape(-1), []
     offsets = None if batch.offsets is None else batch.offsets.reshape(-1)
     small = len(both.groups) == 1 and len(batch.ids) <= _SMALL
-    for group, plan, (kept, inner, call_args, _) in zip(both.groups, plans, seen.left):
+    for group, prepared, (kept, inner, call_args, _) in zip(both.groups, all_prepared, seen.left):
         size, kept = group.size, NO_ADDRESSES if kept is None else kept
         g = np.empty(size + group.n_projected, np.float32)
         if small:
             writer.begin()
-            _begin_step(optimizer, plan)
+            _begin_step(optimizer, prepared)
             failed = _small_step(
-                plan.kernel_id, batch.rows, group.parts, group.columns, batch.ids, call_args, offsets, batch.weights, kept,
+                prepared.kernel_id, batch.rows, group.parts, group.columns, batch.ids, call_args, offsets, batch.weights, kept,
                 group.projections, None if inner is None else inner.reshape(-1), group.within, flat, both.dim, size, g,
-                plan.rows, plan.numbers,
+                prepared.rows, prepared.numbers,
             )  # fmt: skip
             if failed:
-                for state in plan.states:
+                for state in prepared.states:
                     state.step -= 1
                 _refuse(grads, g)
             return
@@ -284,9 +284,9 @@ def _dense(
             _refuse(grads, g)
         found.append(g)
     writer.begin()
-    for plan, g in zip(plans, found):
-        _begin_step(optimizer, plan)
-        parallel_for(_rule_range, g.size, _FLOATS_A_THREAD, plan.kernel_id, plan.rows, plan.numbers, g)
+    for prepared, g in zip(all_prepared, found):
+        _begin_step(optimizer, prepared)
+        parallel_for(_rule_range, g.size, _FLOATS_A_THREAD, prepared.kernel_id, prepared.rows, prepared.numbers, g)
 
 
 def _touched(
@@ -295,7 +295,7 @@ def _touched(
     both: Collection,
     seen: ForwardPass,
     grads: NDArray[np.float32],
-    plans: list[Prepared],
+    all_prepared: list[Prepared],
 ) -> bool:
     """Whether it was done: not where sums of so large gradients might overflow, which is for the slower way to tell."""
     batch, found = seen.batch, []
@@ -312,19 +312,20 @@ def _touched(
             return False
         found.append((source, slopes))
     writer.begin()
-    for group, plan, left, (source, slopes) in zip(both.groups, plans, seen.left, found):
-        _begin_step(optimizer, plan)
+    for group, prepared, left, (source, slopes) in zip(both.groups, all_prepared, seen.left, found):
+        _begin_step(optimizer, prepared)
         args = (
-            plan.kernel_id, group.parts, group.columns, batch.ids, left.call_args, offsets, batch.weights,
-            NO_ADDRESSES if left.kept is None else left.kept, source.shape[1], source.reshape(-1), plan.rows, plan.numbers,
+            prepared.kernel_id, group.parts, group.columns, batch.ids, left.call_args, offsets, batch.weights,
+            NO_ADDRESSES if left.kept is None else left.kept, source.shape[1], source.reshape(-1),
+            prepared.rows, prepared.numbers,
         )  # fmt: skip
         if len(batch.ids) < _SMALL:
             _touched_range(0, group.size, *args)
         else:
             parallel_for(_touched_range, group.size, -(-group.size // 64), *args)
         parallel_for(
-            _rule_range, slopes.size, _FLOATS_A_THREAD, plan.kernel_id, plan.projections,
-            plan.numbers[len(group.parts) :], slopes,
+            _rule_range, slopes.size, _FLOATS_A_THREAD, prepared.kernel_id, prepared.projections,
+            prepared.numbers[len(group.parts) :], slopes,
         )  # fmt: skip
     return True
 

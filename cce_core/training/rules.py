@@ -9,7 +9,7 @@ import numpy as np
 from cce_core._jit import jit
 from cce_core.hashing.mix import keyed, premix
 from cce_core.sketching.block_ops import array_at, copy_blocks
-from cce_core.storage.codec import FLOAT32
+from cce_core.storage.codec import FLOAT32, upper_half, wide
 
 # How compiled loops know the formulas; the last two have their state in bfloat16.
 SGD, ADAGRAD, ROWWISE, ADAM, ROWWISE_HALF, ADAM_HALF = range(6)
@@ -64,22 +64,13 @@ def _adagrad_rows(start: int, stop: int, unit: int, p: Any, g: Any, sums: Any, c
 
 
 @jit
-def _wide(half: np.uint16) -> np.float32:
-    return np.uint32(np.uint32(half) << np.uint32(16)).view(np.float32)
-
-
-@jit
 def _narrow(x: np.float32, i: np.uint64, key: np.uint64) -> np.uint16:
     """bfloat16 of x, rounded up or down with the chance that makes the mean right, drawn for place i.
 
     Rounded to nearest, what is less than a 256th of a sum would never be added to it.
     """
-    bits, word = np.float32(x).view(np.uint32), keyed(premix(i >> _two), key)
-    draw = np.uint32((word >> ((i & _three) << _four)) & np.uint64(0xFFFF))
-    up = np.uint32(bits + draw) >> np.uint32(16)
-    if (up & np.uint32(0x7F80)) == np.uint32(0x7F80):  # not infinity, for a finite number
-        up = bits >> np.uint32(16)
-    return np.uint16(up)
+    word = keyed(premix(i >> _two), key)
+    return upper_half(np.float32(x).view(np.uint32), np.uint32((word >> ((i & _three) << _four)) & np.uint64(0xFFFF)))
 
 
 @jit
@@ -94,7 +85,7 @@ def _half_row(
     square /= np.float32(u)
     if kernel_id == ROWWISE_HALF:
         key = premix(np.uint64(c[2]))
-        total = _wide(first[row]) + square
+        total = wide(first[row]) + square
         first[row] = _narrow(total, row, key)
         scale = np.float32(c[0]) / (np.sqrt(total) + np.float32(c[1]))
         for i in range(u):
@@ -102,11 +93,11 @@ def _half_row(
         return
     second = array_at(b.ctypes.data, 2 * b.shape[0], np.uint16)
     b1, b2, k, key = np.float32(c[0]), np.float32(c[1]), np.float32(c[2]), premix(np.uint64(c[6]))
-    total = b2 * _wide(second[row]) + (_1 - b2) * square
+    total = b2 * wide(second[row]) + (_1 - b2) * square
     second[row] = _narrow(total, row, ~key)
     scale = np.float32(c[3]) / (np.sqrt(total) * np.float32(c[4]) + np.float32(c[5]))
     for i in range(u):
-        mean = b1 * _wide(first[row * u + i]) + (_1 - b1) * g[start + i]
+        mean = b1 * wide(first[row * u + i]) + (_1 - b1) * g[start + i]
         first[row * u + i] = _narrow(mean, row * u + i, key)
         p[at + i] = k * p[at + i] - scale * mean
 

@@ -186,7 +186,7 @@ def test_the_command_that_is_shown_makes_the_run(tmp_path):
     args, rest = sweep.arguments(
         [*TINY, "--methods", "cce:rank=4", "--budgets", "32", "--seeds", "1", "--out", str(tmp_path)]
     )
-    row = sweep_run.execute(sweep.plan(args, rest)[0])
+    row = sweep_run.execute(sweep.planned(args, rest)[0])
     words = sweep_run.spelled(row["command"].split()).split()
     assert words[:2] == ["python", "examples/movielens.py"]
     done = subprocess.run(

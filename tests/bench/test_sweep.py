@@ -31,7 +31,7 @@ def command(out, *words):
 
 
 def planned(out, *words):
-    return sweep.plan(*sweep.arguments(command(out, *words)))
+    return sweep.planned(*sweep.arguments(command(out, *words)))
 
 
 # The plan

@@ -111,7 +111,7 @@ def test_blocks_are_decoded_and_rounded_as_the_whole(name):
 @EVERY
 def test_the_operator_that_reads_codes(name):
     emb = made(name)
-    ids, spec = torch.tensor([3, 3, 60]), emb._plan.text
+    ids, spec = torch.tensor([3, 3, 60]), emb._facts.text
     read = None if name.startswith("weights in") else ids
     given = emb.memory, emb.codes, emb.scales, read, emb._buffers.get("keys"), emb._buffers.get("pointers"), spec
     opcheck(torch.ops.cce.decoded, given, test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"))

@@ -21,7 +21,7 @@ from torch_tables import CASES, DIM, NAMES, VOCAB
 
 from cce_core.adapters.torch import Embedding, EmbeddingBag
 from cce_core.adapters.torch.operators import blocks, cuda, eager, registry
-from cce_core.adapters.torch.operators.plan import part_of
+from cce_core.adapters.torch.operators.facts import part_of
 
 pytestmark = pytest.mark.triton
 few = settings(max_examples=20, suppress_health_check=list(HealthCheck))
@@ -37,7 +37,7 @@ def test_sums_are_those_of_plain_torch_and_of_the_core(data):
     emb = table(CASES[data.draw(st.sampled_from(BLOCKS))]).to(DEVICE)
     parts = [p for p in ("memory", "weights") if p in emb._parameters]
     part, kind = data.draw(st.sampled_from(parts)), data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
-    layout, text = part_of(emb._plan.text, part).layout, emb._plan.text
+    layout, text = part_of(emb._facts.text, part).layout, emb._facts.text
     ids = torch.tensor(data.draw(st.lists(st.integers(0, VOCAB - 1), max_size=30)), dtype=torch.int64)
     generator = torch.Generator().manual_seed(len(ids))
     memory, grads = (
@@ -80,7 +80,7 @@ def test_bags_and_projections_in_one_launch(data):
     """Ids or bags of them, empty ones too, amounts or none, a projection or none; and back. Types of all kinds mixed."""
     case = data.draw(st.sampled_from(["full", "full-rank=3", "hash", "robe", "hnet", "cce", "cce-rank=4", "pq"]))
     emb = table(CASES[NAMES.index(case)]).to(DEVICE)
-    layout, text = part_of(emb._plan.text, "memory").layout, emb._plan.text
+    layout, text = part_of(emb._facts.text, "memory").layout, emb._facts.text
     words = emb._buffers.get("keys"), emb._buffers.get("pointers")
     lengths, bagged = data.draw(st.lists(st.integers(0, 4), max_size=6)), data.draw(st.booleans())
     kind = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
@@ -116,7 +116,7 @@ def test_bags_and_projections_in_one_launch(data):
 
 def test_offsets_that_are_none():
     emb = table(CASES[NAMES.index("cce")]).to(DEVICE)
-    rest = None, emb.keys, emb.pointers, emb._plan.text
+    rest = None, emb.keys, emb.pointers, emb._facts.text
     memory, ids = emb.memory.detach(), torch.arange(5, device=DEVICE)
     for bad in (torch.tensor([0], dtype=torch.int32), torch.zeros(1, 1, dtype=torch.int64)):
         with pytest.raises(RuntimeError, match="one row of int64 offsets"):
@@ -134,24 +134,24 @@ def test_offsets_that_are_none():
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float64])
 def test_signs_features_and_rounded_memories(kind):
     signed = table(CASES[NAMES.index("hash-signed=True")]).to(DEVICE)
-    ids, text = torch.arange(VOCAB, device=DEVICE), signed._plan.text
+    ids, text = torch.arange(VOCAB, device=DEVICE), signed._facts.text
     like = torch.empty(0, dtype=kind, device=DEVICE)
     assert torch.equal(THERE["signs"](ids, signed.keys, like, text), eager.signs(ids, signed.keys, like, text))
     for name in ("dhe", "dhe-transform=gaussian"):
         network = table(CASES[NAMES.index(name)]).to(DEVICE)
         near(
-            THERE["features"](ids, network.keys, network._plan.text),
-            eager.features(ids, network.keys, network._plan.text),
+            THERE["features"](ids, network.keys, network._facts.text),
+            eager.features(ids, network.keys, network._facts.text),
         )
         if INTERPRETED:
             with pytest.raises(IndexError, match="outside"):
-                THERE["features"](ids + 1, network.keys, network._plan.text)
+                THERE["features"](ids + 1, network.keys, network._facts.text)
     for name in ("int8", "int4", "full-codec=bfloat16"):
         coded = table(CASES[NAMES.index(name)]).to(DEVICE)
         memory = torch.randn(coded.memory.shape, generator=torch.Generator().manual_seed(0)).to(DEVICE, kind)
-        got = THERE["rounded"](memory, None, None, None, coded._plan.text)
+        got = THERE["rounded"](memory, None, None, None, coded._facts.text)
         assert got.dtype == eager.wide_type(kind)
-        assert torch.equal(got, eager.rounded(memory, None, None, None, coded._plan.text))
+        assert torch.equal(got, eager.rounded(memory, None, None, None, coded._facts.text))
 
 
 @pytest.mark.parametrize(
@@ -160,11 +160,11 @@ def test_signs_features_and_rounded_memories(kind):
 def test_torchs_own_checks_of_operators(name, weighted, gpu):
     """Schema, shapes, tracing; and gradients of both orders, whose sums are linear in each argument: large steps are exact."""
     emb = table(CASES[NAMES.index(name)]).to(DEVICE)
-    layout, ids = part_of(emb._plan.text, "memory").layout, torch.tensor([3, 0, 96, 3], device=DEVICE)
+    layout, ids = part_of(emb._facts.text, "memory").layout, torch.tensor([3, 0, 96, 3], device=DEVICE)
     generator = torch.Generator().manual_seed(0)
     shapes = (layout.n_units, layout.unit), (4, len(layout.columns)), (4, layout.dim)
     memory, weights, grads = (torch.randn(*s, generator=generator).to(DEVICE).requires_grad_() for s in shapes)
-    rest = emb._buffers.get("keys"), emb._buffers.get("pointers"), emb._plan.text, "memory"
+    rest = emb._buffers.get("keys"), emb._buffers.get("pointers"), emb._facts.text, "memory"
     w = weights if weighted else None
     for op, arguments in (
         (blocks.gather, (memory, ids, w, *rest)),
@@ -287,7 +287,7 @@ from cce_core.adapters.torch.operators import blocks, cuda, eager, registry
 
 assert not any(name.startswith("cce_kernels.") for name in sys.modules)
 emb, ids = Embedding(97, 8, method="hemb", num_params=400, seed=1), torch.tensor([1, 2, 2])
-rest = None, emb.keys, None, emb._plan.text, "memory"
+rest = None, emb.keys, None, emb._facts.text, "memory"
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
     for _ in range(2):
@@ -325,7 +325,7 @@ def test_without_kernels_plain_torch_gives_the_same_and_says_so_once(before, mor
 
 def test_what_operators_refuse():
     emb = table(("cce", {"num_params": 300, "rank": 0})).to(DEVICE)
-    rest = emb.keys, emb.pointers, emb._plan.text, "memory"
+    rest = emb.keys, emb.pointers, emb._facts.text, "memory"
     memory, ids = emb.memory.detach(), IDS[0].to(DEVICE)
     with pytest.raises(RuntimeError, match="keys on meta.*move the ids, and the whole module, with .to"):
         THERE["gather"](memory, ids, None, rest[0].to("meta"), *rest[1:])
@@ -351,7 +351,8 @@ def test_what_operators_refuse():
                 THERE["gather"](memory, torch.tensor([0, bad]), None, *rest)
     unbounded = Embedding(None, DIM, method="ce", num_params=200, seed=1).to(DEVICE)
     ids = torch.tensor([-1, 2**62], device=DEVICE)
-    got = THERE["gather"](unbounded.memory.detach(), ids, None, unbounded.keys, None, unbounded._plan.text, "memory")
+    got = THERE["gather"](unbounded.memory.detach(), ids, None, unbounded.keys, None, unbounded._facts.text, "memory")
     assert torch.equal(
-        got, eager.gather(unbounded.memory.detach(), ids, None, unbounded.keys, None, unbounded._plan.text, "memory")
+        got,
+        eager.gather(unbounded.memory.detach(), ids, None, unbounded.keys, None, unbounded._facts.text, "memory"),
     )

@@ -14,7 +14,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck  # noqa: E402
 
 from cce_core.adapters.torch import Embedding, EmbeddingBag  # noqa: E402
 from cce_core.adapters.torch.operators import blocks, eager, tensor_train  # noqa: E402
-from cce_core.adapters.torch.operators.plan import part_of  # noqa: E402
+from cce_core.adapters.torch.operators.facts import part_of  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -28,13 +28,13 @@ def table(method, options, dtype=torch.float32, **more):
 def inputs(emb, dtype):
     """Arguments of `gather` with weights, and gradients of its vectors."""
     generator = torch.Generator().manual_seed(0)
-    layout = part_of(emb._plan.text, "memory").layout
+    layout = part_of(emb._facts.text, "memory").layout
     ids = torch.tensor(IDS)
     memory = torch.randn(layout.n_units, layout.unit, generator=generator, dtype=dtype)
     weights = torch.randn(len(ids), len(layout.columns), generator=generator, dtype=dtype)
     grads = torch.randn(len(ids), layout.dim, generator=generator, dtype=dtype)
     keys, pointers = (emb._buffers.get(name) for name in ("keys", "pointers"))
-    return memory, weights, grads, ids, (keys, pointers, emb._plan.text, "memory")
+    return memory, weights, grads, ids, (keys, pointers, emb._facts.text, "memory")
 
 
 def test_a_map_of_own_rows_is_left_to_the_compiled_loops():
@@ -78,17 +78,17 @@ def test_torchs_own_checks_of_the_other_operators():
         table(*CASES[NAMES.index(name)]) for name in ("hash-signed=True", "tt", "dhe", "int8")
     )
     ids = torch.tensor(IDS)
-    torch.library.opcheck(blocks.signs, (ids, signed.keys, signed.memory.detach(), signed._plan.text))
-    torch.library.opcheck(blocks.digits, (ids, train._plan.text))
-    torch.library.opcheck(blocks.features, (ids, network.keys, network._plan.text))
+    torch.library.opcheck(blocks.signs, (ids, signed.keys, signed.memory.detach(), signed._facts.text))
+    torch.library.opcheck(blocks.digits, (ids, train._facts.text))
+    torch.library.opcheck(blocks.features, (ids, network.keys, network._facts.text))
     torch.library.opcheck(blocks.bags, (torch.tensor([0, 2, len(ids)]), ids))
     # `rounded` is a step function whose gradient is the identity by choice: shapes and schema alone can be checked.
     for some in (None, ids):
-        torch.library.opcheck(blocks.rounded, (coded.memory.detach(), some, None, None, coded._plan.text))
+        torch.library.opcheck(blocks.rounded, (coded.memory.detach(), some, None, None, coded._facts.text))
     flat = torch.cat([core.detach().reshape(-1) for core in train.parameters()]).requires_grad_()
-    torch.library.opcheck(tensor_train.train, (flat, ids, train._plan.text))
+    torch.library.opcheck(tensor_train.train, (flat, ids, train._facts.text))
     # Its own gradient is taken through plain products, which are not traced.
-    torch.library.opcheck(tensor_train.train_back, (torch.randn(len(IDS), DIM), flat.detach(), ids, train._plan.text))
+    torch.library.opcheck(tensor_train.train_back, (torch.randn(len(IDS), DIM), flat.detach(), ids, train._facts.text))
 
 
 @pytest.mark.parametrize("method", BLOCKS)
@@ -133,9 +133,9 @@ def test_gradients_of_both_orders_of_trains_in_the_core():
     flat = torch.cat([core.detach().reshape(-1) for core in emb.parameters()]).mul(10).requires_grad_()
     grads, ids = torch.randn(len(IDS), DIM, requires_grad=True), torch.tensor(IDS)
     settings = {"eps": 0.25, "atol": 1e-2, "rtol": 1e-2, "nondet_tol": 1e-6}
-    assert gradcheck(lambda f: tensor_train.train(f, ids, emb._plan.text), (flat,), **settings)
-    assert gradcheck(lambda g, f: tensor_train.train_back(g, f, ids, emb._plan.text), (grads, flat), **settings)
-    assert gradgradcheck(lambda f: tensor_train.train(f, ids, emb._plan.text), (flat,), grads, **settings)
+    assert gradcheck(lambda f: tensor_train.train(f, ids, emb._facts.text), (flat,), **settings)
+    assert gradcheck(lambda g, f: tensor_train.train_back(g, f, ids, emb._facts.text), (grads, flat), **settings)
+    assert gradgradcheck(lambda f: tensor_train.train(f, ids, emb._facts.text), (flat,), grads, **settings)
 
 
 @pytest.mark.parametrize("further", [False, True])
@@ -165,7 +165,7 @@ def test_rounding_what_is_read_is_rounding_all(codec, method, dim):
     emb = Embedding(3000, dim, method=method, codec=codec, seed=1, **options)
     with torch.no_grad():
         emb.memory += 0.01 * torch.randn(emb.memory.shape, generator=torch.Generator().manual_seed(0))
-    rest = (emb._buffers.get("keys"), emb._buffers.get("pointers"), emb._plan.text)
+    rest = (emb._buffers.get("keys"), emb._buffers.get("pointers"), emb._facts.text)
     whole = blocks.rounded(emb.memory, None, *rest)
     for ids in (
         torch.tensor([0]),
@@ -235,7 +235,7 @@ def test_the_plain_hash_has_the_cores_bits():
 def test_forward_mode_raises(case):
     """Outside `torch.func` it is not defined, and must not drop the tangent without a word."""
     emb, ids = table(*case), torch.tensor(IDS)
-    if emb._plan.kind != "blocks":
+    if emb._facts.kind != "blocks":
         return  # torch's own operations alone: they have one
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(emb.memory.detach(), torch.ones_like(emb.memory))
@@ -327,7 +327,7 @@ def test_the_transforms_of_torch_func_of_bags(name, mode):
 
 def test_what_operators_refuse():
     emb = table("cce", {"num_params": 300})
-    rest = (None, emb.keys, emb.pointers, emb._plan.text, "memory")
+    rest = (None, emb.keys, emb.pointers, emb._facts.text, "memory")
     memory, ids = emb.memory.detach(), torch.tensor(IDS)
     with pytest.raises(RuntimeError, match="int64 ids"):
         blocks.gather(memory, ids.int(), *rest)
@@ -342,12 +342,12 @@ def test_what_operators_refuse():
     with pytest.raises(IndexError, match="outside"):
         blocks.gather(memory.double(), torch.tensor([-1]), *rest)
     with pytest.raises(ValueError, match="has no weights"):
-        blocks.gather(memory, ids, None, emb.keys, emb.pointers, emb._plan.text, "weights")
+        blocks.gather(memory, ids, None, emb.keys, emb.pointers, emb._facts.text, "weights")
 
 
 def test_any_memory_layout_of_the_arguments():
     emb = table("ce", {"num_params": 200})
-    ids, rest = torch.tensor(IDS), (None, emb.keys, None, emb._plan.text, "memory")
+    ids, rest = torch.tensor(IDS), (None, emb.keys, None, emb._facts.text, "memory")
     expected = blocks.gather(emb.memory.detach(), ids, *rest)
     turned = emb.memory.detach().t().contiguous().t()
     assert torch.equal(blocks.gather(turned, ids.repeat_interleave(2)[::2], *rest), expected)

@@ -12,7 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck  # noqa: E402
 
 from cce_core.adapters.torch import Embedding, EmbeddingBag  # noqa: E402
 from cce_core.adapters.torch.operators import pooled, registry  # noqa: E402
-from cce_core.adapters.torch.operators.plan import part_of  # noqa: E402
+from cce_core.adapters.torch.operators.facts import part_of  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -34,7 +34,7 @@ def table(method, dtype=torch.float32, **more):
 
 def call(emb, bags, weighted, dtype):
     """Arguments of `vectors`, and gradients of what it gives."""
-    generator, plan = torch.Generator().manual_seed(0), emb._plan
+    generator, plan = torch.Generator().manual_seed(0), emb._facts
     layout = part_of(plan.text, "memory").layout
     offsets = BAGS[bags]
     rows = len(IDS) if offsets is None else len(offsets) - 1

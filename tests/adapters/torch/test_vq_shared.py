@@ -13,7 +13,7 @@ from torch import nn  # noqa: E402
 
 from cce_core.adapters.torch import Embedding, EmbeddingBag, cluster_  # noqa: E402
 from cce_core.adapters.torch.operators import eager  # noqa: E402
-from cce_core.adapters.torch.operators.plan import MEMORY, part_of, text_of  # noqa: E402
+from cce_core.adapters.torch.operators.facts import MEMORY, part_of, text_of  # noqa: E402
 from cce_core.storage import marks  # noqa: E402
 
 pytestmark = pytest.mark.torch

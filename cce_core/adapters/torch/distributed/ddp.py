@@ -106,7 +106,7 @@ def leave_out_pointers(model: torch.nn.Module, group: distributed.ProcessGroup |
     owners = {
         f"{place}.{name}" if place else name: owner
         for place, owner in model.named_modules()
-        if hasattr(owner, "_plan")
+        if hasattr(owner, "_facts")
         for name in owner._buffers
         if name in ("pointers", "shard", "counts", "passes")
     }

@@ -119,11 +119,11 @@ class EmbeddingBag(Compressed):
                 self._counted(self._vectors(ids), ids), blocks.bags(ends, ids), ends.shape[0] - 1, keep
             )
         if weights is not None or keep is not None:
-            wide = wide_type(getattr(self, self._plan.arrays[0]).dtype)
+            wide = wide_type(getattr(self, self._facts.arrays[0]).dtype)
             weights = None if weights is None else weights.reshape(-1).to(wide)
             if keep is not None:
                 weights = keep.to(wide) if weights is None else weights.masked_fill(~keep, 0.0)
-        bags, kind = Bags(ends, weights), getattr(self, self._plan.arrays[0]).dtype
+        bags, kind = Bags(ends, weights), getattr(self, self._facts.arrays[0]).dtype
         out = self._counted(self._vectors(ids, None if self.scale_grad_by_freq else bags, True), ids)
         if self.scale_grad_by_freq:
             out = pool(out, ids, bags)

@@ -15,7 +15,7 @@ from cce_core.adapters.torch.distributed.ranks import Ranks
 from cce_core.adapters.torch.modules import device_cluster
 from cce_core.adapters.torch.operators import cuda
 from cce_core.adapters.torch.operators.arrays import float32, put, shared
-from cce_core.adapters.torch.operators.plan import MEMORY, WEIGHTS, array_specs, text_of
+from cce_core.adapters.torch.operators.facts import MEMORY, WEIGHTS, array_specs, text_of
 from cce_core.adapters.torch.optim.moments import Pointed, carried, refitted
 from cce_core.learning.cluster import ClusterReport
 from cce_core.learning.cluster import cluster as learn
@@ -109,7 +109,7 @@ def adopt(
     more = carried(optimizers, ours, before, after, vocab, remap)
     for copy in copies:
         there, device = dict(new), copy.seed.device
-        if not module._plan.weighed and not module._plan.stored and own:
+        if not module._facts.weighed and not module._facts.stored and own:
             values = torch.from_numpy(float32(copy.memory)).to(device)
             there[MEMORY] = refitted(values, before.to(device), after.to(device), vocab)
             if spec.rank:
@@ -134,8 +134,8 @@ def _is_trained(memory: Tensor, optimizers: list[torch.optim.Optimizer]) -> bool
 
 def _on_gpu(module: Any) -> bool:
     """Whether the parameters are whole, of floats, and where the kernels run."""
-    first = getattr(module, module._plan.arrays[0])
-    return cuda.here(first) and not module._plan.stored and not hasattr(first, "full_tensor")
+    first = getattr(module, module._facts.arrays[0])
+    return cuda.here(first) and not module._facts.stored and not hasattr(first, "full_tensor")
 
 
 def tensors_of(table: Table) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cce_core.adapters.torch.operators import cuda
 from cce_core.adapters.torch.operators.arrays import write_tensor
-from cce_core.adapters.torch.operators.plan import MEMORY, WEIGHTS, text_of
+from cce_core.adapters.torch.operators.facts import MEMORY, WEIGHTS, text_of
 from cce_core.learning.cluster import ClusterReport, checked_weights
 from cce_core.method.spec import TableSpec
 from cce_core.tables.table import Table

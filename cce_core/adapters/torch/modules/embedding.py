@@ -122,7 +122,7 @@ class Embedding(Compressed):
         """As for every table; a padding row that is not 0 is kept as it is."""
         super()._learn(weight, **settings)
         row = None if self._plain else _kept(weight, self.padding_idx)
-        like = getattr(self, self._plan.arrays[0])
+        like = getattr(self, self._facts.arrays[0])
         self.register_buffer(PADDING, None if row is None else row.detach().to(like.device, like.dtype, copy=True))
 
     @classmethod

@@ -26,7 +26,7 @@ from cce_core.adapters.torch.modules.states import SMALL, Averages, reading
 from cce_core.adapters.torch.modules.weight import PADDING, Weighted
 from cce_core.adapters.torch.operators.arrays import Device, float32, put, tensor_of, words, write
 from cce_core.adapters.torch.operators.eager import check_range
-from cce_core.adapters.torch.operators.plan import MEMORY, WEIGHTS, Plan, array_specs, part_of, plan_of
+from cce_core.adapters.torch.operators.facts import MEMORY, WEIGHTS, Facts, array_specs, facts_of, part_of
 from cce_core.adapters.torch.operators.pooled import Bags
 from cce_core.adapters.torch.optim.moments import HOW, Pointed
 from cce_core.learning.cluster import ClusterReport
@@ -101,7 +101,7 @@ class Compressed(Phased, Weighted):
         self.max_norm, self.norm_type = max_norm, norm_type
         self.scale_grad_by_freq, self.sparse = scale_grad_by_freq, sparse
         self._spec: TableSpec = table.spec
-        self._plan: Plan = plan_of(table.spec)
+        self._facts: Facts = facts_of(table.spec)
         self._plain = plain
         if max_norm is not None and not plain:
             raise ValueError(
@@ -109,7 +109,7 @@ class Compressed(Phased, Weighted):
                 "out, or take method='full' without rank and codec"
             )
         units = table.block_sizes()
-        if self._plan.stored:
+        if self._facts.stored:
             self._store(clustering.tensors_of(table), device, dtype)
         for name, values in table.parameters().items():
             if name not in self._parameters:
@@ -143,7 +143,7 @@ class Compressed(Phased, Weighted):
         out = {"seed": np.array(spec.seed, np.uint64).view(np.int64)}
         if "counts" in array_specs(spec):
             out["passes"] = np.zeros(1, np.int64)
-        if self._plan.kind == "network":
+        if self._facts.kind == "network":
             out["keys"] = hash_keys(spec).view(np.int64)
         return out
 
@@ -185,27 +185,27 @@ class Compressed(Phased, Weighted):
             with torch.no_grad():
                 torch.embedding_renorm_(self.memory.detach(), ids.contiguous(), self.max_norm, self.norm_type)
         arrays: dict[str, Any] = {**self._parameters, **self._buffers}
-        for name in self._plan.arrays:
+        for name in self._facts.arrays:
             if arrays.get(name) is None:  # something stands in its place, such as a parametrisation
                 arrays[name] = getattr(self, name)
         if self.shard_pointers:
             arrays["pointers"], arrays["rows"] = self._fetched(ids)
         if PHASED[0] in arrays:  # a backward pass looks at the version of all that it reads: it is not of another phase
             arrays["keys"] = self.generation
-        vectors, kind = lookup(self._plan, arrays, ids, self.sparse, bags), arrays[self._plan.arrays[0]].dtype
+        vectors, kind = lookup(self._facts, arrays, ids, self.sparse, bags), arrays[self._facts.arrays[0]].dtype
         if bags is None and (self.scale_grad_by_freq or self.padding_idx is not None):
             vectors = self._scaled(vectors, ids)
         return vectors if wide or vectors.dtype == kind else vectors.to(kind)
 
     def _shares(self) -> Shares:
-        return Shares(self._spec.vocab or 0, part_of(self._plan.text, MEMORY).layout.bits_per_id)
+        return Shares(self._spec.vocab or 0, part_of(self._facts.text, MEMORY).layout.bits_per_id)
 
     @torch.compiler.disable
     def _fetched(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Pointers from the ranks that hold them."""
         shares = self._shares()
         shares.check(self.shard)
-        check_range(ids, self._plan.text)
+        check_range(ids, self._facts.text)
         return shares.fetch(self.pointers, ids)
 
     def _scaled(self, vectors: Tensor, ids: Tensor) -> Tensor:
@@ -234,9 +234,9 @@ class Compressed(Phased, Weighted):
             raise RuntimeError(
                 f"ids must be integers (any signed or unsigned type), got {input.dtype}: ids = ids.long()"
             )
-        first: Any = self._parameters.get(self._plan.arrays[0])
+        first: Any = self._parameters.get(self._facts.arrays[0])
         if first is None:  # something stands in its place
-            first = getattr(self, self._plan.arrays[0])
+            first = getattr(self, self._facts.arrays[0])
         if input.device != first.device:
             raise RuntimeError(
                 f"ids are on {input.device}, but the table is on {first.device}: move the ids or the module with .to(…)"
@@ -259,7 +259,7 @@ class Compressed(Phased, Weighted):
 
     def _table(self, arrays: dict[str, NDArray[Any]]) -> Table:
         table = Table(self.spec, arrays)
-        if self._plan.coded and not self._plan.stored:
+        if self._facts.coded and not self._facts.stored:
             table.parameters()[MEMORY][:] = float32(self.memory).reshape(-1)
         return table
 
@@ -271,18 +271,18 @@ class Compressed(Phased, Weighted):
     def _arrays(self) -> dict[str, NDArray[Any]]:
         out: dict[str, NDArray[Any]] = {}
         for name, (dtype, shape, unit) in array_specs(self.spec).items():
-            if self._plan.coded and name in (MEMORY, "scales"):
+            if self._facts.coded and name in (MEMORY, "scales"):
                 continue
             tensor = getattr(self, name)
             values = float32(tensor) if unit else words(tensor)
             if name == "pointers" and self.shard_pointers:
                 values = self._shares().whole(values)
             out[name] = values.view(dtype).reshape(shape)
-        if self._plan.stored:
+        if self._facts.stored:
             out[MEMORY] = words(self.codes).view(array_specs(self.spec)[MEMORY].dtype)
             if self.scales.numel():
                 out["scales"] = float32(self.scales)
-        elif self._plan.coded:
+        elif self._facts.coded:
             out[MEMORY], scales = get_codec(self.spec.codec).encode(float32(self.memory).reshape(-1))
             if scales.size:
                 out["scales"] = scales
@@ -292,7 +292,7 @@ class Compressed(Phased, Weighted):
         """Every byte that the table costs once it is saved, and what training holds beside it; see `cce_core.Ledger`."""
         table = self.table
         table.training_bytes.pop("values", None)
-        if self._plan.coded and not self._plan.stored:
+        if self._facts.coded and not self._facts.stored:
             table.training_bytes["values"] = self.memory.numel() * self.memory.element_size()
         found, row = table.ledger(), self._buffers.get(PADDING)
         return found if row is None else dataclasses.replace(found, stored={**found.stored, PADDING: row.nbytes})
@@ -377,7 +377,7 @@ class Compressed(Phased, Weighted):
         keys, pointers = (self._buffers.get(name) for name in ("keys", "pointers"))
         if pointers is not None and self.shard_pointers:
             pointers = tensor_of(self._shares().whole(words(pointers)).view(np.int64), pointers.device)
-        return Pointed(self._plan.text, keys, pointers)
+        return Pointed(self._facts.text, keys, pointers)
 
     def _learn(self, weight: Tensor, **settings: Any) -> None:
         """Make the table come near to a trained one: copied for a full table, else learned or solved for."""
@@ -411,13 +411,13 @@ class Compressed(Phased, Weighted):
             if name == "pointers" and self.shard_pointers:
                 own = self._shares().own(words(new[name]))
                 out.append((self.pointers, torch.from_numpy(own.view(np.int64))))
-            elif name == MEMORY and self._plan.stored:
+            elif name == MEMORY and self._facts.stored:
                 out += [(self.codes, new["codes"]), (self.scales, new["scales"])]
             elif name != "scales":
                 out.append((getattr(self, name), new[name]))
         small = [words(new.get(name, getattr(self, name))) for name in SMALL if name in self._buffers]
         of_pointers = checksum(words(new["pointers"]) if "pointers" in new else None)
-        return [*out, (self.stamp, torch.from_numpy(stamped(self._plan.text, small, of_pointers)))]
+        return [*out, (self.stamp, torch.from_numpy(stamped(self._facts.text, small, of_pointers)))]
 
     def extra_repr(self) -> str:
         """The sizes, the method, and what was chosen."""

@@ -22,7 +22,7 @@ from cce_core.adapters.torch.modules.stored import Stored
 from cce_core.adapters.torch.operators import eager, stored
 from cce_core.adapters.torch.operators.arrays import Call, put, replacing, words
 from cce_core.adapters.torch.operators.counting import count
-from cce_core.adapters.torch.operators.plan import MEMORY, array_specs, part_of, plan_of, text_of
+from cce_core.adapters.torch.operators.facts import MEMORY, array_specs, facts_of, part_of, text_of
 from cce_core.method import get_method
 from cce_core.method.spec import TableSpec
 
@@ -80,19 +80,19 @@ class Phased(Stored):
         Raises:
             RuntimeError: the memory would have another shape, but is sharded, or in a wrapped model that cannot follow.
         """
-        plan = plan_of(spec)
-        if plan.text == self._plan.text:
+        facts = facts_of(spec)
+        if facts.text == self._facts.text:
             return self._changes(new), []
         self._check_free()
         specs, changes, calls = array_specs(spec), [(self.generation, new["generation"])], list[Call]()
-        device, layout, buffers = self.seed.device, part_of(plan.text, MEMORY).layout, dict[str, Tensor | None]()
-        if plan.stored:
+        device, layout, buffers = self.seed.device, part_of(facts.text, MEMORY).layout, dict[str, Tensor | None]()
+        if facts.stored:
             data = stored.hollow(layout.n_units, layout.unit, self.memory)
             for name in ("codes", "scales"):
                 buffers[name] = new[name].to(device, copy=True)
         else:
             data = new[MEMORY].reshape(layout.n_units, layout.unit)
-        calls += replacing(self.memory, data, plan.stored)
+        calls += replacing(self.memory, data, facts.stored)
         if spec.rank:
             changes.append((self.projection, new["projection"]))
         buffers |= {n: new[n].to(device, copy=True) if n in specs else None for n in ("counts", "pointers")}
@@ -101,9 +101,9 @@ class Phased(Stored):
         found = [new.get(name, own) for name in SMALL if (own := self._buffers.get(name)) is not None]
         small = [words(tensor) for tensor in found if tensor.device.type != "meta"]
         of_pointers = checksum(words(new["pointers"]) if "pointers" in specs else None)
-        calls += replacing(self.stamp, torch.from_numpy(stamped(plan.text, small, of_pointers)))
+        calls += replacing(self.stamp, torch.from_numpy(stamped(facts.text, small, of_pointers)))
         calls.append(functools.partial(self._buffers.update, buffers))
-        calls.append(functools.partial(self.__dict__.update, _spec=spec, _plan=plan))
+        calls.append(functools.partial(self.__dict__.update, _spec=spec, _facts=facts))
         return changes, calls
 
     def _check_free(self) -> None:
@@ -155,7 +155,7 @@ class Phased(Stored):
         layout, specs = part_of(text_of(spec), MEMORY).layout, array_specs(spec)
         expected = {name: one.shape for name, one in specs.items() if name != "scales"}
         expected[MEMORY] = (layout.n_units, layout.unit)
-        if self._plan.stored:
+        if self._facts.stored:
             (codes,), of_code = specs[MEMORY].shape, np.dtype(specs[MEMORY].dtype).itemsize
             expected["codes"], expected["scales"] = (
                 (codes * of_code,),

@@ -63,11 +63,11 @@ class ClusterSchedule:
         if epochs is not None and steps is not None:
             raise ValueError(f"give epochs or steps, not both; got {epochs!r} and {steps!r}")
         if epochs is not None:
-            self._plan("epoch", _check.integer("epochs", epochs, 1))
+            self._set_out("epoch", _check.integer("epochs", epochs, 1))
         elif steps is not None:
-            self._plan("step", _check.integer("steps", steps, 4))
+            self._set_out("step", _check.integer("steps", steps, 4))
 
-    def _plan(self, unit: str, total: int) -> None:
+    def _set_out(self, unit: str, total: int) -> None:
         """Settle after which epochs or steps."""
         self.unit, self.late = unit, total if unit == "step" else max(1, 3 * total // 4)
         last = 2 * total // 3
@@ -148,9 +148,9 @@ class ClusterSchedule:
         if self.unit:
             return
         if isinstance(epochs, (int, float)) and epochs > 1:
-            self._plan("epoch", int(epochs))
+            self._set_out("epoch", int(epochs))
         elif isinstance(steps, (int, float)) and 4 <= steps < float("inf"):
-            self._plan("step", int(steps))
+            self._set_out("step", int(steps))
         else:
             raise RuntimeError(f"the trainer says neither epochs nor steps (got {epochs!r}, {steps!r}): give steps=")
 

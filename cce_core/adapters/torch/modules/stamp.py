@@ -32,7 +32,7 @@ def stamped(text: str, small: Iterable[NDArray[Any]], of_pointers: int) -> Words
     """The stamp of a table.
 
     Args:
-        text: its spec, as `plan.text_of` gives it.
+        text: its spec, as `facts.text_of` gives it.
         small: seed, keys and generation.
         of_pointers: their checksum.
     """

@@ -17,7 +17,7 @@ from torch import Tensor
 from cce_core.adapters.torch import guard
 from cce_core.adapters.torch.modules.stamp import Words, averaged_from, checksum, is_of, is_right, other_table, stamped
 from cce_core.adapters.torch.operators.arrays import Device, tensor_of, words, write_tensor
-from cce_core.adapters.torch.operators.plan import MEMORY, Plan
+from cce_core.adapters.torch.operators.facts import MEMORY, Facts
 from cce_core.adapters.torch.operators.pooled import Bags
 
 Averages: TypeAlias = torch.nn.Module | Sequence[torch.nn.Module] | None
@@ -90,7 +90,7 @@ class Stated(torch.nn.Module):
     memory: Tensor
     seed: Tensor
     stamp: Tensor
-    _plan: Plan
+    _facts: Facts
     _plain: bool
     shard_pointers: bool
 
@@ -123,7 +123,7 @@ class Stated(torch.nn.Module):
 
     def _stamped(self, of_pointers: int) -> Words:
         """The stamp of the sketch as it is; words of no meaning on the meta device."""
-        return stamped(self._plan.text, () if self.seed.device.type == "meta" else self._small(), of_pointers)
+        return stamped(self._facts.text, () if self.seed.device.type == "meta" else self._small(), of_pointers)
 
     def _settled(self) -> None:
         """The sketch and the memory are in order and belong together."""
@@ -158,9 +158,9 @@ class Stated(torch.nn.Module):
     def _look_closer(self) -> None:
         mark, now = self._mark, words(self.stamp).view(np.int64)
         same = np.array_equal(now, mark.words)  # moved, or written anew as it was
-        if not same and not is_right(now, self._plan.text, self._small()):
+        if not same and not is_right(now, self._facts.text, self._small()):
             if not self._healed(now):
-                said = other_table(now, self._plan.text)
+                said = other_table(now, self._facts.text)
                 raise RuntimeError(
                     f"the buffers are of another table: {said}" if said else f"the buffers changed: {_MIXED}"
                 )
@@ -190,7 +190,7 @@ class Stated(torch.nn.Module):
         return False
 
     def _is_whole(self) -> bool:
-        return is_right(words(self.stamp).view(np.int64), self._plan.text, self._small())
+        return is_right(words(self.stamp).view(np.int64), self._facts.text, self._small())
 
     def _adopt(self, other: Stated) -> None:
         """Take another's sketch."""
@@ -217,7 +217,7 @@ class Stated(torch.nn.Module):
             tables = [
                 m
                 for m in model.modules()
-                if isinstance(m, Stated) and m is not self and m._plan.text == self._plan.text
+                if isinstance(m, Stated) and m is not self and m._facts.text == self._facts.text
             ]
             for one in tables:
                 if one._is_touched():
@@ -292,10 +292,10 @@ class Stated(torch.nn.Module):
         given = found.pop("stamp", None)
         if given is not None:
             stamp = words(given).view(np.int64) if given.dim() == 1 else np.empty(0, np.int64)
-            said = other_table(stamp, self._plan.text)
+            said = other_table(stamp, self._facts.text)
             if said:
                 return f"it is of another table: {said}"
-            if not is_of(stamp, self._plan.text):
+            if not is_of(stamp, self._facts.text):
                 return f"its stamp cannot be read: {_MIXED}"
         held = {name: found.get(name, own) for name in SKETCH if (own := self._buffers.get(name)) is not None}
         if strict and held.keys() != found.keys():
@@ -306,7 +306,7 @@ class Stated(torch.nn.Module):
             of_pointers = 0 if given is None or stamp.size < 2 else int(stamp[1]) & (2**64 - 1)
         else:
             of_pointers = checksum(words(held["pointers"]) if "pointers" in held else None)
-        right = stamped(self._plan.text, [words(held[name]) for name in SMALL if name in held], of_pointers)
+        right = stamped(self._facts.text, [words(held[name]) for name in SMALL if name in held], of_pointers)
         if given is None:
             if prefix + "stamp" not in state and found:
                 state[prefix + "stamp"] = torch.from_numpy(right)
@@ -324,8 +324,8 @@ def _others(module: Stated) -> list[Stated]:
             break
         except RuntimeError:  # another thread makes a module
             continue
-    text = module._plan.text
-    return [m for m in alive if m is not module and m._plan.text == text and m.seed.device.type != "meta"]
+    text = module._facts.text
+    return [m for m in alive if m is not module and m._facts.text == text and m.seed.device.type != "meta"]
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -12,12 +12,12 @@ from cce_core.adapters.torch import guard
 from cce_core.adapters.torch.modules.states import Stated
 from cce_core.adapters.torch.operators import stored
 from cce_core.adapters.torch.operators.arrays import Device
-from cce_core.adapters.torch.operators.plan import MEMORY, part_of
+from cce_core.adapters.torch.operators.facts import MEMORY, part_of
 from cce_core.adapters.torch.optim.codes import refuse_others
 
 
 class Stored(Stated):
-    """A module that may be of that kind, as `_plan.stored` says.
+    """A module that may be of that kind, as `_facts.stored` says.
 
     `codes` are uint8, the bytes of what the codec makes of the memory, and `scales` float32. States hold both in place of the
     parameter `memory`, which is there for its gradient, and for the fused optimisers, that find the codes by it.
@@ -32,13 +32,13 @@ class Stored(Stated):
             raise ValueError(f"rounding='stochastic' trains codes, by steps in torch.float32, not {dtype}")
         for name in ("codes", "scales"):
             self.register_buffer(name, arrays[name].to(device, copy=True))
-        layout = part_of(self._plan.text, MEMORY).layout
+        layout = part_of(self._facts.text, MEMORY).layout
         empty = torch.empty(0, dtype=dtype, device=device)
         self.register_parameter(MEMORY, torch.nn.Parameter(stored.hollow(layout.n_units, layout.unit, empty)))
 
     def _hollow(self) -> None:
         """Take back the room that a copy or a move has given to the parameter."""
-        if self._plan.stored:
+        if self._facts.stored:
             memory = self._parameters[MEMORY]
             assert memory is not None
             if not stored.is_hollow(memory):
@@ -59,12 +59,12 @@ class Stored(Stated):
     def _save_to_state_dict(self, destination: MutableMapping[str, Any], prefix: str, keep_vars: bool) -> None:
         """As for every module, without a parameter that has no numbers."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self._plan.stored:
+        if self._facts.stored:
             del destination[prefix + MEMORY]
 
     def _load_from_state_dict(self, state_dict: MutableMapping[str, Any], prefix: str, *rest: Any) -> None:
         """Likewise."""
-        if not self._plan.stored:
+        if not self._facts.stored:
             return super()._load_from_state_dict(state_dict, prefix, *rest)
         with guard.writing(self), guard.changing():
             memory: Any = self._parameters.pop(MEMORY)

@@ -16,7 +16,7 @@ from cce_core.adapters.torch.modules.bag import EmbeddingBag
 from cce_core.adapters.torch.modules.embedding import Embedding
 from cce_core.adapters.torch.modules.module import Compressed
 from cce_core.adapters.torch.modules.tied import TiedLinear
-from cce_core.adapters.torch.operators.plan import MEMORY
+from cce_core.adapters.torch.operators.facts import MEMORY
 from cce_core.hashing.mix import derive_key
 from cce_core.learning.least_squares import linear_in_memory
 from cce_core.method import get_method
@@ -366,7 +366,7 @@ def _scale(made: Compressed, weight: torch.Tensor) -> None:
     ids = torch.linspace(0, n - 1, min(n, _SAMPLE), device=weight.device).long()
     theirs, ours = weight[ids].float().square().mean(), made._vectors(ids).float().square().mean()
     if theirs > 0 and ours > 0:
-        if made._plan.stored and not made.spec.rank:
+        if made._facts.stored and not made.spec.rank:
             table = made._copied()
             table.parameters()[MEMORY][:] *= float((theirs / ours).sqrt())
             table.requantize()

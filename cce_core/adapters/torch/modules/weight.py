@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_any, tree_map_only
 from cce_core.adapters.torch import guard
 from cce_core.adapters.torch.modules.forward import lookup
 from cce_core.adapters.torch.operators import eager
-from cce_core.adapters.torch.operators.plan import MEMORY, Plan
+from cce_core.adapters.torch.operators.facts import MEMORY, Facts
 
 PADDING = "padding"
 _REMEDY = (
@@ -300,7 +300,7 @@ class Weighted(torch.nn.Module):
     memory: Tensor
     projection: Tensor
     _plain: bool
-    _plan: Plan
+    _facts: Facts
     _vectors: Callable[..., Tensor]
     _learn: Callable[..., None]
     _row: Callable[[Tensor], Tensor]
@@ -361,7 +361,7 @@ class Weighted(torch.nn.Module):
 
     def _whole(self) -> Tensor:
         """The numbers of the weight."""
-        return self._vectors(torch.arange(self.num_embeddings or 0, device=getattr(self, self._plan.arrays[0]).device))
+        return self._vectors(torch.arange(self.num_embeddings or 0, device=getattr(self, self._facts.arrays[0]).device))
 
     def _rows(self, input: Tensor) -> Tensor:
         """The vectors of ids of any shape, one by one."""
@@ -370,11 +370,11 @@ class Weighted(torch.nn.Module):
     def _narrow(self) -> tuple[Tensor, Tensor] | None:
         """(A, W) with the weight A · W where there is a projection: the table before it with a column of ones, and itself."""
         kept = self._buffers.get(PADDING) is not None
-        if kept or self.shard_pointers or not (self._plan.plain and self._plan.rank):
+        if kept or self.shard_pointers or not (self._facts.plain and self._facts.rank):
             return None
-        arrays = {name: getattr(self, name) for name in self._plan.arrays if name != "projection"}
+        arrays = {name: getattr(self, name) for name in self._facts.arrays if name != "projection"}
         ids = torch.arange(self.num_embeddings or 0, device=arrays[MEMORY].device)
-        inner = lookup(self._plan, arrays, ids, self.sparse).to(self.projection.dtype)
+        inner = lookup(self._facts, arrays, ids, self.sparse).to(self.projection.dtype)
         inner = torch.cat([inner, inner.new_ones(len(ids), 1)], 1)
         if self.padding_idx is not None:
             inner = inner.masked_fill((ids == self.padding_idx)[:, None], 0.0)
@@ -383,7 +383,7 @@ class Weighted(torch.nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         """As for every module; a state without the padding row is one of a table where it is 0."""
         if self.padding_idx is not None and not self._plain:
-            first, kept = getattr(self, self._plan.arrays[0]), prefix + PADDING in state_dict
+            first, kept = getattr(self, self._facts.arrays[0]), prefix + PADDING in state_dict
             self.register_buffer(PADDING, first.new_zeros(self.embedding_dim, requires_grad=False) if kept else None)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 

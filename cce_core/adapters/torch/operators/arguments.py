@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cce_core import _check
 from cce_core.adapters.torch.operators.arrays import array
-from cce_core.adapters.torch.operators.plan import part_of
+from cce_core.adapters.torch.operators.facts import part_of
 from cce_core.sketching.descriptors import Memory, Sketch
 from cce_core.sketching.group import Member, TableGroup
 from cce_core.storage.codec import FLOAT32
@@ -60,8 +60,8 @@ def _group_at(text: str, part: str, memory: int, keys: int, n_keys: int, pointer
     """A group that holds addresses alone: good whenever tensors of these sizes lie there, and only as long as they do."""
     layout, end = part_of(text, part)
     sketch = Sketch(layout, _there(keys, n_keys, "<u8"), _there(pointers, n_pointers, "<u8"))
-    kept = Memory(FLOAT32, _there(memory, layout.size if memory else 0, "<f4"))
-    return TableGroup([Member(sketch, kept, vocab=int(end or 0))])
+    held = Memory(FLOAT32, _there(memory, layout.size if memory else 0, "<f4"))
+    return TableGroup([Member(sketch, held, vocab=int(end or 0))])
 
 
 def group_of(text: str, part: str, memory: Tensor | None, keys: Tensor | None, pointers: Tensor | None) -> TableGroup:

@@ -22,8 +22,8 @@ from torch import Tensor
 from cce_core.adapters.torch.operators import cuda, eager, rounding, shapes
 from cce_core.adapters.torch.operators.arguments import floats, group_of, in_core, words_of
 from cce_core.adapters.torch.operators.arrays import array
+from cce_core.adapters.torch.operators.facts import bases_of, end_of, part_of, spec_of
 from cce_core.adapters.torch.operators.openmp import used
-from cce_core.adapters.torch.operators.plan import bases_of, end_of, part_of, spec_of
 from cce_core.adapters.torch.operators.registry import (
     Context,
     Inputs,
@@ -149,11 +149,11 @@ def _rounded(memory: Tensor, ids: Tensor | None, keys: Tensor | None, pointers: 
     if not in_core(memory):
         return eager.rounded(memory, ids, keys, pointers, spec)
     layout, end = part_of(spec, "memory")
-    kept, values = codec(spec_of(spec).codec), array(floats(memory, layout.n_units, layout.unit))
+    coder, values = codec(spec_of(spec).codec), array(floats(memory, layout.n_units, layout.unit))
     if ids is None or layout.unit < layout.width:
-        out = rounding.rounded(values, kept)
+        out = rounding.rounded(values, coder)
     else:
-        out = rounding.rounded_for(values, kept, _sketch(layout, keys, pointers), words_of(ids, end))
+        out = rounding.rounded_for(values, coder, _sketch(layout, keys, pointers), words_of(ids, end))
     return torch.from_numpy(out).view(memory.shape)
 
 
@@ -161,15 +161,15 @@ def _decoded(
     memory: Tensor, codes: Tensor, scales: Tensor, ids: Tensor | None, keys: Tensor | None, pointers: Tensor | None, spec: str
 ) -> Tensor:  # fmt: skip
     layout, end = part_of(spec, "memory")
-    kept, chosen, held = codec(spec_of(spec).codec), None, array(codes.contiguous())
+    coder, chosen, held = codec(spec_of(spec).codec), None, array(codes.contiguous())
     if (
         memory.shape != (layout.n_units, layout.unit)
-        or held.nbytes != kept.n_codes(layout.size) * np.dtype(kept.dtype).itemsize
+        or held.nbytes != coder.n_codes(layout.size) * np.dtype(coder.dtype).itemsize
     ):
         raise RuntimeError(f"this operator takes codes of {layout.size:,} floats, got {tuple(codes.shape)} bytes")
     if ids is not None and layout.unit == layout.width:
         chosen = rounding.touched(_sketch(layout, keys, pointers), words_of(ids, end), layout.size)
-    out = rounding.decoded(held, array(floats(scales, kept.n_scales(layout.size))), kept, layout.size, chosen)
+    out = rounding.decoded(held, array(floats(scales, coder.n_scales(layout.size))), coder, layout.size, chosen)
     return torch.from_numpy(out).view(memory.shape)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cce_core.adapters.torch.operators import eager
 from cce_core.adapters.torch.operators.arguments import row
-from cce_core.adapters.torch.operators.plan import MEMORY, part_of, spec_of
+from cce_core.adapters.torch.operators.facts import MEMORY, part_of, spec_of
 from cce_core.sketching.layout import POINTER, Layout
 from cce_core.storage.codec import BFLOAT16, FLOAT32, codec
 
@@ -281,14 +281,14 @@ def rounded(
     memory: Tensor, ids: Tensor | None, keys: Tensor | None, pointers: Tensor | None, spec: str
 ) -> Tensor | None:
     """`blocks.rounded`, the whole of it whatever the ids."""
-    own, kept, memory = kernels(), codec(spec_of(spec).codec), eager.wide(memory)
+    own, coder, memory = kernels(), codec(spec_of(spec).codec), eager.wide(memory)
     if own is None or memory.dtype != torch.float32:
         return None
     values = memory.contiguous().view(-1)
-    codes = torch.empty(kept.n_codes(len(values)), dtype=_CODES[np.dtype(kept.dtype).name], device=memory.device)
-    scales = torch.empty(kept.n_scales(len(values)), dtype=torch.float32, device=memory.device)
-    own.codecs.encode_into(kept, values, codes, scales)
-    return own.codecs.decode(kept, codes, scales if kept.most else None, len(values)).view(memory.shape)
+    codes = torch.empty(coder.n_codes(len(values)), dtype=_CODES[np.dtype(coder.dtype).name], device=memory.device)
+    scales = torch.empty(coder.n_scales(len(values)), dtype=torch.float32, device=memory.device)
+    own.codecs.encode_into(coder, values, codes, scales)
+    return own.codecs.decode(coder, codes, scales if coder.most else None, len(values)).view(memory.shape)
 
 
 # By the operators' names; where one gives None, plain torch takes its place.

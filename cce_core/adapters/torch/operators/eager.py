@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cce_core import _check
-from cce_core.adapters.torch.operators.plan import bases_of, part_of, spec_of
+from cce_core.adapters.torch.operators.facts import bases_of, part_of, spec_of
 from cce_core.hashing import mix
 from cce_core.method import deep_hash
 from cce_core.sketching.layout import DIGIT, HASH, IDENTITY, POINTER, Column, Layout
@@ -282,24 +282,24 @@ def features(ids: Tensor, keys: Tensor, text: str) -> Tensor:
 def rounded(memory: Tensor, ids: Tensor | None, keys: Tensor | None, pointers: Tensor | None, text: str) -> Tensor:
     """`blocks.rounded`, the whole of it whatever the ids."""
     memory = wide(memory)
-    kept, flat = codec(spec_of(text).codec), memory.reshape(-1)
-    if not kept.most:
+    coder, flat = codec(spec_of(text).codec), memory.reshape(-1)
+    if not coder.most:
         return memory.to(torch.bfloat16).to(memory.dtype)
     padded = torch.nn.functional.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
     largest = padded.abs().amax(1, keepdim=True)
-    exact = torch.where(largest > 0, padded / largest.clamp(min=torch.finfo(flat.dtype).tiny) * kept.most, 0.0)
-    q = torch.floor(exact + 0.5).clamp(-kept.most, kept.most)
-    return (q * (largest / kept.most)).view(-1)[: len(flat)].view_as(memory)
+    exact = torch.where(largest > 0, padded / largest.clamp(min=torch.finfo(flat.dtype).tiny) * coder.most, 0.0)
+    q = torch.floor(exact + 0.5).clamp(-coder.most, coder.most)
+    return (q * (largest / coder.most)).view(-1)[: len(flat)].view_as(memory)
 
 
 def decoded(
     memory: Tensor, codes: Tensor, scales: Tensor, ids: Tensor | None, keys: Tensor | None, pointers: Tensor | None, text: str
 ) -> Tensor:  # fmt: skip
     """`blocks.decoded`, the whole of it whatever the ids."""
-    kept = codec(spec_of(text).codec)
-    if not kept.most:
+    coder = codec(spec_of(text).codec)
+    if not coder.most:
         return codes.view(torch.bfloat16).to(memory.dtype).view(memory.shape)
-    if kept.name == "int8":
+    if coder.name == "int8":
         q = codes.view(torch.int8).to(memory.dtype)
     else:
         q = (torch.stack([codes & 15, codes >> 4], 1).view(-1).to(memory.dtype) - 8)[: memory.numel()]

@@ -26,7 +26,7 @@ from cce_core import _check
 from cce_core.adapters.torch.operators import blocks, eager
 from cce_core.adapters.torch.operators.arguments import floats, group_of, in_core, row
 from cce_core.adapters.torch.operators.arrays import array
-from cce_core.adapters.torch.operators.plan import MEMORY, part_of
+from cce_core.adapters.torch.operators.facts import MEMORY, part_of
 from cce_core.adapters.torch.operators.registry import (
     Context,
     Inputs,

@@ -15,10 +15,10 @@ _WORTH = 4  # with fewer than a block in so many to round, the rest is left out
 Blocks = NDArray[np.int64] | None  # numbers of blocks of the codec, ascending; None for all of them
 
 
-def rounded(values: NDArray[np.float32], kept: Codec) -> NDArray[np.float32]:
+def rounded(values: NDArray[np.float32], coder: Codec) -> NDArray[np.float32]:
     """All values, encoded and decoded."""
-    codes, scales = kept.encode(values)
-    return kept.decode(codes, scales, values.size)
+    codes, scales = coder.encode(values)
+    return coder.decode(codes, scales, values.size)
 
 
 def touched(sketch: Sketch, ids: NDArray[np.uint64], size: int) -> Blocks:
@@ -42,45 +42,45 @@ def touched(sketch: Sketch, ids: NDArray[np.uint64], size: int) -> Blocks:
 
 
 def rounded_for(
-    values: NDArray[np.float32], kept: Codec, sketch: Sketch, ids: NDArray[np.uint64]
+    values: NDArray[np.float32], coder: Codec, sketch: Sketch, ids: NDArray[np.uint64]
 ) -> NDArray[np.float32]:
     """`rounded`, but 0 in blocks of the codec that no block of these ids touches, where that saves work; as for `touched`."""
     chosen = touched(sketch, ids, values.size)
     if chosen is None:
-        return rounded(values, kept)
-    return _spread(rounded(_taken(values, BLOCK, chosen), kept), chosen, values.size)
+        return rounded(values, coder)
+    return _spread(rounded(_taken(values, BLOCK, chosen), coder), chosen, values.size)
 
 
-def decoded(codes: NDArray[np.uint8], scales: Any, kept: Codec, size: int, chosen: Blocks) -> NDArray[np.float32]:
+def decoded(codes: NDArray[np.uint8], scales: Any, coder: Codec, size: int, chosen: Blocks) -> NDArray[np.float32]:
     """The floats that codes, as bytes, and scales stand for, in some blocks; 0 in the others, which cost nothing."""
     if chosen is None:
-        return kept.decode(codes.view(kept.dtype), scales, size)
-    few = _taken(codes, _bytes(kept), chosen).view(kept.dtype)
-    return _spread(kept.decode(few, scales[chosen] if kept.most else scales, len(chosen) * BLOCK), chosen, size)
+        return coder.decode(codes.view(coder.dtype), scales, size)
+    few = _taken(codes, _bytes(coder), chosen).view(coder.dtype)
+    return _spread(coder.decode(few, scales[chosen] if coder.most else scales, len(chosen) * BLOCK), chosen, size)
 
 
 def encode(
-    values: NDArray[np.float32], codes: NDArray[np.uint8], scales: Any, kept: Codec, chosen: Blocks, key: int
+    values: NDArray[np.float32], codes: NDArray[np.uint8], scales: Any, coder: Codec, chosen: Blocks, key: int
 ) -> None:
     """Round floats at random into codes and scales, in some blocks; the others keep theirs."""
     if chosen is None:
-        return kept.encode_into(values, codes.view(kept.dtype), scales, key)
-    few, of_few = kept.encode(_taken(values, BLOCK, chosen), key)
-    each = _bytes(kept)
+        return coder.encode_into(values, codes.view(coder.dtype), scales, key)
+    few, of_few = coder.encode(_taken(values, BLOCK, chosen), key)
+    each = _bytes(coder)
     rows = few.view(np.uint8).reshape(len(chosen), each)
     whole = values.size // BLOCK
     inside = chosen[chosen < whole]
     codes[: whole * each].reshape(whole, each)[inside] = rows[: len(inside)]
     if len(inside) < len(chosen):  # the last block is not full
         codes[whole * each :] = rows[-1, : codes.size - whole * each]
-    if kept.most:
+    if coder.most:
         scales[chosen] = of_few
     return None
 
 
-def _bytes(kept: Codec) -> int:
+def _bytes(coder: Codec) -> int:
     """Of a block's codes."""
-    return kept.n_codes(BLOCK) * np.dtype(kept.dtype).itemsize
+    return coder.n_codes(BLOCK) * np.dtype(coder.dtype).itemsize
 
 
 def _taken(flat: NDArray[Any], each: int, chosen: NDArray[np.int64]) -> NDArray[Any]:

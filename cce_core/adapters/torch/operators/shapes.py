@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cce_core.adapters.torch.operators.eager import wide_type
-from cce_core.adapters.torch.operators.plan import bases_of, part_of
+from cce_core.adapters.torch.operators.facts import bases_of, part_of
 
 
 def gather(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cce_core.adapters.torch.operators.plan import MEMORY
+from cce_core.adapters.torch.operators.facts import MEMORY
 
 _owners: weakref.WeakSet[Any] = weakref.WeakSet()  # modules
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from cce_core.adapters.torch.operators import eager
 from cce_core.adapters.torch.operators.arguments import words_of
 from cce_core.adapters.torch.operators.arrays import array
-from cce_core.adapters.torch.operators.plan import end_of, spec_of
+from cce_core.adapters.torch.operators.facts import end_of, spec_of
 from cce_core.adapters.torch.operators.registry import Context, Inputs, define, differentiable
 from cce_core.method.tensor_train import IDS_PER_TREE, core_shapes
 from cce_core.sketching import tensor_train as core

@@ -37,16 +37,16 @@ def update(
     if not bool((grad[1] if isinstance(grad, tuple) else grad).isfinite().all()):
         raise RuntimeError("a gradient holds NaN or infinity, which codes cannot: nothing of this table was changed")
     spec, chosen = module.spec, None
-    kept, codes, scales = codec(spec.codec), module.codes.cpu(), module.scales.cpu()
+    coder, codes, scales = codec(spec.codec), module.codes.cpu(), module.scales.cpu()
     if isinstance(grad, tuple) and not optimizer.updates_all():
         first = array(grad[0].cpu()).view(np.int64) * unit
         places = first[:, None] + np.array(sorted({*range(0, unit, BLOCK), unit - 1}))
         chosen = np.unique(places // BLOCK)
-    values = rounding.decoded(array(codes), array(scales), kept, size, chosen)
+    values = rounding.decoded(array(codes), array(scales), coder, size, chosen)
     moved = torch.from_numpy(values).to(parameter.device)
     take(optimizer, moved, grad, unit, step, arrays)
     key = derive_key(spec.seed, ROUNDING, step)
-    rounding.encode(np.asarray(moved.cpu()), array(codes), array(scales), kept, chosen, key)
+    rounding.encode(np.asarray(moved.cpu()), array(codes), array(scales), coder, chosen, key)
     for held, new in ((module.codes, codes), (module.scales, scales)):
         if held.device.type == "cpu":
             torch.autograd.graph.increment_version(held)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cce_core.adapters.torch.operators import blocks
 from cce_core.adapters.torch.operators.arrays import Call, Device
-from cce_core.adapters.torch.operators.plan import MEMORY, part_of
+from cce_core.adapters.torch.operators.facts import MEMORY, part_of
 from cce_core.sketching.layout import IDENTITY
 
 HOW = ("remap", "reset")

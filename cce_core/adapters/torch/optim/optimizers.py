@@ -95,8 +95,8 @@ class Fused(torch.optim.Optimizer):
                 f"{type(self).__name__} takes contiguous float32 parameters, got {parameter.dtype} with strides "
                 f"{parameter.stride()}: take torch.optim's own optimiser for them"
             )
-        kept = self.state[parameter]
-        step, arrays = kept.get("step", 0) + 1, {name: t.view(-1) for name, t in kept.items() if isinstance(t, Tensor)}
+        own = self.state[parameter]
+        step, arrays = own.get("step", 0) + 1, {name: t.view(-1) for name, t in own.items() if isinstance(t, Tensor)}
         unit = parameter.numel() // max(1, parameter.shape[0]) if parameter.dim() > 1 else 1
         for name, moment in arrays.items():
             if moment.numel() not in (parameter.numel(), parameter.numel() // unit):
@@ -119,10 +119,10 @@ class Fused(torch.optim.Optimizer):
         else:
             take(core, parameter.detach().view(-1), gradient, unit, step, arrays)
             torch.autograd.graph.increment_version(parameter)
-        kept["step"] = step
+        own["step"] = step
         for name, moment in arrays.items():
-            if name not in kept:
-                kept[name] = moment.view(parameter.shape) if moment.numel() == parameter.numel() else moment
+            if name not in own:
+                own[name] = moment.view(parameter.shape) if moment.numel() == parameter.numel() else moment
 
 
 def in_core(optimizer: Optimizer, p: Tensor, grad: Gradient, unit: int, step: int, arrays: dict[str, Tensor]) -> None:

@@ -22,7 +22,7 @@ MEMORY, WEIGHTS = "memory", "weights"
 POINTED, HASHED = ":pointed", ":hashed"  # the columns of a part that read pointers, and those that do not
 
 
-class Plan(NamedTuple):
+class Facts(NamedTuple):
     """A spec, resolved for forward passes.
 
     Attributes:
@@ -119,8 +119,8 @@ def _halves(method: BlockMethod, spec: TableSpec) -> Iterator[str]:
         yield from (name + (POINTED if pointed else HASHED) for pointed in sorted(kinds))
 
 
-def plan_of(spec: TableSpec) -> Plan:
-    """The plan of a spec."""
+def facts_of(spec: TableSpec) -> Facts:
+    """A spec, resolved."""
     method, text = get_method(spec.method), text_of(spec)
     names = tuple(name for name in array_specs(spec) if name not in ("generation", "scales", "counts"))
     stored = spec.codec != "float32" and spec.rounding == ROUNDINGS[1]
@@ -128,7 +128,7 @@ def plan_of(spec: TableSpec) -> Plan:
     base: dict[str, Any] = {"text": text, "arrays": names, "inner": spec.inner, "rank": spec.rank}
     if isinstance(method, BlockMethod):
         weighed = "" if method.weight_layout(spec) is None else (MEMORY if method.weights_in_memory else WEIGHTS)
-        return Plan(
+        return Facts(
             kind="blocks",
             plain=method.is_plain(spec) and method.is_linear(spec),
             weighed=weighed,
@@ -143,5 +143,5 @@ def plan_of(spec: TableSpec) -> Plan:
     if isinstance(method, TensorTrain):
         lefts = (1, *spec.sizes)
         widths = [s.shape[1] // left for s, left in zip(method.arrays(spec).values(), lefts, strict=True)]
-        return Plan(kind="train", cores=tuple(zip(lefts, widths, strict=True)), **base)
-    return Plan(kind="network", layers=spec.sizes[2], **{**base, "arrays": (*names, "keys")})
+        return Facts(kind="train", cores=tuple(zip(lefts, widths, strict=True)), **base)
+    return Facts(kind="network", layers=spec.sizes[2], **{**base, "arrays": (*names, "keys")})
