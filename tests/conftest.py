@@ -52,6 +52,7 @@ ONCE = (
     "house/test_house.py",
     "house/test_names.py",
     "house/test_threads.py",
+    "serving",
     "storage/test_files.py",
     "tables/test_concurrency.py",
     "theory",
