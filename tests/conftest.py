@@ -43,6 +43,7 @@ ONCE = (
     "clustering/test_sklearn.py",
     "datasets/test_fetch.py",
     "docs/test_pages.py",
+    "docs/test_serving.py",
     "examples",
     "hashing/test_statistics.py",
     "house/test_cache.py",

@@ -20,6 +20,7 @@ Files may be anyone's: a header that makes no sense is refused, and nothing outs
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import mmap
@@ -317,8 +318,8 @@ def _as_words(ids: Any) -> Any:
     """Integers of any type and shape as contiguous uint64; a negative one is the word with its bits."""
     if type(ids) is np.ndarray and ids.dtype.kind == "i" and ids.dtype.itemsize == 8 and ids.dtype.isnative:
         return np.ascontiguousarray(ids).view(np.uint64).reshape(ids.shape)
-    if isinstance(ids, np.ma.MaskedArray) and np.ma.count_masked(ids):
-        raise ValueError(f"ids must be integers, but {np.ma.count_masked(ids)} of them are missing: fill them first")
+    if hasattr(ids, "filled") and np.any(getattr(ids, "mask", False)):  # a masked array; numpy.ma takes long to import
+        raise ValueError("ids must be integers, but some of them are missing: fill these first")
     if hasattr(getattr(ids, "dtype", None), "categories"):
         raise TypeError("ids are categories, which are no integers: hand in what they stand for, as an integer type")
     try:
@@ -721,6 +722,111 @@ class Reader:
         """Bytes of the arrays."""
         return sum(int(array.nbytes) for array in self.arrays.values())
 
+    # --- the whole table elsewhere ------------------------------------------------------------------------------------
+
+    def to_dense(
+        self,
+        path: str | os.PathLike[str],
+        dtype: Any = np.float32,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Write the vectors of all ids to an .npy file, (vocab, dim): whole, or not at all.
+
+        They are written some at a time, so that little memory is held; `np.load(path, mmap_mode="r")` maps what was written.
+
+        Args:
+            path: the file; an old one is replaced at the end.
+            dtype: float16, float32 or float64.
+            progress: is called with the ids that are done, and all.
+
+        Raises:
+            ValueError: the table has no last id, or a float is too large for the type.
+            TypeError: the type is no float.
+            OSError: the file cannot be written.
+        """
+        kind = np.dtype(dtype)
+        if kind.kind != "f":
+            raise TypeError(f"dtype must be float16, float32 or float64, got {kind}")
+        if self.vocab is None:
+            raise ValueError("this table takes every 64-bit id: look those up that are wanted")
+        beside = f"{os.fspath(path)}.{os.getpid()}.part"
+        try:
+            with open(beside, "wb") as file:
+                shape = (self.vocab, self.dim)
+                head = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, head)
+                for low in range(0, self.vocab, 4 * _PART):
+                    high = min(self.vocab, low + 4 * _PART)
+                    vectors = self._vectors(np.arange(low, high, dtype=np.uint64), 0)
+                    with np.errstate(over="raise"):
+                        file.write(vectors.astype(kind).data)
+                    if progress is not None:
+                        progress(high, self.vocab)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except FloatingPointError:
+            raise ValueError(f"a vector holds numbers that {kind} does not: take float32") from None
+        finally:
+            if os.path.exists(beside):
+                os.unlink(beside)
+
+    def to_faiss(self, metric: str = "l2") -> Any:
+        """An index of faiss over all ids that holds codes and codebooks as the file does; no vector is decoded.
+
+        Of `pq` without a rank, and of `vq` with one stage, an `IndexPQ`; of `vq` with several an `IndexResidualQuantizer`. The
+        codebooks of `vq` are projected.
+
+        Args:
+            metric: "l2" or "inner_product".
+
+        Raises:
+            ImportError: faiss is not installed.
+            ValueError: the table is no such one, or holds rows and no codes.
+        """
+        try:
+            faiss: Any = importlib.import_module("faiss")
+        except ImportError:
+            raise ImportError("to_faiss needs faiss: pip install faiss-cpu") from None
+        metrics = {"l2": faiss.METRIC_L2, "inner_product": faiss.METRIC_INNER_PRODUCT}
+        if metric not in metrics:
+            raise ValueError(f"metric must be l2 or inner_product, got {metric!r}")
+        method, options = self.spec["method"], self.spec["options"]
+        if not (method == "pq" and not self._rank) and not (method == "vq" and options["phase"] == "codes"):
+            now = ", in its phase of rows" * (method == "vq") + " with a rank" * (method == "pq")
+            raise ValueError(
+                f"codes of faiss are those of 'pq' without a rank, and of 'vq' once it is clustered; this is {method!r}{now}: "
+                "to_dense gives vectors for any index"
+            )
+        assert self.vocab is not None
+        layout, terms = self._sketch.layout, self._sketch.layout.terms
+        bits, rows = terms[0].bits, terms[0].rows
+        books = self._rows(np.arange(layout.size // layout.width), layout.width, None).reshape(-1, rows, layout.width)
+        if self._rank:
+            books = np.stack([self._projected(book, np.full(rows, k == 0), 0) for k, book in enumerate(books)])
+        fields, n = max(1, bits), len(books)  # of one row faiss has a bit, too
+        books = np.concatenate([books, np.repeat(books[:, -1:], 2**fields - rows, axis=1)], axis=1)
+        if len(terms) == 1:
+            index = faiss.IndexPQ(self.dim, n, fields, metrics[metric])
+            faiss.copy_array_to_vector(books.reshape(-1), index.pq.centroids)
+        else:
+            index = faiss.IndexResidualQuantizer(self.dim, n, fields, metrics[metric])
+            faiss.copy_array_to_vector(books.reshape(-1), index.rq.codebooks)
+            index.rq.is_trained = True
+        if bits * n % 8 == 0 and bits and not self._sketch.marks:  # the file's own
+            codes = self._pointers.view(np.uint8)[: self.vocab * bits * n // 8]
+        else:
+            codes = np.empty((self.vocab, -(-fields * n // 8)), np.uint8)
+            for low in range(0, self.vocab, 4 * _PART):
+                words = np.arange(low, min(self.vocab, low + 4 * _PART), dtype=np.uint64)
+                found = np.concatenate([self._indices(words, 0, term) for term in terms], axis=1)
+                each = ((found[:, :, None] >> np.arange(fields)) & 1).astype(np.uint8)
+                codes[low : low + len(words)] = np.packbits(_flat(each), axis=1, bitorder="little")
+        faiss.copy_array_to_vector(np.ascontiguousarray(codes).reshape(-1), index.codes)
+        index.is_trained, index.ntotal = True, self.vocab
+        return index
+
     # --- opening ------------------------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
@@ -823,9 +929,12 @@ class Reader:
 
     def _probe(self) -> int:
         """How many columns BLAS takes in the order of `_fused`: few at most, and none unless it does for every number of rows."""
-        rng, lead, most = np.random.default_rng(0), min(_LEAD, self._rank + 1), _rows_of(self.dim)
-        w = rng.standard_normal((self._rank + 1, self.dim)).astype(np.float32)
-        x = rng.standard_normal((most, self._rank + 1)).astype(np.float32)
+        k, lead, most = self._rank + 1, min(_LEAD, self._rank + 1), _rows_of(self.dim)
+        drawn = _keyed(
+            _premix(np.arange(k * (most + self.dim), dtype=np.uint64)), np.uint64(1)
+        )  # numpy.random takes long to import
+        values = drawn.view(np.int64).astype(np.float32) / np.float32(2**63)
+        x, w = values[: most * k].reshape(most, k), values[most * k :].reshape(k, self.dim)
         some = np.concatenate([np.arange(24), np.arange(most // 2, most // 2 + 8), np.arange(most - 32, most)])
         exact = _fused(x[None, some, :lead], w[None, :lead])[0]
         right = np.array_equal(_by_blas(x, w, lead)[some], exact)

@@ -7,10 +7,10 @@ from fractions import Fraction
 import numpy as np
 
 
-def rounded(exact: Fraction, begun: float = 0.0) -> float:
-    """The float32 nearest to a fraction, which is in the range of normal ones; `begun` tells zeros apart."""
+def rounded(exact: Fraction) -> float:
+    """The float32 nearest to a fraction, which is in the range of normal ones."""
     if exact == 0:
-        return begun * 0.0
+        return 0.0
     exponent = abs(exact).numerator.bit_length() - abs(exact).denominator.bit_length()
     while abs(exact) >= Fraction(2) ** (exponent + 1):
         exponent += 1

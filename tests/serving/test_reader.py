@@ -65,6 +65,17 @@ def test_a_tiered_table_says_of_every_id_what_the_library_says(tmp_path):
     np.testing.assert_array_equal(found.lookup(words), found.lookup(cce.hash_strings(words)))
 
 
+def test_of_two_rows_that_may_be_an_owners_the_first_is_taken(tmp_path):
+    """Every slot holds the fingerprint of one id."""
+    table = cce.make_table("tiered", None, 8, num_bytes=3000, seed=4)
+    cce.SGD(0.1).update(table, [5], np.ones((1, 8)))
+    row, words = int(table.owners.find([5], 0)[0]), table.arrays()["pointers"]
+    words.view(np.uint16)[:] = words.view(np.uint16)[row]
+    found = cases.compared(np.random.default_rng(0), table, tmp_path / "table", cases.exact(table.spec))
+    ids = np.array([5], np.uint64)
+    assert found._indices(ids, 0, found._sketch.layout.terms[0]).item() == table.owners.find([5], 0).item()
+
+
 def test_tables_of_one_file_have_names(tmp_path):
     both = cce.make_collection("tiered", ["user", "item"], 8, num_bytes=3000)
     for k in range(3):
@@ -123,23 +134,35 @@ def test_products_round_every_step_once(seed):
     left = rng.standard_normal((4, 3)).astype(np.float32)
     right = rng.standard_normal((3, 5)).astype(np.float32)
     right *= np.float32(2.0) ** rng.integers(-20, 20, right.shape).astype(np.float32)
-    left[0], left[1, 1] = rng.choice([1, 0, -1, 3, 0.5], 3), 1
-    np.testing.assert_array_equal(reader._fused(left[None], right[None])[0], naive.product(left, right))
+    left[0], left[1, 1] = rng.choice([1, 0, -0.0, -1, 3, 0.5], 3), 1
+    same_bits(reader._fused(left[None], right[None])[0], naive.product(left, right))
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("tiny", [2.0**-60, -(2.0**-60), 0.0])
-@pytest.mark.parametrize("low", [0, 1])
-def test_a_sum_beside_halfway_goes_to_where_it_lies(sign, tiny, low):
-    """(1 + low·2^-23) + (1 + e)·(2^-24 − …): to float64 it is halfway between two float32, and `tiny` decides."""
-    start = 1 + low * 2.0**-23
-    half = np.array([[sign * start, 2.0**-24 * sign, tiny * 2**30]], np.float32)
-    # The second product is 2^-24 + tiny, exact in float64 alone.
-    other = np.array([[1], [1 + 2.0**-23 * (tiny != 0)], [0]], np.float32)
-    if tiny:
-        half[0, 1] = np.float32(sign * 2.0**-24) * np.float32(1 - 2.0**-24 * (tiny < 0))
-    got = reader._fused(half[None], other[None])[0]
-    np.testing.assert_array_equal(got, naive.product(half, other))
+def test_a_sum_begins_at_zero():
+    """Which -0 · 1 is not."""
+    same_bits(
+        reader._fused(np.full((1, 1, 1), -0.0, np.float32), np.ones((1, 1, 2), np.float32)),
+        np.zeros((1, 1, 2), np.float32),
+    )
+
+
+def same_bits(got: np.ndarray, expected: np.ndarray) -> None:
+    np.testing.assert_array_equal(got.view(np.uint32), expected.view(np.uint32))
+
+
+def test_a_sum_beside_halfway_goes_to_where_it_lies():
+    """1 + a·b / 2^70 with a·b nearly 2^46: to float64 it is halfway between two float32, whichever side it is on."""
+    rng, sides = np.random.default_rng(0), set()
+    while len(sides) < 8:
+        a = int(rng.integers(2**22, 2**24))
+        b = round(2**46 / a)
+        if not 0 < abs(a * b - 2**46) < 2**17 or b >= 2**24:
+            continue
+        start, sign = 1 + rng.integers(2) * 2.0**-23, rng.choice([-1, 1])
+        sides.add((a * b > 2**46, start, sign))
+        left = np.array([[sign * start, sign * a * 2.0**-35]], np.float32)
+        right = np.array([[1], [b * 2.0**-35]], np.float32)
+        same_bits(reader._fused(left[None], right[None])[0], naive.product(left, right))
 
 
 # Threads and processes
