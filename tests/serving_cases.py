@@ -81,7 +81,7 @@ def drawn(rng: np.random.Generator, method: str, codec: str, phase: str = "rows"
         if more["rank"] and more["rank"] < least:
             more["rank"] = 0
     budget = (
-        {"num_bytes": int(rng.integers(6, 40)) * vocab + 100 * dim + (100_000 if method == "qr" else 3000)}
+        {"num_bytes": int(rng.integers(6, 40)) * vocab + 100 * dim + (400_000 if method == "qr" else 3000)}
         if vocab
         else {"num_bytes": 20_000}
     )

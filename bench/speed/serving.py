@@ -1,7 +1,7 @@
 """The reader that needs NumPy alone against the library's compiled lookups in the same mapped file, on one thread; its start.
 
-Both give the same bits first. A start is that of a process of its own which has imported NumPy: to import the reader, to open a
-file, and to look one id up.
+Both give the same bits first. Times are the processor's (`time.thread_time`), which others on the machine lengthen little. A
+start is that of a process of its own which has imported NumPy: to import the reader, to open a file, and to look one id up.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import cce_core as cce
-from bench.speed.timing import Figures, Row, in_turn
+from bench.speed.timing import Figures, Row
 from cce_core.serving import Reader, reader
 
 VOCAB, DIM, IDS, ROWS = 1_000_000, 32, 4096, 4096
@@ -26,14 +28,14 @@ _START = """
 import importlib, json, sys, time
 import numpy
 sys.path.insert(0, sys.argv[1])
-times = [time.perf_counter()]
+times = [time.process_time()]
 reader = importlib.import_module("reader")
-times.append(time.perf_counter())
+times.append(time.process_time())
 table = reader.Reader(sys.argv[2])
-times.append(time.perf_counter())
+times.append(time.process_time())
 table.lookup([7])
-times.append(time.perf_counter())
-print(json.dumps(numpy.diff(times).tolist()))
+times.append(time.process_time())
+print(json.dumps([after - before for before, after in zip(times, times[1:])]))
 """
 
 
@@ -53,7 +55,7 @@ def tables() -> Iterator[tuple[str, float, cce.Table]]:
 def run(quick: bool) -> Iterator[Row | Figures]:
     """All tables."""
     cce.set_num_threads(1)
-    ids, turns = np.random.default_rng(0).integers(0, VOCAB, IDS), 5 if quick else 21
+    ids, turns = np.random.default_rng(0).integers(0, VOCAB, IDS), 50 if quick else 300
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "table")
         for name, most, table in tables():
@@ -65,8 +67,20 @@ def run(quick: bool) -> Iterator[Row | Figures]:
                 some = ids[:n]
                 ours, theirs = in_turn(turns, lambda: found.lookup(some), lambda: peer.lookup(some))  # noqa: B023
                 yield Row("serving", f"{name}, {n:,} ids of {VOCAB:,}", ours, "compiled", theirs, 1 / most)
-            yield start(name, path, turns)
+            yield start(name, path, 5 if quick else 21)
     cce.set_num_threads(None)
+
+
+def in_turn(n: int, *programs: Callable[[], Any]) -> list[list[float]]:
+    """Seconds of the thread that each program takes, n times A B A B …, after five rounds that are not counted."""
+    times: list[list[float]] = [[] for _ in programs]
+    for turn in range(n + 5):
+        for program, seconds in zip(programs, times, strict=True):
+            start = time.thread_time()
+            program()
+            if turn >= 5:
+                seconds.append(time.thread_time() - start)
+    return times
 
 
 def start(name: str, path: Path, n: int) -> Figures:

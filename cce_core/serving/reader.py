@@ -41,6 +41,7 @@ _LEAD = 7  # columns that BLAS may take in their order: OpenBLAS adds from 8 on 
 _HALFWAY = np.iinfo(np.int64).min
 _TILE = 256  # ids of a bag that are summed term by term before the next ones are
 _MODES = ("sum", "mean", "max")
+_MOST = {"n_hashes": 2**20, "n_atoms": 64, "stages": 16, "bits": 32, "weight_bits": 12, "tables": 1024}  # of options
 
 
 class FileFormatError(ValueError):
@@ -619,18 +620,19 @@ def _fused(left: Any, right: Any, out: Any = None) -> Any:
         if out is None:
             out = left[:, :, 0, None] * right[:, None, 0]
             out += np.float32(0)
-        exact, product, low = np.empty(out.shape), np.empty(out.shape), np.empty(out.shape, np.int64)
+        exact, low = np.empty(out.shape), np.empty(out.shape, np.int64)
         words = exact.view(np.int64)
         for q in range(first, right.shape[1] if out.size else 0):
             if ones[q]:
                 out += right[:, None, q]
                 continue
-            np.multiply(left[:, :, q, None], right[:, None, q], out=product, dtype=np.float64)
-            np.add(product, out, out=exact)
+            x, w = left[:, :, q, None].astype(np.float64), right[:, None, q].astype(np.float64)
+            np.multiply(x, w, out=exact)
+            exact += out
             np.left_shift(words, 35, out=low)  # what float32 leaves of a float64
             if low.min() == _HALFWAY:
                 at = low == _HALFWAY
-                p, s, t = product[at], exact[at], out[at].astype(np.float64)
+                p, s, t = (x * w)[at], exact[at], out[at].astype(np.float64)
                 b = s - p
                 words[at] += (np.sign(s) * np.sign((p - (s - b)) + (t - b))).astype(np.int64)
             np.copyto(out, exact, casting="same_kind")
@@ -673,7 +675,7 @@ class Reader:
     """A table in a file, to look ids up in.
 
     A reader changes nothing and may be used by any number of threads; the file is mapped, so that processes share its pages. A
-    file that is replaced meanwhile (as `save` does) is read on as it was.
+    file that is replaced meanwhile (as `save` does) is read on as it was; a pickled reader opens the file that is there.
 
     Vectors have the bits of the library's own lookups on processors with fused multiply-add, but for NaN's and for `dhe`, whose
     matrix products are NumPy's: the same bits in both where both run on one machine, and with `transform="gaussian"` within 1e-5.
@@ -706,12 +708,15 @@ class Reader:
     def __init__(self, path: str | os.PathLike[str], verify: str = "header") -> None:
         if verify not in ("header", "all"):
             raise ValueError(f"verify must be header or all, got {verify!r}")
-        path = os.fspath(path)
+        self._path = os.path.abspath(os.fspath(path))
         self.spec, self.arrays = _opened(path, verify)
         try:
             self._prepare()
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise FileFormatError(f"{path} does not fit together: {error!s:.200}") from None
+
+    def __reduce__(self) -> Any:
+        return Reader, (self._path,)
 
     def __repr__(self) -> str:
         vocab = "unbounded" if self.vocab is None else f"{self.vocab:,}"
@@ -836,14 +841,7 @@ class Reader:
         self.vocab = None if spec["vocab"] is None else _whole("vocab", spec["vocab"], 1, 2**48)
         self._rank, method = _whole("rank", spec["rank"], 0, self.dim), spec["method"]
         _whole("n_chunks", spec["n_chunks"], 1, 2**16)
-        for name, most in (
-            ("n_hashes", 2**20),
-            ("n_atoms", 64),
-            ("stages", 16),
-            ("bits", 32),
-            ("weight_bits", 12),
-            ("tables", 1024),
-        ):
+        for name, most in _MOST.items():
             if options.get(name) is not None:
                 _whole(name, options[name], 0, most)
         for size in spec["sizes"]:
@@ -930,9 +928,8 @@ class Reader:
     def _probe(self) -> int:
         """How many columns BLAS takes in the order of `_fused`: few at most, and none unless it does for every number of rows."""
         k, lead, most = self._rank + 1, min(_LEAD, self._rank + 1), _rows_of(self.dim)
-        drawn = _keyed(
-            _premix(np.arange(k * (most + self.dim), dtype=np.uint64)), np.uint64(1)
-        )  # numpy.random takes long to import
+        words = np.arange(k * (most + self.dim), dtype=np.uint64)
+        drawn = _keyed(_premix(words), np.uint64(1))  # numpy.random takes long to import
         values = drawn.view(np.int64).astype(np.float32) / np.float32(2**63)
         x, w = values[: most * k].reshape(most, k), values[most * k :].reshape(k, self.dim)
         some = np.concatenate([np.arange(24), np.arange(most // 2, most // 2 + 8), np.arange(most - 32, most)])
@@ -1246,7 +1243,7 @@ class Reader:
         if self.spec["codec"] == "float32":
             return self.arrays["memory"]
         if self._decoded is None and self._sketch.layout.size <= _DECODED:
-            self._decoded = self._decode(np.arange(self._sketch.layout.size))
+            self._decoded = self._decode(None)
         return self._decoded
 
     def _rows(self, index: Any, width: int, own: Any) -> Any:
@@ -1272,14 +1269,20 @@ class Reader:
         return out
 
     def _decode(self, index: Any) -> Any:
-        """The floats at some places."""
+        """The floats at some places, or, of None, all."""
         codes, codec = self.arrays["memory"], self.spec["codec"]
         if codec == "bfloat16":
-            return (codes.take(index).astype(np.uint32) << np.uint32(16)).view(np.float32)
+            high = codes if index is None else codes.take(index)
+            return (high.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        scales, size = self.arrays["scales"], self._sketch.layout.size
+        scales = np.repeat(scales, 64)[:size] if index is None else scales.take(index >> 6)
         if codec == "int8":
-            return codes.take(index) * self.arrays["scales"].take(index >> 6)
-        nibbles = (codes.take(index >> 1) >> ((index & 1) << 2).astype(np.uint8)) & np.uint8(15)
-        return (nibbles.astype(np.float32) - np.float32(8)) * self.arrays["scales"].take(index >> 6)
+            return (codes if index is None else codes.take(index)) * scales
+        if index is None:
+            nibbles = np.stack([codes & np.uint8(15), codes >> np.uint8(4)], axis=1).reshape(-1)[:size]
+        else:
+            nibbles = (codes.take(index >> 1) >> ((index & 1) << 2).astype(np.uint8)) & np.uint8(15)
+        return (nibbles.astype(np.float32) - np.float32(8)) * scales
 
     # --- what is more than blocks -------------------------------------------------------------------------------------
 

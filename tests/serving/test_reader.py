@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import pickle
 import threading
 
 import numpy as np
@@ -183,10 +185,19 @@ def test_threads_and_forks_give_the_same_vectors(tmp_path):
     for worker in workers:
         worker.join()
     assert got == [True] * 20
-    forks = multiprocessing.get_context("fork").Pool(2)
-    with forks:
-        for vectors in forks.map(found.lookup, [ids] * 4):
-            np.testing.assert_array_equal(vectors, expected)
+    forked = [
+        multiprocessing.get_context("fork").Process(target=look_and_exit, args=(found, ids, expected)) for _ in range(2)
+    ]
+    for child in forked:
+        child.start()
+    for child in forked:
+        child.join(60)
+        assert child.exitcode == 0
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(found)).lookup(ids), expected)
+
+
+def look_and_exit(found: Reader, ids: np.ndarray, expected: np.ndarray) -> None:
+    os._exit(0 if np.array_equal(found.lookup(ids), expected) else 1)
 
 
 def test_a_file_that_is_replaced_is_read_on_as_it_was(tmp_path):
