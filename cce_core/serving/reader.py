@@ -615,14 +615,12 @@ def _fused(left: Any, right: Any, out: Any = None) -> Any:
     A product of two floats is exact in float64, where the sum is rounded first. That a float32 is then rounded another way takes
     a sum halfway between two of them: such are moved to where the exact sum lies.
     """
-    first, ones = int(out is None), (left == 1).all((0, 1))
+    out = np.zeros((*left.shape[:2], right.shape[2]), np.float32) if out is None else out
+    ones = (left == 1).all((0, 1))
     with np.errstate(all="ignore"):
-        if out is None:
-            out = left[:, :, 0, None] * right[:, None, 0]
-            out += np.float32(0)
         exact, low = np.empty(out.shape), np.empty(out.shape, np.int64)
         words = exact.view(np.int64)
-        for q in range(first, right.shape[1] if out.size else 0):
+        for q in range(right.shape[1] if out.size else 0):
             if ones[q]:
                 out += right[:, None, q]
                 continue
@@ -648,8 +646,15 @@ def _by_blas(x: Any, w: Any, n: int) -> Any:
 
 def _product(x: Any, w: Any, lead: int) -> Any:
     """x · w, fused; of the first columns BLAS's, if that takes so many in their order."""
-    out: Any = _by_blas(x, w, lead)[None] if lead else None
-    return out[0] if lead == len(w) else _fused(x[None, :, lead:], w[None, lead:], out)[0]
+    if not lead:
+        return _fused(x[None], w[None])[0]
+    out = _by_blas(x, w, lead)
+    if lead < len(w):
+        out = _fused(x[None, :, lead:], w[None, lead:], out[None])[0]
+    if not out.all():  # BLAS loses the sign of a zero
+        rows = ~out.all(1)
+        out[rows] = _fused(x[None, rows], w[None])[0]
+    return out
 
 
 def _ordered(rows: Any, ends: Any, step: Callable[[Any, Any], Any], many: Callable[[Any], Any], out: Any) -> Any:

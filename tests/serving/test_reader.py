@@ -140,12 +140,16 @@ def test_products_round_every_step_once(seed):
     same_bits(reader._fused(left[None], right[None])[0], naive.product(left, right))
 
 
-def test_a_sum_begins_at_zero():
-    """Which -0 · 1 is not."""
-    same_bits(
-        reader._fused(np.full((1, 1, 1), -0.0, np.float32), np.ones((1, 1, 2), np.float32)),
-        np.zeros((1, 1, 2), np.float32),
-    )
+def test_signs_of_zeros(tmp_path):
+    """A sum begins at 0: it stays 0 with -0 · 1, and becomes -0 with a product below all floats."""
+    tiny, one = np.full((1, 1, 1), 1e-30, np.float32), np.ones((1, 1, 2), np.float32)
+    same_bits(reader._fused(tiny * np.float32(-0.0), one), one * 0)
+    same_bits(reader._fused(-tiny, one * tiny), one * np.float32(-0.0))
+    table = cce.make_table("full", 3, 16, rank=8)
+    table.parameters()["memory"][:] = np.repeat([1e-30, 0, 1], 8)
+    table.parameters()["projection"][:] = np.repeat([-1e-30, -0.0], [8, 1])[:, None]
+    found = cases.compared(np.random.default_rng(0), table, tmp_path / "table", cases.exact(table.spec))
+    same_bits(found.lookup([0, 1]), np.repeat(np.array([[-0.0], [0.0]], np.float32), 16, axis=1))
 
 
 def same_bits(got: np.ndarray, expected: np.ndarray) -> None:
