@@ -625,23 +625,22 @@ def _fused(left: Any, right: Any, out: Any = None) -> Any:
     """
     out = np.zeros((*left.shape[:2], right.shape[2]), np.float32) if out is None else out
     ones = (left == 1).all((0, 1))
-    with np.errstate(all="ignore"):
-        exact, low = np.empty(out.shape), np.empty(out.shape, np.int64)
-        words = exact.view(np.int64)
-        for q in range(right.shape[1] if out.size else 0):
-            if ones[q]:
-                out += right[:, None, q]
-                continue
-            x, w = left[:, :, q, None].astype(np.float64), right[:, None, q].astype(np.float64)
-            np.multiply(x, w, out=exact)
-            exact += out
-            np.left_shift(words, 35, out=low)  # what float32 leaves of a float64
-            if low.min() == _HALFWAY:
-                at = low == _HALFWAY
-                p, s, t = (x * w)[at], exact[at], out[at].astype(np.float64)
-                b = s - p
-                words[at] += (np.sign(s) * np.sign((p - (s - b)) + (t - b))).astype(np.int64)
-            np.copyto(out, exact, casting="same_kind")
+    exact, low = np.empty(out.shape), np.empty(out.shape, np.int64)
+    words = exact.view(np.int64)
+    for q in range(right.shape[1] if out.size else 0):
+        if ones[q]:
+            out += right[:, None, q]
+            continue
+        x, w = left[:, :, q, None].astype(np.float64), right[:, None, q].astype(np.float64)
+        np.multiply(x, w, out=exact)
+        exact += out
+        np.left_shift(words, 35, out=low)  # what float32 leaves of a float64
+        if low.min() == _HALFWAY:
+            at = low == _HALFWAY
+            p, s, t = (x * w)[at], exact[at], out[at].astype(np.float64)
+            b = s - p
+            words[at] += (np.sign(s) * np.sign((p - (s - b)) + (t - b))).astype(np.int64)
+        np.copyto(out, exact, casting="same_kind")
     return out
 
 
@@ -833,7 +832,7 @@ class Reader:
                 np.lib.format.write_array_header_1_0(file, head)
                 for low in range(0, self.vocab, 4 * _PART):
                     high = min(self.vocab, low + 4 * _PART)
-                    vectors = self._vectors(np.arange(low, high, dtype=np.uint64), 0)
+                    vectors = self.lookup(np.arange(low, high))
                     with np.errstate(over="raise"):
                         file.write(vectors.astype(kind).data)
                     if progress is not None:
@@ -1051,7 +1050,8 @@ class Reader:
         """
         number, words = self._number(table), self._words(ids)
         self._within(words)
-        return self._vectors(words.reshape(-1), number).reshape(*words.shape, self.dim)
+        with np.errstate(all="ignore"):
+            return self._vectors(words.reshape(-1), number).reshape(*words.shape, self.dim)
 
     def bags(
         self,
@@ -1097,7 +1097,8 @@ class Reader:
             last = min(last, first + 4 * _PART)
             own = slice(int(ends[first]), int(ends[last]))
             some = None if factors is None else factors[own]
-            out[first:last] = self._pooled(words[own], ends[first : last + 1] - ends[first], some, mode, number)
+            with np.errstate(all="ignore"):
+                out[first:last] = self._pooled(words[own], ends[first : last + 1] - ends[first], some, mode, number)
             first = last
         return out
 
@@ -1124,15 +1125,13 @@ class Reader:
             rows, bounds = terms[0], ends
         else:
             rows, bounds = _interleaved(terms, ends)
-        with np.errstate(all="ignore"):
-            pooled = _ordered(rows, bounds, np.add, lambda all_: np.add.accumulate(all_)[-1], held)
+        pooled = _ordered(rows, bounds, np.add, lambda all_: np.add.accumulate(all_)[-1], held)
         if not plain or not self._rank:
             return pooled
         if factors is None:
             return self._projected(pooled, np.diff(ends), table)
-        return self._projected(
-            pooled, np.bincount(np.repeat(np.arange(bags), np.diff(ends)), factors, minlength=bags), table
-        )
+        mass = np.bincount(np.repeat(np.arange(bags), np.diff(ends)), factors, minlength=bags)
+        return self._projected(pooled, mass, table)
 
     @property
     def _is_plain(self) -> bool:
@@ -1195,7 +1194,7 @@ class Reader:
     def _terms(self, words: Any, table: int) -> list[Any]:
         """The blocks of every term: float32 (words, chunks, width)."""
         layout, fields = self._sketch.layout, None
-        if self._sketch.per_id and layout.terms[0].kind == "pointer":
+        if layout.terms[0].kind == "pointer" and layout.terms[0].bits and self._in_one_word:
             fields = self._fields(words)
         return [self._blocks(words, table, layout, term, fields) for term in layout.terms]
 
@@ -1234,27 +1233,27 @@ class Reader:
             return self._owned(words, table, term)[:, None]
         if term.bits == 0:
             return np.zeros((len(words), len(term.of)), np.int64)
-        if fields is None:
-            fields = self._fields(words)
         of, mask = np.asarray(term.of).astype(np.uint64), np.uint64((1 << term.bits) - 1)
-        found = (
-            (fields[:, None] >> of) & mask
-            if fields is not ...
-            else self._read(words[:, None] * np.uint64(self._sketch.per_id) + of) & mask
-        )
+        if self._in_one_word:
+            found = (self._fields(words) if fields is None else fields)[:, None] >> of
+        else:
+            found = self._read(words[:, None] * np.uint64(self._sketch.per_id) + of)
+        found &= mask
         return np.minimum(found, np.uint64(term.rows - 1), out=found).view(np.int64)  # of a damaged file
 
+    @property
+    def _in_one_word(self) -> bool:
+        """Whether all pointers of an id are read at once."""
+        return self._sketch.per_id <= 57
+
     def _fields(self, words: Any) -> Any:
-        """All pointers of an id, if they are at most 57 bits; else `...`."""
+        """All pointers of an id, in one word; 0 of an id that has none."""
         per_id, marks = np.uint64(self._sketch.per_id), self._sketch.marks
-        if per_id > 57:
-            return ...
         if not marks:
             return self._read(words * per_id)
         entry = self._entries(words)
-        return np.where(
-            entry < 0, np.uint64(0), self._read(np.uint64(64 * marks) + np.maximum(entry, 0).astype(np.uint64) * per_id)
-        )
+        place = np.uint64(64 * marks) + np.maximum(entry, 0).astype(np.uint64) * per_id
+        return np.where(entry < 0, np.uint64(0), self._read(place))
 
     def _read(self, place: Any) -> Any:
         """The 64 bits from a bit of the packed pointers on, or all that there are."""
@@ -1274,12 +1273,10 @@ class Reader:
         line = lines.take(block.view(np.int64), axis=0)
         own = (bit >> np.uint64(6)).view(np.int64)
         marked = (line[np.arange(len(line)), own] >> (bit & np.uint64(63))) & np.uint64(1)
-        before = np.maximum(bit.view(np.int64)[:, None] - 64 * np.arange(8), 0).astype(
-            np.uint64
-        )  # 64 and more shift all out
+        before = np.maximum(bit.view(np.int64)[:, None] - 64 * np.arange(8), 0)  # 64 and more shift all out
         counted = line[:, 0] & _LOW
         line[:, 0] &= ~_LOW
-        line &= (np.uint64(1) << before) - np.uint64(1)
+        line &= (np.uint64(1) << before.astype(np.uint64)) - np.uint64(1)
         return np.where(marked == 0, -1, counted.view(np.int64) + _popcount(line).sum(1))
 
     def _owned(self, words: Any, table: int, term: _Term) -> Any:
