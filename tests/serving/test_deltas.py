@@ -1,0 +1,67 @@
+"""Readers that follow a tiered table by its deltas: the table's bits, in order, all or none."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import serving_cases as cases
+
+import cce_core as cce
+from cce_core.serving import FileFormatError, Reader
+
+
+def train(table, k):
+    n = getattr(table, "dim", None) or table.spec.dim
+    ids = np.random.default_rng(k).zipf(1.2, (300, n // table.spec.dim)) % 2**40
+    cce.SGD(0.1).update(
+        table, ids if ids.shape[1] > 1 else ids[:, 0], np.random.default_rng(k).standard_normal((300, n))
+    )
+
+
+@pytest.mark.parametrize("complete", [False, True])
+@pytest.mark.parametrize("codec", ["float32", "int8"])
+@pytest.mark.parametrize("several", [False, True])
+def test_a_reader_follows(tmp_path, codec, several, complete):
+    if several:
+        table = cce.make_collection("tiered", 2, 8, num_bytes=4000, codec=codec)
+    else:
+        table = cce.make_table("tiered", None, 8, num_bytes=4000, codec=codec)
+    train(table, 0)
+    table.save(tmp_path / "table")
+    first = found = Reader(tmp_path / "table")
+    mark, ids = table.mark(complete=complete), np.concatenate([np.arange(300), 2**40 + np.arange(50)])
+    before = found.lookup(ids)
+    for k in (1, 2, 3):
+        train(table, k)
+        delta = table.delta(mark)
+        delta.save(tmp_path / f"delta{k}")
+        mark, found = delta.mark, found.apply(tmp_path / f"delta{k}")
+        for number in range(1 + several):
+            expected = (table[number] if several else table).lookup(ids)
+            cases.same(found.lookup(ids, number), expected, cases.exact(table.spec), k)
+        assert found.apply(tmp_path / f"delta{k}") is found
+    np.testing.assert_array_equal(first.lookup(ids), before)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(found)).lookup(ids), found.lookup(ids))
+    with pytest.raises(ValueError, match="apply those between first"):
+        first.apply(tmp_path / "delta2")
+
+
+def test_what_is_no_delta_of_the_table_is_refused(tmp_path):
+    table, other = (cce.make_table("tiered", None, 8, num_bytes=n) for n in (4000, 5000))
+    for one, name in ((table, "table"), (other, "other")):
+        one.save(tmp_path / name)
+        mark = one.mark()
+        train(one, 1)
+        one.delta(mark).save(tmp_path / f"{name}.delta")
+    found, raw = Reader(tmp_path / "table"), (tmp_path / "table.delta").read_bytes()
+    with pytest.raises(ValueError, match="of another table"):
+        found.apply(tmp_path / "other.delta")
+    with pytest.raises(FileFormatError, match="no delta"):
+        found.apply(tmp_path / "table")
+    for n in range(8 + int.from_bytes(raw[:8], "little"), len(raw), 97):
+        (tmp_path / "bad").write_bytes(raw[:n] + bytes([raw[n] ^ 1]) + raw[n + 1 :])
+        with pytest.raises(FileFormatError):
+            found.apply(tmp_path / "bad")
+    np.testing.assert_array_equal(found.apply(tmp_path / "table.delta").lookup(range(99)), table.lookup(range(99)))
