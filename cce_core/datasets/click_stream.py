@@ -138,10 +138,10 @@ class ClickStream:
         most = {"n_rows": _MOST_ROWS, "n_users": 1 << 40, "n_items": 1 << 40, "minute": 1 << 40, "dim": 1024}
         for name, largest in most.items():
             object.__setattr__(self, name, _check.integer(name, getattr(self, name), 1, largest))
-        for name, least, largest in (
+        for name, low, high in (
             ("lifetime", 1.0, 1e9), ("zipf", 0.0, 4.0), ("user_zipf", 0.0, 4.0), ("returning", 0.0, 1.0), ("center", -10.0, 10.0),
         ):  # fmt: skip
-            _check.number(name, getattr(self, name), least, largest)
+            _check.number(name, getattr(self, name), low, high)
         _check.number("scale", self.scale, 0.0, 100.0, open_at_least=True)
         if not 0 < _check.number("rate", self.rate, 0.0, 1.0) < 1:
             raise ValueError(f"rate must be between 0 and 1, got {self.rate:g}")
@@ -161,8 +161,8 @@ class ClickStream:
         sides = derive_keys(self.seed, 2 * _PLACES, _ID_STREAM).reshape(2, _PLACES)
         laws, slots = [], (self.n_users, self.n_items)
         for n, zipf in zip(slots, (self.user_zipf, self.zipf), strict=True):
-            power, top = 1.0 - float(zipf), _log2(float(n + 1))
-            power, top = (0.0, top) if abs(power) < 1e-6 else (power, _exp2(power * top))
+            power, top = 1.0 - float(zipf), float(_log2(float(n + 1)))
+            power, top = (0.0, top) if abs(power) < 1e-6 else (power, float(_exp2(power * top)))
             laws.append([power, top, float(self.minute), _log2(float(self.lifetime)), float(self.returning)])
         keys = derive_keys(self.seed, _DRAWS + 2 * self.dim)
         # Of both sides' coordinates, each of deviation 1 and that mean, the products' deviation is √(1 + 2 center²).
@@ -233,5 +233,5 @@ class ClickStream:
         return _auc_and_logloss(chances, labels > 0.5) if len(labels) else (None, None)
 
 
-def _named(letter: str, words: NDArray[np.uint64]) -> NDArray[np.str_]:
+def _named(letter: str, words: NDArray[np.uint64]) -> NDArray[Any]:
     return np.array([f"{letter}{word:016x}" for word in words.tolist()], "U17")
