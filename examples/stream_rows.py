@@ -18,8 +18,10 @@ Words = NDArray[np.uint64]
 Floats = NDArray[np.float32]
 SIDES = ("user", "item")
 # Learning rates and settings that were the best of those tried; see docs/streams.md.
-OWN: dict[str, dict[str, Any]] = {}
+OWN: dict[str, dict[str, Any]] = {"tiered": {"shared": 1}}
 LR = 0.1
+_MET_PER_ROW = 5
+_INT = 32  # bytes of an int of Python's
 
 
 def parsed(text: str) -> tuple[str, dict[str, Any]]:
@@ -55,7 +57,7 @@ def streamable() -> list[str]:
     return [m.name for m in cce.methods() if m.budgeted and not m.post_training and m.name not in ("vq", "ldim")]
 
 
-def make_rows(text: str, dim: int, num_bytes: int, seed: int) -> Any:
+def make_rows(text: str, dim: int, num_bytes: int, seed: int, batch_size: int) -> Any:
     """The keeper of rows that `text` names, within a budget of stored bytes.
 
     Raises:
@@ -63,6 +65,8 @@ def make_rows(text: str, dim: int, num_bytes: int, seed: int) -> Any:
     """
     name, given = parsed(text)
     options = {"lr": LR, **OWN.get(name, {}), **given}
+    if name == "tiered" and "half_life" not in options:
+        options["half_life"] = half_life(dim, num_bytes, batch_size, options)
     if name == "dict":
         return Dictionary(dim, seed, **options)
     if name == "cafe":
@@ -70,6 +74,13 @@ def make_rows(text: str, dim: int, num_bytes: int, seed: int) -> Any:
     if name not in streamable():
         raise ValueError(f"--method {name}: the methods are dict, cafe, {', '.join(streamable())}")
     return Tables(name, dim, num_bytes, seed, **options)
+
+
+def half_life(dim: int, num_bytes: int, batch_size: int, options: dict[str, Any]) -> int:
+    """Steps in which five ids come for each own row: the sketch has two cells per row, and more would fill it."""
+    sizes = {name: value for name, value in options.items() if name not in ("lr", "projection_lr")}
+    n = cce.make_collection("tiered", SIDES, dim, num_bytes=num_bytes, **sizes).spec.sizes[0]
+    return max(1, _MET_PER_ROW * n // (len(SIDES) * batch_size))
 
 
 class Tables:
@@ -136,7 +147,7 @@ class Tables:
         self.steps, self.seen = self.steps + 1, None
         if self.every and self.steps % self.every == 0:
             for table in self.tables:
-                table.cluster(residual="mean")
+                table.cluster(residual=True)
 
     def __str__(self) -> str:
         if self.tables:
@@ -149,14 +160,23 @@ class Dictionary:
 
     Its bytes are rows and 8 bytes per id, the least that a dictionary of them takes; training holds more, for rows grow by
     doubling, and Python's dict is as large as it is.
+
+    Args:
+        dim: floats of a row.
+        seed: of first values.
+        lr: learning rate.
+        init: deviation of first values.
+        prior: whether a new row begins as its side's first row, which learns from all ids when they come first; else about 0.
     """
 
-    def __init__(self, dim: int, seed: int, *, lr: float, init: float = 0.05) -> None:
-        self.dim, self.lr, self.init = dim, np.float32(lr), init
+    def __init__(self, dim: int, seed: int, *, lr: float, init: float = 0.05, prior: bool = False) -> None:
+        self.dim, self.lr, self.init, self.prior = dim, np.float32(lr), init, prior
         self.rng = np.random.default_rng(seed)
         self.numbers: tuple[dict[int, int], dict[int, int]] = ({}, {})
         self.n = 0
         self.memory, self.squares = np.empty((1024, dim), np.float32), np.empty(1024, np.float32)
+        for side in range(2 * prior):
+            self._rows(np.zeros(1, np.uint64), side)
 
     @property
     def stored(self) -> int:
@@ -166,9 +186,7 @@ class Dictionary:
     @property
     def held(self) -> int:
         """All that there is."""
-        own = sum(
-            numbers.__sizeof__() + 32 * 2 * len(numbers) for numbers in self.numbers
-        )  # int objects: 32 bytes each
+        own = sum(numbers.__sizeof__() + 2 * _INT * len(numbers) for numbers in self.numbers)
         return self.memory.nbytes + self.squares.nbytes + own
 
     @property
@@ -191,18 +209,28 @@ class Dictionary:
             self.squares = np.concatenate([self.squares[: self.n], np.empty(grown - self.n, np.float32)])
         fresh = self.rng.standard_normal((n - self.n, self.dim), np.float32) * np.float32(self.init)
         fresh[:, 0] = 0.0  # what an id adds by itself
+        if self.prior and self.n > side:
+            fresh[:] = self.memory[side]
         self.memory[self.n : n], self.squares[self.n : n] = fresh, 0.0
         self.n = n
         return np.array(rows, np.int64)
 
     def forward(self, users: Words, items: Words) -> Floats:
         """The vectors; new ids have rows from now on."""
+        self.new = self.n
         self.seen = np.stack([self._rows(users, 0), self._rows(items, 1)], 1)
         return self.memory[self.seen].reshape(len(users), -1)
 
     def learn(self, grads: Floats) -> None:
         """A step."""
         rows, total = summed(self.seen, grads.reshape(-1, self.dim))
+        if self.prior:
+            first = (self.seen >= self.new).reshape(-1)
+            sides = np.tile(np.arange(2), len(self.seen))
+            self._step(*summed(sides[first], grads.reshape(-1, self.dim)[first]))
+        self._step(rows, total)
+
+    def _step(self, rows: NDArray[Any], total: Floats) -> None:
         self.squares[rows] += np.square(total).mean(1)
         self.memory[rows] -= self.lr * total / (np.sqrt(self.squares[rows]) + np.float32(1e-10))[:, None]
 
@@ -276,7 +304,7 @@ class HotSketch:
 
 
 class Cafe:
-    """CAFE's rule over a table of the library: ids of high scores have own rows, all others share rows by hash.
+    """CAFE's rule over a table of the library: ids of high scores have own rows, all others share their side's rows by hash.
 
     The score is the sum of the norms of an id's gradients, times `decay` every `period` steps, when the threshold becomes the
     score which as many ids reach as there are own rows. Who reaches it is given a free row, a copy of the shared one, with an
@@ -301,7 +329,7 @@ class Cafe:
     ) -> None:  # fmt: skip
         def parts(n: int) -> tuple[int, int, int]:
             own = max(1, int(hot * n))
-            return own, max(1, n - own), 4 * -(-int(slots * own) // 4)
+            return own, max(2, n - own), 4 * -(-int(slots * own) // 4)
 
         def table(n: int) -> Any:
             return cce.make_table("full", n, dim, seed=seed, **options)
@@ -339,12 +367,15 @@ class Cafe:
         return int(self.rows.num_params)
 
     def shared(self, ids: Words) -> NDArray[np.int64]:
-        """The shared row of each id."""
-        return self.n_own + mix_hash(ids, self.n_shared, seed=self.seed, stream=3).astype(np.int64)
+        """The shared row of each id, of its own side's."""
+        n = self.n_shared // 2
+        places = mix_hash(ids, n, seed=self.seed, stream=3).astype(np.int64)
+        return self.n_own + places + n * (ids >> np.uint64(63)).astype(np.int64)
 
     def forward(self, users: Words, items: Words) -> Floats:
         """The vectors."""
-        self.ids = np.stack([users, items ^ np.uint64(0x9E3779B97F4A7C15)], 1).reshape(-1)
+        hashed = [mix_hash(ids, 2**63, seed=self.seed, stream=4) for ids in (users, items)]
+        self.ids = np.stack([hashed[0], hashed[1] | np.uint64(1 << 63)], 1).reshape(-1)
         slots = self.sketch.find(self.ids)
         own = np.where(slots >= 0, self.sketch.rows.reshape(-1)[slots], -1)
         self.seen = self.rows.forward(np.where(own >= 0, own, self.shared(self.ids)))

@@ -48,16 +48,16 @@ def test_every_kind_learns_within_its_bytes_and_is_judged_before_it_learns(run, 
     assert report["best_logloss"] < report["logloss"] < 0.72
     assert 0 < report["stored"] <= report["peak"]
     assert report["held"] >= report["stored"]
-    if method == "dict":
+    if method.startswith("dict"):
         stream = importlib.import_module("stream").ClickStream(6000, seed=1).block(0, 6000)
-        n = len(np.unique(stream.users)) + len(np.unique(stream.items))
+        n = len(np.unique(stream.users)) + len(np.unique(stream.items)) + 2 * method.endswith("prior=True")
         assert report["stored"] == n * (4 * 8 + 8)
     else:
         assert report["peak"] <= 20_000
     assert done.stdout.count(" MiB ") == 3
 
 
-@pytest.mark.parametrize("method", ["tiered", "dict", "cafe", "cce"])
+@pytest.mark.parametrize("method", ["tiered", "dict", "dict:prior=True", "cafe", "cce:cluster_every=25"])
 @pytest.mark.parametrize("strings", [(), ("--strings",)], ids=["words", "strings"])
 def test_a_run_that_was_saved_goes_on_with_the_same_bits(run, tmp_path, method, strings):
     """Saved within a window, and gone on with there."""
