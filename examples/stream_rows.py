@@ -18,7 +18,7 @@ Words = NDArray[np.uint64]
 Floats = NDArray[np.float32]
 SIDES = ("user", "item")
 # Learning rates and settings that were the best of those tried; see docs/streams.md.
-OWN: dict[str, dict[str, Any]] = {"tiered": {"shared": 1}}
+OWN: dict[str, dict[str, Any]] = {"tiered": {"shared": 1}, "cafe": {"hot": 0.999, "slots": 1, "decay": 0.98}}
 LR = 0.1
 _MET_PER_ROW = 5
 _INT = 32  # bytes of an int of Python's
