@@ -1,7 +1,7 @@
 """Who keeps the rows of `stream.py`: the library's tables, a dictionary that grows without bound, and CAFE's rule.
 
 Each takes ids of users and items, any 64-bit ones, gives the vectors of both side by side, (n, 2·dim), and learns from their
-gradients by row-wise Adagrad. `stored` is what it keeps to serve from, `held` what it keeps while it trains.
+gradients by Adagrad. `stored` is what it keeps to serve from, `held` what it keeps while it trains.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SIDES = ("user", "item")
 # Learning rates and settings that were the best of those tried; see docs/streams.md.
 OWN: dict[str, dict[str, Any]] = {"tiered": {"shared": 1}, "cafe": {"hot": 0.999, "slots": 1, "decay": 0.98}}
 LR = 0.1
-_MET_PER_ROW = 5
+_MET_PER_ROW, _MOST_STEPS = 5, 300
 _INT = 32  # bytes of an int of Python's
 
 
@@ -77,10 +77,10 @@ def make_rows(text: str, dim: int, num_bytes: int, seed: int, batch_size: int) -
 
 
 def half_life(dim: int, num_bytes: int, batch_size: int, options: dict[str, Any]) -> int:
-    """Steps in which five ids come for each own row: the sketch has two cells per row, and more would fill it."""
-    sizes = {name: value for name, value in options.items() if name not in ("lr", "projection_lr")}
+    """Steps in which five ids come for each own row, 300 at most: the sketch has two cells per row, and more would fill it."""
+    sizes = {name: value for name, value in options.items() if name not in ("lr", "projection_lr", "rowwise")}
     n = cce.make_collection("tiered", SIDES, dim, num_bytes=num_bytes, **sizes).spec.sizes[0]
-    return max(1, _MET_PER_ROW * n // (len(SIDES) * batch_size))
+    return max(1, min(_MET_PER_ROW * n // (len(SIDES) * batch_size), _MOST_STEPS))
 
 
 class Tables:
@@ -92,7 +92,7 @@ class Tables:
 
     def __init__(
         self, name: str, dim: int, num_bytes: int, seed: int, *, lr: float, projection_lr: float | None = None,
-        vocab: int | None = None, cluster_every: int = 500, **options: Any,
+        rowwise: bool = True, vocab: int | None = None, cluster_every: int = 500, **options: Any,
     ) -> None:  # fmt: skip
         self.vocab: int | None = None
         self.tables: list[Any] = []
@@ -107,7 +107,7 @@ class Tables:
                 for k in range(2)
             ]
             self.both = cce.Collection(self.tables)
-        self.optimizer = cce.Adagrad(lr, rowwise=True, projection_lr=projection_lr)
+        self.optimizer = cce.Adagrad(lr, rowwise=rowwise, projection_lr=projection_lr)
         self.every = cluster_every if self.vocab is not None and self.tables[0].method.learns else 0
         self.steps, self.seen = 0, None
 
@@ -166,15 +166,18 @@ class Dictionary:
         seed: of first values.
         lr: learning rate.
         init: deviation of first values.
+        rowwise: one number of the optimizer's state for a row, else one for each float.
         prior: whether a new row begins as its side's first row, which learns from all ids when they come first; else about 0.
     """
 
-    def __init__(self, dim: int, seed: int, *, lr: float, init: float = 0.05, prior: bool = False) -> None:
-        self.dim, self.lr, self.init, self.prior = dim, np.float32(lr), init, prior
+    def __init__(
+        self, dim: int, seed: int, *, lr: float, init: float = 0.05, prior: bool = False, rowwise: bool = True
+    ) -> None:
+        self.dim, self.lr, self.init, self.prior, self.rowwise = dim, np.float32(lr), init, prior, rowwise
         self.rng = np.random.default_rng(seed)
         self.numbers: tuple[dict[int, int], dict[int, int]] = ({}, {})
         self.n = 0
-        self.memory, self.squares = np.empty((1024, dim), np.float32), np.empty(1024, np.float32)
+        self.memory, self.squares = (np.empty((1024, n), np.float32) for n in (dim, 1 if rowwise else dim))
         for side in range(2 * prior):
             self._rows(np.zeros(1, np.uint64), side)
 
@@ -205,8 +208,10 @@ class Dictionary:
             rows.append(row)
         if n > len(self.memory):
             grown = max(n, 2 * len(self.memory))
-            self.memory = np.concatenate([self.memory[: self.n], np.empty((grown - self.n, self.dim), np.float32)])
-            self.squares = np.concatenate([self.squares[: self.n], np.empty(grown - self.n, np.float32)])
+            self.memory, self.squares = (
+                np.concatenate([old[: self.n], np.empty((grown - self.n, old.shape[1]), np.float32)])
+                for old in (self.memory, self.squares)
+            )
         fresh = self.rng.standard_normal((n - self.n, self.dim), np.float32) * np.float32(self.init)
         fresh[:, 0] = 0.0  # what an id adds by itself
         if self.prior and self.n > side:
@@ -231,8 +236,9 @@ class Dictionary:
         self._step(rows, total)
 
     def _step(self, rows: NDArray[Any], total: Floats) -> None:
-        self.squares[rows] += np.square(total).mean(1)
-        self.memory[rows] -= self.lr * total / (np.sqrt(self.squares[rows]) + np.float32(1e-10))[:, None]
+        squares = np.square(total)
+        self.squares[rows] += squares.mean(1, keepdims=True) if self.rowwise else squares
+        self.memory[rows] -= self.lr * total / (np.sqrt(self.squares[rows]) + np.float32(1e-10))
 
     def __str__(self) -> str:
         return "a dictionary that grows without bound"
@@ -316,6 +322,7 @@ class Cafe:
         seed: of first values and hashes.
         lr: learning rate of the rows.
         projection_lr: that of a projection, with a rank.
+        rowwise: one number of the optimizer's state for a row, else one for each float.
         hot: the share of rows that are own ones.
         slots: of the sketch, for each own row.
         decay: of the scores.
@@ -324,8 +331,8 @@ class Cafe:
     """
 
     def __init__(
-        self, dim: int, num_bytes: int, seed: int, *, lr: float, projection_lr: float | None = None, hot: float = 0.7,
-        slots: float = 2.0, decay: float = 0.9, period: int = 100, **options: Any,
+        self, dim: int, num_bytes: int, seed: int, *, lr: float, projection_lr: float | None = None, rowwise: bool = True,
+        hot: float = 0.7, slots: float = 2.0, decay: float = 0.9, period: int = 100, **options: Any,
     ) -> None:  # fmt: skip
         def parts(n: int) -> tuple[int, int, int]:
             own = max(1, int(hot * n))
@@ -347,7 +354,7 @@ class Cafe:
         self.n_own, self.n_shared, n_slots = parts(n)
         self.rows, self.dim, self.seed = table(self.n_own + self.n_shared), dim, seed
         self.sketch = HotSketch(n_slots, seed)
-        self.optimizer = cce.Adagrad(lr, rowwise=True, projection_lr=projection_lr)
+        self.optimizer = cce.Adagrad(lr, rowwise=rowwise, projection_lr=projection_lr)
         self.free = list(range(self.n_own - 1, -1, -1))
         self.decay, self.period, self.threshold, self.steps = np.float32(decay), period, np.float32(0.0), 0
 
@@ -409,8 +416,9 @@ class Cafe:
     def copy(self, sources: NDArray[np.int64], targets: NDArray[np.int64]) -> None:
         """Rows become what others are, without a state."""
         unit = self.rows.block_sizes()["memory"]
-        state = self.optimizer.state_of(self.rows, "memory").array("squares", self.n_own + self.n_shared)
-        state[targets] = 0.0
+        states = self.optimizer.states_of_memory(self.rows)
+        for state in states:
+            state.reshape(self.n_own + self.n_shared, -1)[targets] = 0.0
         if self.rows.spec.codec == "float32":
             memory = self.rows.parameters()["memory"].reshape(-1, unit)
             memory[targets] = memory[sources]
