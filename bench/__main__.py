@@ -1,6 +1,7 @@
 """python -m bench [name …] [--json FILE] [--csv FILE] [--quick] [--plot FILE]: correct first, then medians against a peer.
 
-`python -m bench sweep …` and `python -m bench plot DIR` compare the methods' results: see each one's --help.
+`python -m bench sweep …`, `python -m bench plot DIR` and `python -m bench stream …` compare the methods' results: see each one's
+--help.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def machine() -> dict[str, str]:
 
 
 def main() -> int:
-    """Run the benchmarks that were named, all of them by default; or sweep, or plot."""
-    if sys.argv[1:2] in (["sweep"], ["plot"]):
+    """Run the benchmarks that were named, all of them by default; or sweep, plot, or follow a stream."""
+    if sys.argv[1:2] in (["sweep"], ["plot"], ["stream"]):
         return int(importlib.import_module(f"bench.methods.{sys.argv[1]}").main(sys.argv[2:]))
     parser = argparse.ArgumentParser(prog="python -m bench", description=str(__doc__).split(": ", 1)[1])
     parser.add_argument(

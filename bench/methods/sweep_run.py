@@ -63,11 +63,16 @@ def command(args: argparse.Namespace) -> tuple[str, ...]:
 @functools.cache
 def versions() -> dict[str, str]:
     """Everything that a result was made with; `code` is a digest of our own sources."""
+    return versions_of("movielens.py")
+
+
+def versions_of(*examples: str) -> dict[str, str]:
+    """The same for runs of some examples, by their files' names."""
     import cce_core
 
     code = hashlib.sha256()
     house = Path(cce_core.__file__).parent
-    for path in [*sorted(house.rglob("*.py")), ROOT / "examples" / "movielens.py"]:
+    for path in [*sorted(house.rglob("*.py")), *(ROOT / "examples" / name for name in examples)]:
         code.update(path.name.encode() + b"\0" + path.read_bytes())
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []

@@ -2,6 +2,7 @@
 
 from cce_core.datasets.catalog import load as load
 from cce_core.datasets.catalog import names as names
+from cce_core.datasets.click_stream import ClickStream as ClickStream
 from cce_core.datasets.criteo import Clicks as Clicks
 from cce_core.datasets.criteo import CriteoFile as CriteoFile
 from cce_core.datasets.criteo import criteo_sizes as criteo_sizes

@@ -17,6 +17,8 @@ import numpy as np
 from campaigns.trial import Tally, many, memory_folder, stride
 
 import cce_core as cce
+from cce_core.tables import load_delta
+from cce_core.tables.deltas import SERVED
 
 # kill -9 in save()
 
@@ -70,6 +72,105 @@ def killed_saves(tally: Tally, kills: int) -> None:
                 tally.add("temporary files left", len(left))
                 if left:
                     tally.lose(len(left), "temporary files outlived the next save:", left[:3])
+
+
+# kill -9 of copies that follow by deltas
+
+
+def _served(table: cce.Table) -> bytes:
+    """What lookups read, as one string."""
+    return b"".join(array.tobytes() for name, array in sorted(table.arrays().items()) if name in SERVED)
+
+
+def _chain(many: bool, folder: Path, n: int) -> tuple[dict[bytes, int], list[Path]]:
+    """A table after each of n deltas, by its bytes, and the files of these; the first one's file is `replica`."""
+    options = {"rank": 2, "seed": 1, "lead": 1, "half_life": 3}
+    table = (
+        cce.make_collection("tiered", 2, 4, num_bytes=20_000, **options)
+        if many
+        else cce.make_table("tiered", None, 4, num_bytes=100_000, **options)
+    )
+    rng, optimizer, mark = np.random.default_rng(1), cce.SGD(0.1), table.mark()
+    moments, files = {_served(table): 0}, []
+    table.save(folder / "replica")
+    for k in range(n):
+        for _ in range(3):
+            ids = rng.zipf(1.3, (200, 2)) % 2**40
+            seen = table.forward(ids if many else ids[:, 0])
+            optimizer.update(table, seen, np.cos(seen.vectors))
+        table.erase(np.arange(k, k + 3))
+        delta = table.delta(mark)
+        mark = delta.mark
+        files.append(folder / f"{k}.delta")
+        delta.save(files[-1])
+        moments[_served(table)] = k + 1
+    assert len(moments) == n + 1
+    return moments, files
+
+
+def _follow(folder: Path, moments: dict[bytes, int], files: list[Path], first: bytes, times: int = 1 << 62) -> None:
+    """Load the replica, apply the delta that comes next, save it, and hand the delta on as `latest`; from the first one again."""
+    path, latest = folder / "replica", folder / "latest"
+    for _ in range(times):
+        table = cce.load(path)
+        k = moments[_served(table)]
+        if k == len(files):
+            (folder / "again").write_bytes(first)
+            os.replace(folder / "again", path)
+            continue
+        delta = load_delta(files[k])
+        delta.save(latest)
+        table.apply_delta(delta)
+        table.save(path)
+
+
+def killed_deltas(tally: Tally, kills: int) -> None:
+    """A child whose replica follows deltas without end is killed: replica and delta are whole, old or new, and it goes on."""
+    rng = random.Random(1)
+    for both in (False, True):
+        with tempfile.TemporaryDirectory(dir=memory_folder()) as name:
+            folder = Path(name)
+            moments, files = _chain(both, folder, 6)
+            first = (folder / "replica").read_bytes()
+            wanted = [file.read_bytes() for file in files]
+            (folder / "latest").write_bytes(wanted[0])
+            start, seen = time.perf_counter(), set[int]()
+            _follow(folder, moments, files, first, 2)
+            step = (time.perf_counter() - start) / 2
+            for _ in range(kills // 2):
+                pid = os.fork()
+                if pid == 0:
+                    _follow(folder, moments, files, first)
+                time.sleep(rng.random() * 4 * step)
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                tally.add("kills")
+                try:
+                    moment = moments.get(_served(cce.load(folder / "replica")))
+                    sequence = load_delta(folder / "latest").sequence
+                except (OSError, ValueError) as error:
+                    tally.lose(repr(error))
+                    return
+                if moment is None:
+                    tally.lose("the replica is between two deltas")
+                    return
+                if (folder / "latest").read_bytes() != wanted[sequence - 1]:
+                    tally.lose("delta", sequence, "is another one")
+                seen.add(moment)
+            tally.add("moments met", len(seen))
+            if len(seen) < 2:
+                tally.lose("in", kills // 2, "kills the replica never got on")
+            table = cce.load(folder / "replica")
+            for file in files[moments[_served(table)] :]:
+                table.apply_delta(load_delta(file))
+            table.save(folder / "replica")
+            load_delta(files[0]).save(folder / "latest")
+            if moments[_served(cce.load(folder / "replica"))] != len(files):
+                tally.lose("with the deltas that were left, the replica is another table")
+            left = sorted(set(os.listdir(folder)) - {"replica", "latest", "again", *(file.name for file in files)})
+            tally.add("temporary files left", len(left))
+            if left:
+                tally.lose(len(left), "temporary files outlived the next save:", left[:3])
 
 
 # Interrupts
@@ -183,6 +284,10 @@ def full_disk(tally: Tally, step: int) -> None:
 
 def test_a_save_that_is_killed_leaves_the_old_file_or_the_new_one(campaign):
     campaign(killed_saves, many(80, 3000))
+
+
+def test_a_copy_that_is_killed_as_it_follows_deltas_is_the_old_one_or_the_new_one(campaign):
+    campaign(killed_deltas, many(40, 300))
 
 
 def test_an_interrupt_leaves_the_old_table_or_the_new_one(campaign):
