@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ import cce_core as cce
 ROOT = Path(__file__).resolve().parents[2]
 CARDS = ROOT / "docs" / "methods.md"
 RELIABILITY, CAMPAIGNS = ROOT / "docs" / "reliability.md", ROOT / "tests" / "campaigns"
+WORDS = ROOT / "docs" / "word_vectors.md"
 MOST_BYTES = 15_000
 
 
@@ -45,13 +47,21 @@ def test_every_linear_method_has_a_picture():
     assert with_picture == {m.name for m in cce.methods() if m.linear}
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", CARDS], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [ROOT / "README.md", CARDS, WORDS], ids=lambda page: page.name)
 def test_code_compiles(page):
     text = page.read_text("utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     assert len(blocks) == text.count("```python") > 0
     for block in blocks:
         compile(block, page.name, "exec")
+
+
+def test_the_code_on_word_vectors_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"^```python\n(.*?)^```$", WORDS.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(compile(block, WORDS.name, "exec"), found)
+    assert len(found["near"].ids) == len(found["also"].ids) == 10
 
 
 def test_every_campaign_stands_on_the_page_of_reliability():
