@@ -96,7 +96,7 @@ def read_vectors(
     _check.choice("duplicates", duplicates, (ERROR, FIRST))
     try:
         "".encode(encoding)
-    except (LookupError, TypeError):
+    except (LookupError, TypeError, ValueError):
         raise ValueError(
             f"encoding must be one that Python knows, such as utf-8 or latin-1, got {encoding!r}"
         ) from None

@@ -111,14 +111,14 @@ def compress(
     n, dim = _check.size("rows", given.shape[0], 1, MOST_IDS), _check.size("dim", given.shape[1], 1, MOST_DIM)
     rows, seed = as_rows("vectors", given, (n, dim)), _check.seed(seed)
     budget = budget_of(n, dim, ratio, num_bytes)
-    if method == AUTO:
+    if _check.instance("method", method, str, "a method's name") == AUTO:
         if options:
             raise ValueError(
                 f"method 'auto' chooses all options itself: name a method for {next(iter(options))!r}, such as method='pq'"
             )
         table = _chosen(rows, budget, seed)
     else:
-        name = resolved(_check.instance("method", method, str, "a method's name"))[0]
+        name = resolved(method)[0]
         table = make_table(method, n, dim, num_bytes=budget, seed=seed, **options)
         if get_method(name).owned:
             raise ValueError(

@@ -340,6 +340,7 @@ NOT_CALLED = {
     "datasets",
 }
 WORDS = {
+    "queries": ("id ",),
     "num_bytes": ("bytes are too few",),
     "grads": ("gradient", "the table has no parameter"),
     "values": ("string", "spec", "pointers"),
