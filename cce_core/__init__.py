@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from cce_core.tables import SparseGradient as SparseGradient
     from cce_core.tables import Table as Table
     from cce_core.tables import TableSpec as TableSpec
+    from cce_core.tables import compress as compress
     from cce_core.tables import load as load
     from cce_core.tables import make_collection as make_collection
     from cce_core.tables import make_table as make_table
+    from cce_core.tables import most_similar as most_similar
     from cce_core.tables import plan as plan
     from cce_core.training import SGD as SGD
     from cce_core.training import Adagrad as Adagrad
@@ -52,9 +54,11 @@ _ROOMS = {
         "SparseGradient",
         "Table",
         "TableSpec",
+        "compress",
         "load",
         "make_collection",
         "make_table",
+        "most_similar",
         "plan",
     ),
     "cce_core.method": ("methods",),

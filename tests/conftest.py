@@ -45,7 +45,6 @@ ONCE = (
     "docs/test_pages.py",
     "docs/test_picture.py",
     "docs/test_tutorials.py",
-    "docs/test_serving.py",
     "examples",
     "hashing/test_statistics.py",
     "house/test_cache.py",

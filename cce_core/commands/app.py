@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from cce_core import _threads, datasets, tuning
-from cce_core.commands import data, inspection
+from cce_core.commands import compressing, data, inspection
+from cce_core.datasets import vectors
 from cce_core.method import methods as all_methods
 from cce_core.tables import TieredCollection, load
 from cce_core.tuning import candidates, gmf, points, pool, trial
@@ -170,6 +172,38 @@ def train(
 
 
 @app.command()
+def compress(
+    path: Annotated[
+        Path, typer.Argument(metavar="VECTORS", help=".npy, .npz, safetensors, Parquet, word2vec or GloVe")
+    ],
+    ratio: Annotated[float | None, typer.Option(help="times smaller than float32 (50)")] = None,
+    num_bytes: Annotated[int | None, typer.Option(min=1, help="bytes of the table, instead of a ratio")] = None,
+    method: Annotated[str, typer.Option(help="auto, or one of `cce methods`")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="file of the table (VECTORS with .cce.safetensors)")] = None,
+    kind: Annotated[str, typer.Option(help=f"of the file: {', '.join(vectors.KINDS)}")] = "auto",
+    name: Annotated[str | None, typer.Option(help="array, tensor or column, where there are several")] = None,
+    words: Annotated[Path | None, typer.Option(help="file with the name of each row, one a line")] = None,
+    encoding: Annotated[str, typer.Option(help="of words")] = "utf-8",
+    duplicates: Annotated[str, typer.Option(help="words that come twice: error, or first")] = "error",
+    queries: Annotated[int, typer.Option(min=0, help="rows held out to measure by; 0 measures nothing")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="of the table and of the held-out rows")] = 0,
+) -> None:
+    """Compress vectors that were trained elsewhere, such as word vectors, and say what is left of them."""
+    start = time.perf_counter()
+    settings: dict[str, Any] = {
+        "kind": kind,
+        "name": name,
+        "words": words,
+        "encoding": encoding,
+        "duplicates": duplicates,
+    }
+    found = vectors.read_vectors(path, **settings)
+    table, kept = compressing.made(found, ratio, num_bytes, method, seed, queries, 10)
+    files = compressing.saved(table, found, out or path.with_name(f"{path.name}.cce.safetensors"))
+    typer.echo(compressing.told(table, found, kept, files, start))
+
+
+@app.command()
 def inspect(file: Annotated[Path, typer.Argument(help="a saved table")]) -> None:
     """Say what a saved table is: its spec, every byte, how many ids share a row, its digest."""
     typer.echo(inspection.described(load(file)))
@@ -179,7 +213,8 @@ def inspect(file: Annotated[Path, typer.Argument(help="a saved table")]) -> None
 def lookup(
     file: Annotated[Path, typer.Argument(help="a saved table")],
     ids: Annotated[
-        list[str], typer.Argument(metavar="ID…", help="as in the data, if their list is beside the table; else codes")
+        list[str],
+        typer.Argument(metavar="ID…", help="as in the data (words), if their list is beside the table; else codes"),
     ],
 ) -> None:
     """Print the vectors of ids, a line each: the id, then its floats."""

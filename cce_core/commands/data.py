@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def ids_beside(path: Path) -> Path:
     return path.with_suffix(".ids.txt")
 
 
-def write_ids(path: Path, ids: NDArray[Any]) -> None:
+def write_ids(path: Path, ids: Iterable[Any]) -> None:
     """The ids of a table, beside it; a backslash and line ends within an id are escaped."""
     lines = (str(one).replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r") for one in ids)
     ids_beside(path).write_text("".join(f"{text}\n" for text in lines), encoding="utf-8")
@@ -91,5 +92,5 @@ def codes_of(path: Path, ids: list[str]) -> NDArray[np.int64]:
             if (key := text[:-1]) in wanted:
                 found[wanted[key]] = code
     if missing := [one for one in ids if one not in found]:
-        raise ValueError(f"{beside} has no id {missing[0]!r}: training has never met it")
+        raise ValueError(f"{beside} has no id {missing[0]!r}: the table was made without it")
     return np.array([found[one] for one in ids], np.int64)

@@ -20,3 +20,5 @@ from cce_core.datasets.pairs import read_interactions as read_interactions
 from cce_core.datasets.synthetic import Synthetic as Synthetic
 from cce_core.datasets.synthetic import synthetic_like as synthetic_like
 from cce_core.datasets.synthetic_criteo import SyntheticCriteo as SyntheticCriteo
+from cce_core.datasets.vectors import Vectors as Vectors
+from cce_core.datasets.vectors import read_vectors as read_vectors

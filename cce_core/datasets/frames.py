@@ -143,7 +143,7 @@ def _of_tables(path: Path, kind: str, wanted: list[str]) -> Iterator[_Part]:
             yield _Part(texts.with_row_index(_ROW), path, "row", start + 1)
             start += len(frame)
     except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{path} can't be read as {kind}: {_first(error)}") from None
+        raise ValueError(f"{path} can't be read as {kind}: {first_line(error)}") from None
 
 
 def _of_text(path: Path, kind: str, wanted: list[str]) -> Iterator[_Part]:
@@ -227,10 +227,11 @@ def _wrong_line(path: Path, line: int, text: bytes, kind: str, header: bytes, se
             n = len(next(csv.reader([one], delimiter=separator), []))
             if n > width:
                 return f"{path}, line {line + k:,}: expected {width} fields as the header names, got {n}: {shown(one.encode())}"
-    return f"{path}, from line {line:,} on: {_first(error)}"
+    return f"{path}, from line {line:,} on: {first_line(error)}"
 
 
-def _first(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of what an error says."""
     return str(error).strip().split("\n", 1)[0]
 
 

@@ -147,6 +147,20 @@ def _member(raw: BinaryIO, path: Path, names: tuple[str, ...]) -> Any:
 
 
 @contextmanager
+def opening(path: Path) -> Iterator[tuple[Callable[[int], bytes], Callable[[], int]]]:
+    """What reads a file's bytes, unpacked as `pieces` does it, and what says how far into the file that is."""
+    with path.open("rb") as raw:
+        with _unpacking(path):
+            inner = _opened(raw, path, ())
+
+        def read(n: int) -> bytes:
+            with _unpacking(path):
+                return inner(n)
+
+        yield read, raw.tell
+
+
+@contextmanager
 def _unpacking(path: Path) -> Iterator[None]:
     """Every way in which unpacking fails as one error."""
     try:

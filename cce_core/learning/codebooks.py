@@ -250,7 +250,7 @@ class Learner:
         """The chunk's vectors as the table or the source has them: float32 (n, width)."""
         part = self.part(chunk)
         if self.source is not None:
-            return np.ascontiguousarray(self.source.rows(ids)[:, chunk * part.width : (chunk + 1) * part.width])
+            return np.ascontiguousarray(self.source.rows(ids, slice(chunk * part.width, (chunk + 1) * part.width)))
         return blocks.lookup(TableGroup.of(self.old.part(part), self.old_memory), ids)
 
     def batches(self) -> Iterator[Any]:

@@ -50,6 +50,13 @@ def pairs(folder):
     return path
 
 
+def named(folder):
+    path = os.path.join(folder, "vectors.txt")
+    with open(path, "w") as file:
+        file.write("a 1 2\nb 3 4\n")
+    return path
+
+
 def latest(folder):
     """A folder with a small data set by the one name that stands for no fixed number of ratings."""
     os.makedirs(os.path.join(folder, "ml-latest"), exist_ok=True)
@@ -114,6 +121,8 @@ def calls(folder):
         ),
         "make_collection": lambda: call(cce.make_collection, method="tiered", tables=2, dim=8, num_bytes=9999, seed=1),
         "plan": lambda: call(cce.plan, sample=np.arange(99), dim=8, num_bytes=[9999]),
+        "compress": lambda: call(cce.compress, vectors=X, num_bytes=200, method="pq", seed=1, n_chunks=2),
+        "most_similar": lambda: call(cce.most_similar, table=table("hash"), queries=IDS, k=2, metric="dot"),
         "make_table bytes": lambda: call(cce.make_table, method="hash", vocab=None, dim=8, num_bytes=999, signed=True),
         "make_table bloom": lambda: call(cce.make_table, method="bloom", vocab=40, dim=8, num_params=99, n_hashes=2),
         "make_table hemb": lambda: call(
@@ -285,6 +294,7 @@ def calls(folder):
         "read_ratings": lambda: call(datasets.read_ratings, path=ratings(folder), separator="\t", name="x", n_lines=3),
         "split_last": lambda: call(datasets.split_last, ratings=datasets.read_ratings(ratings(folder)), n_last=1),
         "read_interactions": lambda: call(datasets.read_interactions, path=pairs(folder), name="x"),
+        "read_vectors": lambda: call(datasets.read_vectors, path=named(folder), kind="text", encoding="ascii"),
         "split_with_negatives": lambda: call(
             datasets.split_with_negatives, pairs=datasets.read_interactions(pairs(folder)), seed=1
         ),
@@ -322,6 +332,7 @@ NOT_CALLED = {
     "Ratings",
     "Pairs",
     "Split",
+    "Vectors",
     "get_num_threads",
     "methods",
     "names",
@@ -329,6 +340,7 @@ NOT_CALLED = {
     "datasets",
 }
 WORDS = {
+    "queries": ("id ",),
     "num_bytes": ("bytes are too few",),
     "grads": ("gradient", "the table has no parameter"),
     "values": ("string", "spec", "pointers"),
