@@ -18,7 +18,20 @@ from typing import Any
 
 # Each has a module of that name in `speed/` with `run(quick)`, loaded when it is asked for: what one needs the others may
 # do without. Sweeps and their pictures are in `methods/`.
-BENCHMARKS = ("calls", "cluster", "dhe", "epoch", "gpu", "kmeans", "lookups", "scale", "serving", "torch_step", "tt")
+BENCHMARKS = (
+    "calls",
+    "cluster",
+    "compress",
+    "dhe",
+    "epoch",
+    "gpu",
+    "kmeans",
+    "lookups",
+    "scale",
+    "serving",
+    "torch_step",
+    "tt",
+)
 DEFAULT = tuple(name for name in BENCHMARKS if name not in ("gpu", "scale"))  # a GPU, and gigabytes, are not everyone's
 
 
