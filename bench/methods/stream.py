@@ -134,7 +134,7 @@ def execute(run: Run) -> dict[str, Any]:
         return {
             **start_of(run), "status": "ok", "auc": found["auc"], "logloss": found["logloss"], "num_params": found["params"],
             "bytes": found["peak"], "train_bytes": found["peak_held"], "full_bytes": full, "ratio": full / found["peak"],
-            "share": found["peak"] / full, "best_reachable_auc": found["best_auc"], "seconds": found["seconds"],
+            "best_reachable_auc": found["best_auc"], "seconds": found["seconds"],
             "bytes_by_kind": by_kind({"stored": found["stored"], "resident": found["resident"]}),
             "threads": cce.get_num_threads(),
         }  # fmt: skip
