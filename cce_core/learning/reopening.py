@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from cce_core._guard import Writer
 from cce_core.method.arrays import array_specs
+from cce_core.method.base import Request
 from cce_core.method.heirs import Heirs
 from cce_core.method.spec import TableSpec
 from cce_core.method.state import TableState
+from cce_core.method.tiered import Tiers
 from cce_core.storage.codec import codec
 from cce_core.tiers import IdMap, Owners
 from cce_core.tiers.buckets import SLOTS
@@ -76,10 +78,14 @@ def _reopened(table: TableState, owners: Owners) -> TableState:
     for name, array in (("counts", owners.counts), ("seen", owners.seen), ("young", owners.young)):
         if f"own_{name}" in arrays:
             arrays[f"own_{name}"][rows[owned]] = array[at[order[owned]]]
-    n_shared = table.n_shared
-    values = np.zeros((SLOTS * buckets + n_shared, width), np.float32)
-    new = np.append(rows, SLOTS * buckets + np.arange(n_shared))
-    old = np.append(at[order], owners.first_shared + np.arange(n_shared))
+    few, many = (
+        table.n_shared // known.n_tables,
+        (Tiers.of(spec).rows(Request.of(spec)) - SLOTS * buckets) // known.n_tables,
+    )
+    shared = np.arange(known.n_tables * many)  # each as the one of fewer that serves its hashes
+    values = np.zeros((SLOTS * buckets + len(shared), width), np.float32)
+    new = np.append(rows, SLOTS * buckets + shared)
+    old = np.append(at[order], owners.first_shared + shared // many * few + shared % many * few // many)
     distinct, back = np.unique(old, return_inverse=True)
     values[new] = table.stored.read_rows(distinct, width, exact=False)[back]
     codes, scales = kept.encode(values.reshape(-1))

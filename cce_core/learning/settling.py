@@ -3,7 +3,8 @@
     settled    the owners, those that count most first, as many as the bytes have places for
     centroids  of each table 2^bits rows, by k-means of its owners' rows weighted by count, in the metric of its vectors
     own        as many rows as fit in what is left; `keep` of them stay with the owners that count most, all others are free
-    others     fall to the rows that they share by hash, which stay as they are
+    others     fall to the rows that they share by hash, which stay as they are, or, where they would take more than an eighth of
+               the bytes, half as many (or a quarter, …), each the mean of those whose hashes it serves
 
 A settled id counts as one without a row: it may earn one again, which then begins as a copy of its centroid. Where not all owners
 can settle with 8 bits each, fewer bits for more of them are weighed against more bits for fewer, by what either leaves over.
@@ -43,6 +44,7 @@ from cce_core.tiers.settled import MOST_BUCKET, MOST_POINTER, placed
 
 _BITS, _JUDGED = 8, 1 << 12  # of a pointer, and points of a table by which bits are weighed
 _OVERHEAD = 1 << 17
+_PART = 8  # of the bytes, that rows which are found by hash take at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +149,7 @@ class _Settling:
     # --- sizes --------------------------------------------------------------------------------------------------------
 
     def _with(self, own: int, slots: int, bits: int) -> TableSpec:
-        return dataclasses.replace(self.spec, sizes=(own, self.tiers.buckets, slots, bits))
+        return dataclasses.replace(self.spec, sizes=(own, self.tiers.buckets, slots, bits, self.shared))
 
     def _sizes(self, near: NDArray[Any], num_bytes: int | None, bits: int | None) -> tuple[Tiers, NDArray[np.int64]]:
         """The sizes within the budget, and who is placed where."""
@@ -158,6 +160,14 @@ class _Settling:
         options = range(wanted, 0, -1) if bits is None else [bits]
         found: dict[int, NDArray[np.int64]] = {}
         least = folded(buckets, SLOTS)
+        tables, kept = self.owners.map.n_tables, codec(self.spec.codec)
+        self.shared = self.table.n_shared // tables
+        if self.spec.option("shared") is None:
+            while self.shared > 1 and budget < max(
+                _PART * kept.nbytes(tables * self.shared * self.width),
+                self.method.nbytes(self._with(least, 1, options[-1])),
+            ):
+                self.shared = -(-self.shared // 2)
         for slots in range(1, MOST_BUCKET + 1):
             if not any(self.method.nbytes(self._with(least, slots, b)) <= budget for b in options):
                 break
@@ -184,7 +194,7 @@ class _Settling:
             fits = self.method.nbytes(self._with(folded(buckets, own), chosen, fitting[chosen])) <= budget
             low, high = (low, middle) if fits else (middle + 1, high)
         own = folded(buckets, SLOTS * -(-buckets // low))
-        return Tiers(own, buckets, chosen, fitting[chosen]), found[chosen]
+        return Tiers(own, buckets, chosen, fitting[chosen], self.shared), found[chosen]
 
     def _left(self, bits: int, out: NDArray[np.bool_]) -> float:
         """About what is left over with so many bits, and with some left out."""
@@ -275,13 +285,15 @@ class _Settling:
         """The table that is to be."""
         tiers, known, k = self.tiers, self.owners.map, self.tiers_rows
         kept, expected, held = codec(self.spec.codec), array_specs(self.new_spec), self.table.arrays()
-        n_shared = self.table.n_shared
+        n_shared = known.n_tables * self.shared
         values = np.zeros((tiers.own + known.n_tables * k + n_shared, self.width), np.float32)
         self.iterations, self.costs, self.total = np.zeros(known.n_tables, np.int64), np.zeros(2), 0.0
         for t, mine in self._tables(self.places >= 0):
             values[tiers.own + t * k :][:k] = self._centroids(t, mine, n_iter, bar)
-        if n_shared:
-            values[-n_shared:] = self._read(self.owners.first_shared + np.arange(n_shared))
+        into, of, part = self._fewer()
+        sums, x = np.zeros((n_shared, self.width)), self._read(self.owners.first_shared + of)
+        np.add.at(sums, into, x * part[:, None])
+        values[-n_shared:] = sums / np.bincount(into, part, n_shared)[:, None]
         arrays = {name: np.zeros(a.shape, a.dtype) for name, a in expected.items() if name not in ("memory", "scales")}
         before = arrays["pointers"].size - -(-tiers.places * (known.bits + tiers.pointer_bits) // 64)
         again = {"bits": known.bits, "seed": known.seed, "n_tables": known.n_tables, "buckets": tiers.buckets}
@@ -304,12 +316,11 @@ class _Settling:
         arrays["generation"][:] = self.generation + 1
         arrays["clock"][:] = held["clock"]
         arrays |= {name: held[name] for name in ("keys", "projection") if name in held}
-        stays = np.arange(n_shared)
         pointed = np.flatnonzero(self.places >= 0)
         ends = (
             (rows, slots, np.ones(len(rows))),
             (tiers.own + self.whose[pointed] * k + pointers[pointed], self.at[pointed], self.counted[pointed]),
-            (tiers.own + known.n_tables * k + stays, self.owners.first_shared + stays, np.ones(n_shared)),
+            (tiers.own + known.n_tables * k + into, self.owners.first_shared + of, part),
         )
         new, old, weights = (np.concatenate(parts) for parts in zip(*ends))
         self.heirs = Heirs(
@@ -320,6 +331,21 @@ class _Settling:
         other = another(self.table, self.new_spec, arrays)
         other.heirs = self.heirs
         return other
+
+    def _fewer(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """Rows that are found by hash, new and old, and how much of what finds the old one will find the new one.
+
+        Row r of n serves the hashes in [r/n, (r + 1)/n) of all, whatever n is: it goes on as one or two of fewer rows.
+        """
+        tables, n, m = self.owners.map.n_tables, self.table.n_shared // self.owners.map.n_tables, self.shared
+        old = np.arange(n)
+        first, last = old * m // n, ((old + 1) * m - 1) // n
+        part = np.minimum((old + 1) * m, (first + 1) * n) - old * m
+        two = last > first
+        into, of = np.append(first, last[two]), np.append(old, old[two])
+        part = np.append(part, ((old + 1) * m - last * n)[two]).astype(np.float64)
+        ts = np.repeat(np.arange(tables), len(into))
+        return ts * m + np.tile(into, tables), ts * n + np.tile(of, tables), np.tile(part, tables)
 
     def _centroids(self, t: int, mine: NDArray[np.int64], n_iter: int, bar: Any) -> NDArray[np.float32]:
         """Of the settled ids of a table, from a sample that is let go of here: float32 (2^bits, width)."""

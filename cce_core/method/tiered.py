@@ -43,7 +43,7 @@ class Tiered(BlockMethod):
 
     `cluster()` lets owners settle: T[i] = M[centroid(table of i, pointer(i))] · W + b, with a fingerprint and a pointer of a few
     bits each, found in the buckets that an owner has. A settled id may own a row again, and those without either share rows by
-    hash as before. A table without settled ids has one size, its own rows, and one with settled ids the four of `Tiers`.
+    hash as before. A table without settled ids has one size, its own rows, and one with settled ids the five of `Tiers`.
     """
 
     name = "tiered"
@@ -103,19 +103,20 @@ class Tiered(BlockMethod):
 
     def check_sizes(self, request: Request, sizes: tuple[int, ...]) -> None:
         """One number of own rows; once ids have settled those of `Tiers`."""
-        if len(sizes) not in (1, 4):
+        if len(sizes) not in (1, 5):
             raise ValueError(
-                f"a {self.name!r} table has one size, its own rows, or four once clustered, got {len(sizes)}"
+                f"a {self.name!r} table has one size, its own rows, or five once clustered, got {len(sizes)}"
             )
         own = _check.integer("sizes[0], the own rows,", sizes[0], SLOTS, MOST_SLOTS)
         if own % SLOTS:
             raise ValueError(f"sizes[0], the own rows, must be a multiple of {SLOTS}, got {own}")
-        if len(sizes) == 4:
+        if len(sizes) == 5:
             buckets = _check.integer("sizes[1], the buckets,", sizes[1], own // SLOTS, MOST_SLOTS // SLOTS)
             if folded(buckets, own) != own:
                 raise ValueError(f"{own} own rows are not those of {buckets} buckets: take {folded(buckets, own)}")
             _check.integer("sizes[2], the slots of a bucket,", sizes[2], 1, MOST_BUCKET)
             _check.integer("sizes[3], the bits of a pointer,", sizes[3], 1, MOST_POINTER)
+            _check.integer("sizes[4], the shared rows of a table,", sizes[4], 1, MOST_SLOTS)
 
     def nbytes(self, spec: TableSpec) -> int:
         """As `sizes` reckons."""
@@ -210,12 +211,14 @@ class Tiers(NamedTuple):
         buckets: that ids are known by.
         slots: of a bucket, for settled ids; 0 where there are none.
         pointer_bits: of a pointer: 2^pointer_bits rows of each table are those that settled ids share.
+        shared: rows of each table that are found by hash; 0 says as many as the request does.
     """
 
     own: int
     buckets: int
     slots: int = 0
     pointer_bits: int = 0
+    shared: int = 0
 
     @classmethod
     def of(cls, spec: TableSpec) -> Tiers:
@@ -234,8 +237,8 @@ class Tiers(NamedTuple):
         return self.slots * self.buckets
 
     def rows(self, request: Request) -> int:
-        """All of them: own ones, those of settled ids, and those that are found by hash, as many as at first."""
-        tables, shared = request.n_tables, _shared(request, SLOTS * self.buckets)
+        """All of them: own ones, those of settled ids, and those that are found by hash."""
+        tables, shared = request.n_tables, self.shared or _shared(request, SLOTS * self.buckets)
         return self.own + tables * ((1 << self.pointer_bits) * bool(self.slots) + shared)
 
 
