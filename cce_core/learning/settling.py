@@ -57,6 +57,14 @@ class SettlingReport(ClusterReport):
         own_rows: own rows that there are now.
         kept: of these such as stay with those that count most.
         bits: of a pointer.
+
+    Example:
+        >>> import numpy as np, cce_core as cce
+        >>> table = cce.make_table("tiered", None, 8, num_bytes=2000, seed=0)
+        >>> cce.SGD(lr=0.1).update(table, np.arange(50), np.ones((50, 8)))
+        >>> report = table.cluster()
+        >>> report.settled, report.left_out
+        (50, 0)
     """
 
     settled: int
