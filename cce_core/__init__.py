@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cce_core.hashing import hash_strings as hash_strings
     from cce_core.hashing import mix_hash as mix_hash
     from cce_core.learning.cluster import ClusterReport as ClusterReport
+    from cce_core.learning.settling import SettlingReport as SettlingReport
     from cce_core.method import methods as methods
     from cce_core.storage import FileFormatError as FileFormatError
     from cce_core.storage import Ledger as Ledger
@@ -63,6 +64,7 @@ _ROOMS = {
     ),
     "cce_core.method": ("methods",),
     "cce_core.learning.cluster": ("ClusterReport",),
+    "cce_core.learning.settling": ("SettlingReport",),
     "cce_core.storage": ("FileFormatError", "Ledger"),
     "cce_core.training": ("SGD", "Adagrad", "Adam", "AdamW"),
 }

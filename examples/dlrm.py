@@ -97,7 +97,16 @@ class Tiers(nn.Module):
         names = [f"C{k + 1}" for k in self.columns]
         self.collection = cce.make_collection("tiered", names, DIM, num_bytes=num_bytes, seed=args.seed, **options)
         self.optimizer = cce.Adagrad(lr, rowwise=True, projection_lr=projection_lr)
-        self.after = sum(full) - large + self.collection.ledger().total
+        self.others = sum(full) - large
+
+    @property
+    def after(self) -> int:
+        """Bytes of all tables, the small ones among them."""
+        return self.others + self.collection.ledger().total
+
+    def cluster(self, num_bytes: int) -> Any:
+        """Let ids settle, after the last step: nobody else will want a row, so that those that count most keep what is left."""
+        return self.collection.cluster(num_bytes=num_bytes, keep=1.0)
 
     def extra_repr(self) -> str:
         """The collection."""
@@ -263,6 +272,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--codec", help="how memories are kept: float32, bfloat16, int8, int4 (default: the method's own)")
     add("--epochs", type=int, default=1, help="passes over the data (default: %(default)s)")
+    add(
+        "--cluster-bytes",
+        type=int,
+        help="tiered: after the last step, cluster the large tables into at most so many stored bytes together",
+    )
     add("--clusterings", type=int, default=9, help="how often to cluster, but vq once and late (default: %(default)s)")
     add("--batch-size", type=int, default=256, help="rows a step (default: %(default)s)")
     add("--lr", type=float, default=0.01, help="Adagrad's learning rate (default: %(default)s)")
@@ -289,6 +303,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("epochs", "batch_size", "rows", "valid_rows", "threads"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    if args.cluster_bytes is not None and args.method != "tiered":
+        parser.error(f"--cluster-bytes is for --method tiered; {args.method} is clustered on the way, if it can be")
     if not 0 <= args.seed < 2**62:
         parser.error(f"--seed must be between 0 and 2^62 - 1, got {args.seed}")
     return args
@@ -313,6 +329,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         print(compressed, flush=True)
     model.to(args.device)
     reached = train(model, data, args)
+    if args.cluster_bytes is not None and model.tiers is not None:
+        reached["unclustered"] = {"bce": reached["bce"], "auc": reached["auc"], "bytes": model.stored_bytes()}
+        settled = model.tiers.cluster(args.cluster_bytes)
+        reached["bce"], reached["auc"] = judge(model, data, args.device)
+        reached["cluster_seconds"] = settled.seconds
+        print(settled, flush=True)
     after = model.stored_bytes()
     report: dict[str, Any] = {
         "dataset": data.name, "rows": data.n_train, "method": args.method, "bytes_before": before, "bytes_after": after,
@@ -320,6 +342,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "arguments": {k: v for k, v in vars(args).items() if k not in ("json", "data")},
     }  # fmt: skip
     lines = [("BCE", f"{report['bce']:.4f}"), ("AUC", f"{report['auc']:.4f}")]
+    if earlier := report.get("unclustered"):
+        lines += [
+            ("before clustering", f"BCE {earlier['bce']:.4f}, AUC {earlier['auc']:.4f}, {earlier['bytes']:,} bytes")
+        ]
     if isinstance(data.stream, SyntheticCriteo):
         report["best_auc"], report["best_bce"] = data.stream.best(data.n_train, data.n)
         lines += [

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from cce_core._guard import Changing, Guard
 from cce_core.hashing.mix import derive_key
+from cce_core.method.heirs import Heirs
 from cce_core.method.memory import Change, QuantizedMemory
-from cce_core.method.spec import COUNTS, ArraySpec, TableSpec
+from cce_core.method.spec import CODES, COUNTS, ArraySpec, TableSpec
 from cce_core.sketching.descriptors import Memory, Sketch
 from cce_core.sketching.gradient import Gradient, SparseGradient
 from cce_core.sketching.group import Member, TableGroup
@@ -43,9 +44,11 @@ class TableState:
     Attributes:
         counting: whether `count` does anything.
         turn: how often rows have changed hands, of such a table; gradients are marked by it.
+        heirs: where `cluster()` gave rows to others, which of them go on as which; optimisers ask it. None before.
         traffic: int64 (4, tables), of owned rows: ids that training has met, those that had rows, rows given, and rows taken,
             since the state was made.
-        phase: "rows" before `cluster()` and "codes" after it, for a method (`vq`) that then stores something else; else None.
+        phase: "rows" before `cluster()` and "codes" after it, for a method (`vq`) that then stores something else; else None. Of
+            owned rows "codes" while ids are settled, and None before.
     """
 
     sketch: Sketch
@@ -68,14 +71,17 @@ class TableState:
         self._parameters = {name: self._arrays[name] for name in self._units}
         self._first = next(iter(self._parameters.values()))  # a file is mapped as a whole or not at all
         self.guard = Guard()
-        self.age = self._arrays.get("generation", _NEVER)
+        self.age = self._arrays.get("generation", _NEVER if owners is None else _NEVER.copy())
         self._counts, self._passes = self._arrays.get("counts"), 0
         self.owners, self._newcomers, self._whose, self.turn = owners, _EMPTY, _NOBODY, 0
         self.counting = self._counts is not None or owners is not None
         self.traffic = np.zeros((4, 0 if owners is None else owners.map.n_tables), np.int64)
         self.training_bytes: dict[str, int] = {}
+        self.heirs: Heirs | None = None
         phase = dict(spec.options).get("phase")
         self.phase = None if phase is None else str(phase)
+        if owners is not None and owners.settled is not None:
+            self.phase = CODES
         if layout is not None:
             keys, pointers = self._arrays.get("keys", _EMPTY), self._arrays.get("pointers", _EMPTY)
             self.sketch = Sketch(layout, keys, pointers)
@@ -176,7 +182,7 @@ class TableState:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.guard = Guard()
-        if self.phase is not None:
+        if self.phase is not None or self.owners is not None:
             self.prepare()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -220,13 +226,20 @@ class TableState:
             self._passes += 1
             count(self._counts, ids, derive_key(self.spec.seed, COUNTS, self._passes))
 
+    @property
+    def n_shared(self) -> int:
+        """Rows that ids without own ones share by hash, of all tables; they come last."""
+        assert self.owners is not None
+        (column,) = self.layout.columns
+        return column.rows - self.owners.first_shared
+
     def settle(self, states: Sequence[NDArray[np.float32]] = ()) -> None:
         """Between two steps: give rows to the ids that have earned them; an optimiser's `states` of the memory move along.
 
         Optimisers call it for tables with `owners` as they end a step, before trained values are rounded.
         """
         assert self.owners is not None
-        step, (column,) = self.owners.now, self.layout.columns
+        step = self.owners.now
         with Changing((self.guard,)):
             changes = self.owners.step(self._newcomers, self._whose)
             self._newcomers, self._whose = _EMPTY, _NOBODY
@@ -234,7 +247,7 @@ class TableState:
                 for kind, whose in ((2, changes.owners), (3, changes.evicted[changes.evicted > 0])):
                     tables = self.owners.map.tables_of(whose)
                     self.traffic[kind] += np.bincount(tables, minlength=self.owners.map.n_tables)
-                self._move(Moves.of(self.owners, changes, column.rows - column.a, self.spec.option("fold")), states)
+                self._move(Moves.of(self.owners, changes, self.n_shared, self.spec.option("fold")), states)
                 self.turn += 1
             self.stored.rounds = _ROUNDS * (step + 1)  # so that a loaded table goes on with the same draws
 
@@ -257,14 +270,13 @@ class TableState:
         assert self.owners is not None
         if not self.writeable:
             raise ValueError("the table is mapped read-only; load it with mmap=False to erase ids")
-        (column,) = self.layout.columns
         with Changing((self.guard,)):
             found = self.owners.find(ids, table)
             rows = np.unique(found[found >= 0]).astype(np.int64)
-            per_table = (column.rows - column.a) // self.owners.map.n_tables
-            sources = self.owners.map.shared_rows(self.owners.map.identities(rows), per_table)
-            erased = self.owners.erase(ids, table) >= 0
+            names = self.owners.map.identities(rows)
+            erased = self.owners.forget(ids, table)
             if len(rows):
+                sources = self.owners.fallback_rows(names, self.n_shared // self.owners.map.n_tables)
                 self._move(Moves(rows, sources, np.full(len(rows), -1), np.zeros(len(rows), np.float32)), ())
                 self.turn += 1
                 self.stored.rounds = _ROUNDS * self.owners.now  # as of a table that is loaded now

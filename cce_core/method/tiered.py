@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,10 @@ from cce_core.method.base import Request
 from cce_core.method.block import BlockMethod
 from cce_core.method.spec import ArraySpec, BudgetError, TableSpec
 from cce_core.sketching.layout import MAP, Column, Layout, map_tables
-from cce_core.storage.packed import Packing
+from cce_core.storage.packed import Packing, bits_for
 from cce_core.tiers import Owners, Policy
-from cce_core.tiers.id_map import BITS, MOST_SLOTS, MOST_TABLES, SLOTS, map_keys
+from cce_core.tiers.buckets import BITS, MOST_SLOTS, MOST_TABLES, SLOTS, map_keys
+from cce_core.tiers.settled import MOST_BUCKET, MOST_POINTER
 
 _RANK = 4
 _SHARED = 16  # own rows per shared one
@@ -39,6 +40,10 @@ class Tiered(BlockMethod):
 
     Training counts ids, and between steps gives own rows to those that are met more often than the owners of such rows. Lookups
     count nothing.
+
+    `cluster()` lets owners settle: T[i] = M[centroid(table of i, pointer(i))] · W + b, with a fingerprint and a pointer of a few
+    bits each, found in the buckets that an owner has. A settled id may own a row again, and those without either share rows by
+    hash as before. A table without settled ids has one size, its own rows, and one with settled ids the five of `Tiers`.
     """
 
     name = "tiered"
@@ -97,22 +102,38 @@ class Tiered(BlockMethod):
         return (SLOTS * low,)
 
     def check_sizes(self, request: Request, sizes: tuple[int, ...]) -> None:
-        """One number of own rows."""
-        if len(sizes) != 1:
-            raise ValueError(f"a {self.name!r} table has one size, its own rows, got {len(sizes)}")
-        if _check.integer("sizes[0], the own rows,", sizes[0], SLOTS, MOST_SLOTS) % SLOTS:
-            raise ValueError(f"sizes[0], the own rows, must be a multiple of {SLOTS}, got {sizes[0]}")
+        """One number of own rows; once ids have settled those of `Tiers`."""
+        if len(sizes) not in (1, 5):
+            raise ValueError(
+                f"a {self.name!r} table has one size, its own rows, or five once clustered, got {len(sizes)}"
+            )
+        own = _check.integer("sizes[0], the own rows,", sizes[0], SLOTS, MOST_SLOTS)
+        if own % SLOTS:
+            raise ValueError(f"sizes[0], the own rows, must be a multiple of {SLOTS}, got {own}")
+        if len(sizes) == 5:
+            buckets = _check.integer("sizes[1], the buckets,", sizes[1], own // SLOTS, MOST_SLOTS // SLOTS)
+            if folded(buckets, own) != own:
+                raise ValueError(f"{own} own rows are not those of {buckets} buckets: take {folded(buckets, own)}")
+            _check.integer("sizes[2], the slots of a bucket,", sizes[2], 1, MOST_BUCKET)
+            _check.integer("sizes[3], the bits of a pointer,", sizes[3], 1, MOST_POINTER)
+            _check.integer("sizes[4], the shared rows of a table,", sizes[4], 1, MOST_SLOTS)
 
     def nbytes(self, spec: TableSpec) -> int:
         """As `sizes` reckons."""
-        return self._bytes(Request.of(spec), spec.sizes[0])
+        tiers, request = Tiers.of(spec), Request.of(spec)
+        if not tiers.slots:
+            return self._bytes(request, tiers.own)
+        settled = 8 * -(-tiers.places * (int(spec.option("bits")) + tiers.pointer_bits) // 64)
+        return self._bytes(request, tiers.own, tiers) + settled + 8
 
-    def _bytes(self, request: Request, n: int) -> int:
+    def _bytes(self, request: Request, n: int, tiers: Tiers | None = None) -> int:
         policy, bits = _policy(request.options), int(request.options["bits"] or BITS[0])
         per_row = 1 + 4 * policy.uses_steps + bool(policy.grace)
-        fingerprints = 8 * -(-n * bits // 64)
-        memory = request.codec.nbytes(_floats(request, n))
+        width = bits if tiers is None else bits + bits_for(tiers.fold)
+        fingerprints = 8 * -(-n * width // 64)
+        floats = _floats(request, n) if tiers is None else tiers.rows(request) * request.inner
         keys = 8 * request.n_tables
+        memory = request.codec.nbytes(floats)
         return memory + 4 * request.projection + keys + fingerprints + n * per_row + _sketch_bytes(n)
 
     # --- arrays -------------------------------------------------------------------------------------------------------
@@ -123,18 +144,21 @@ class Tiered(BlockMethod):
 
     def layout_of(self, spec: TableSpec, table: int) -> Layout:
         """That of one of several tables."""
-        (n,), inner, tables = spec.sizes, spec.inner, spec.n_tables
-        rows = n + tables * _shared(Request.of(spec), n)
-        column = Column(MAP, 0, inner, rows, a=n, b=map_tables(table, tables))
-        return Layout((column,), 1, width=inner, size=rows * inner, unit=inner, bits_per_id=spec.option("bits"))
+        tiers, inner, tables = Tiers.of(spec), spec.inner, spec.n_tables
+        rows, marks = tiers.rows(Request.of(spec)), tiers.buckets if tiers.slots else 0
+        served = map_tables(table, tables, tiers.slots, tiers.pointer_bits)
+        column = Column(MAP, 0, inner, rows, a=tiers.own, b=served)
+        sizes: Any = {"width": inner, "size": rows * inner, "unit": inner, "bits_per_id": spec.option("bits")}
+        return Layout((column,), 1, **sizes, marks=marks)
 
     def is_plain(self, spec: TableSpec) -> bool:
         """Where it is one table."""
         return spec.option("tables") is None
 
     def packing(self, spec: TableSpec) -> Packing:
-        """The fingerprints."""
-        return Packing(spec.sizes[0], (spec.option("bits"),))
+        """The fingerprints of owners."""
+        tiers = Tiers.of(spec)
+        return Packing(tiers.own, (spec.option("bits") + bits_for(tiers.fold),))
 
     def keys(self, spec: TableSpec, generation: int) -> NDArray[np.uint64]:
         """The map's, and a salt for each further table."""
@@ -142,8 +166,12 @@ class Tiered(BlockMethod):
 
     def arrays(self, spec: TableSpec) -> dict[str, ArraySpec]:
         """And all that is counted."""
-        (n,), policy = spec.sizes, _policy(dict(spec.options))
-        out = super().arrays(spec)
+        tiers, policy = Tiers.of(spec), _policy(dict(spec.options))
+        out, n = super().arrays(spec), tiers.own
+        if tiers.slots:
+            settled = Packing(tiers.places, (spec.option("bits") + tiers.pointer_bits,))
+            out["pointers"] = ArraySpec(np.uint64, (self.packing(spec).n_words + settled.n_words,))
+            out["generation"] = ArraySpec(np.int64, (1,))
         out["own_counts"] = ArraySpec(np.uint8, (n,))
         if policy.uses_steps:
             out["own_seen"] = ArraySpec(np.uint32, (n,))
@@ -160,17 +188,64 @@ class Tiered(BlockMethod):
                 if name != "scales"}  # fmt: skip
 
     def first_pointers(self, spec: TableSpec) -> NDArray[np.uint64]:
-        """Nobody has a row."""
-        return self.packing(spec).empty()
+        """Nobody has a row, and nobody has settled."""
+        return np.zeros(self.arrays(spec)["pointers"].shape, np.uint64)
 
     def owners(self, spec: TableSpec, arrays: Mapping[str, NDArray[Any]]) -> Owners:
         """Who owns which row, over the arrays of a table."""
-        (n,) = spec.sizes
+        tiers = Tiers.of(spec)
         empty: dict[str, NDArray[Any]] = {"own_seen": np.empty(0, np.uint32), "own_young": np.empty(0, np.uint8)}
         held = {name: arrays[own] if own in arrays else empty[own] for name, own in _OWN.items()}
         policy = _policy(dict(spec.options))
-        more = {"bits": spec.option("bits"), "seed": spec.seed, "n_tables": spec.n_tables}
-        return Owners(n, _sketch_bytes(n), policy, **more, arrays=held)
+        more: Any = {"bits": spec.option("bits"), "seed": spec.seed, "n_tables": spec.n_tables}
+        if tiers.slots:
+            more |= {"buckets": tiers.buckets, "settled": (tiers.slots, tiers.pointer_bits)}
+        return Owners(tiers.own, _sketch_bytes(tiers.own), policy, **more, arrays=held)
+
+
+class Tiers(NamedTuple):
+    """The sizes of a table.
+
+    Attributes:
+        own: own rows, a multiple of 4.
+        buckets: that ids are known by.
+        slots: of a bucket, for settled ids; 0 where there are none.
+        pointer_bits: of a pointer: 2^pointer_bits rows of each table are those that settled ids share.
+        shared: rows of each table that are found by hash; 0 says as many as the request does.
+    """
+
+    own: int
+    buckets: int
+    slots: int = 0
+    pointer_bits: int = 0
+    shared: int = 0
+
+    @classmethod
+    def of(cls, spec: TableSpec) -> Tiers:
+        """Those of a spec."""
+        sizes = spec.sizes
+        return cls(*sizes) if len(sizes) > 1 else cls(sizes[0], sizes[0] // SLOTS)
+
+    @property
+    def fold(self) -> int:
+        """Neighbouring buckets that share the slots of one."""
+        return -(-self.buckets // (self.own // SLOTS))
+
+    @property
+    def places(self) -> int:
+        """Of settled ids."""
+        return self.slots * self.buckets
+
+    def rows(self, request: Request) -> int:
+        """All of them: own ones, those of settled ids, and those that are found by hash."""
+        tables, shared = request.n_tables, self.shared or _shared(request, SLOTS * self.buckets)
+        return self.own + tables * ((1 << self.pointer_bits) * bool(self.slots) + shared)
+
+
+def folded(buckets: int, own: int) -> int:
+    """The most own rows, of at most so many, into which so many buckets can be folded evenly."""
+    fold = -(-buckets // (own // SLOTS))
+    return SLOTS * -(-buckets // fold)
 
 
 def names_of(option: Any) -> list[str] | None:

@@ -12,11 +12,12 @@ from cce_core.sketching.block_ops import load_bits
 from cce_core.sketching.descriptors import LAST, STEP, WORD
 from cce_core.sketching.layout import BASE, HASH, IDENTITY, KIND, MAP, MARKS, PER_ID, POINTER, ROWS, STRIDE, A, B
 from cce_core.storage.marks import NONE, entry
-from cce_core.tiers.id_map import own_or_shared, salt_of
+from cce_core.tiers.buckets import row_of, salt_of
 
 TILE = 256  # ids whose addresses are found before their blocks are moved
-_zero, _one, _three, _six, _low, _none = (np.uint64(n) for n in (0, 1, 3, 6, 0xFFFFFFFF, NONE))
+_zero, _one, _two, _three, _six, _63, _low, _none = (np.uint64(n) for n in (0, 1, 2, 3, 6, 63, 0xFFFFFFFF, NONE))
 TABLE_BITS, TABLE = np.uint64(16), np.uint64(0xFFFF)
+_slots, _pointer = np.uint64(32), np.uint64(48)  # of a MAP with settled ids, where these numbers begin
 _AT_ONCE = np.uint64(57)  # bits that are always within the 64 from the byte where they begin
 
 
@@ -80,11 +81,21 @@ def find(start: int, stop: int, ids: Any, column: Any, keys: Any, pointers: Any,
         for n in range(n_ids):
             at[n] = base + stride * ids[first + n]
     elif kind == MAP:
-        bits, table, tables = np.uint64(column[PER_ID]), b & TABLE, _one + (b >> TABLE_BITS)
-        salt, shared = salt_of(table, keys), (count - a) // tables
+        bits, table, tables = np.uint64(column[PER_ID]), b & TABLE, _one + ((b >> TABLE_BITS) & TABLE)
+        slots, pointer_bits, begin = np.int64((b >> _slots) & TABLE), b >> _pointer, _zero
+        places, buckets = a >> _two, max(a >> _two, np.uint64(column[MARKS]))
+        fold = (buckets + places - _one) // places
+        width, before = bits, a
+        while (_one << (width - bits)) < fold:
+            width += _one
+        if slots > 0:
+            begin, before = ((a * width + _63) >> _six) << _six, a + (tables << pointer_bits)
+        salt, shared = salt_of(table, keys), (count - before) // tables
         for n in range(n_ids):
-            word = ids[first + n] ^ salt
-            at[n] = base + stride * own_or_shared(word, table, keys[0], pointers, a, shared, bits, tables)
+            at[n] = base + stride * row_of(
+                ids[first + n] ^ salt, table, keys[0], pointers, a, shared, bits, tables, buckets, fold, width, begin,
+                pointer_bits, slots,
+            )  # fmt: skip
     else:
         for n in range(n_ids):
             at[n] = base + stride * ((ids[first + n] // a) % count)

@@ -15,9 +15,12 @@ IDENTITY, HASH, POINTER, DIGIT, MAP = 0, 1, 2, 3, 4
 KIND, BASE, STRIDE, ROWS, A, B, REGION, PER_ID, MARKS = range(9)
 
 
-def map_tables(table: int, n_tables: int) -> int:
-    """What stands in a column of the kind MAP for one of the tables that a map serves; its keys are the first, `map_keys`."""
-    return table | (n_tables - 1) << 16
+def map_tables(table: int, n_tables: int, slots: int = 0, pointer_bits: int = 0) -> int:
+    """What stands in a column of the kind MAP for one of the tables that a map serves; its keys are the first, `map_keys`.
+
+    Where ids have settled, `slots` of a bucket hold them, each with a pointer of so many bits.
+    """
+    return table | (n_tables - 1) << 16 | slots << 32 | pointer_bits << 48
 
 
 class Column(NamedTuple):
@@ -32,7 +35,8 @@ class Column(NamedTuple):
         stride: floats from one index to the next.
         rows: how many indices there are.
         a: for HASH, 1 where a sign is drawn as well; for POINTER, the bit offset within an id; for DIGIT, the divisor; for MAP,
-            how many of the rows are own ones, which come first; as many of the others belong to each table that the map serves.
+            how many of the rows are own ones, which come first; then come those that settled ids point to, 2^pointer_bits for
+            each table that the map serves, where any have settled, and then all others, as many for each table.
         b: for HASH, which key is its own; for POINTER, its bits; for MAP, `map_tables`.
         region: floats of the region; 0 says rows · stride.
     """
@@ -63,7 +67,8 @@ class Layout:
         unit: the largest block that divides every address and the width: the grain of a sparse gradient.
         bits_per_id: bits of all packed pointers of an id, those of other layouts of the table included; for a MAP, those of a
             fingerprint.
-        marks: 64-bit words of marks (`storage.marks`) before the packed pointers, where not every id has some; else 0.
+        marks: 64-bit words of marks (`storage.marks`) before the packed pointers, where not every id has some; else 0. For a
+            MAP with settled ids, the buckets that ids are known by.
         pointed: how many ids have pointers then; those of all others are 0.
     """
 
@@ -100,7 +105,7 @@ class Layout:
     def n_hashes(self) -> int:
         """Keys that the hash columns need."""
         return 1 + max(
-            (c.b if c.kind == HASH else c.b >> 16 for c in self.columns if c.kind in (HASH, MAP)), default=-1
+            (c.b if c.kind == HASH else c.b >> 16 & 0xFFFF for c in self.columns if c.kind in (HASH, MAP)), default=-1
         )
 
     @functools.cached_property

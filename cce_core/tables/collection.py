@@ -79,7 +79,8 @@ class Collection(Passes):
                 for numbers in self._kinds.values()
             ]
             self._ages = [table.age for table in self.tables]
-            self.phased = [(table, table.spec) for table in self.tables if table.phase is not None]
+            changing = [table for table in self.tables if table.phase is not None or table.owners is not None]
+            self.phased = [(table, table.spec) for table in changing]
 
     def __repr__(self) -> str:
         return (

@@ -23,7 +23,7 @@ from cce_core._guard import Changing, Still, in_order
 from cce_core.method.state import TableState
 from cce_core.storage.packed import write_bits
 from cce_core.tiers import FrequencySketch
-from cce_core.tiers.id_map import SLOTS, partner
+from cce_core.tiers.buckets import SLOTS, partner
 
 _LOW = np.uint64(2**32 - 1)
 
@@ -115,7 +115,7 @@ def _merged(state: TableState, other: TableState) -> tuple[Any, Any, dict[str, N
     rest, taken, (key, _, buckets, bits, _) = (
         np.flatnonzero((there > 0) & ~np.isin(there, here)),
         set(at.tolist()),
-        one.map.args,
+        one.map.args[:5],
     )
     added = won = lost = 0
     for slot in rest[np.argsort(-theirs[rest], kind="stable")].tolist():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -10,105 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cce_core import _check
+from cce_core.learning.reopening import reopen
+from cce_core.learning.settling import SettlingReport, settle
 from cce_core.method.state import TableState
 from cce_core.sketching import blocks
 from cce_core.sketching.group import TableGroup
 from cce_core.tables.deltas import Applied, Delta, Mark, apply_delta, delta_of, mark_of
 from cce_core.tables.merging import Merged, merge
 from cce_core.tables.passes import projected
+from cce_core.tables.standing import Explanation, TierStats
 from cce_core.tiers import Owners
-
-
-@dataclasses.dataclass(frozen=True)
-class TierStats:
-    """What own rows have done, in arrays of an entry per table.
-
-    Attributes:
-        names: of the tables.
-        step: the next one.
-        max_capacity: own rows that there are, of all tables together.
-        own_rows: of them those that a table's ids have.
-        met: occurrences of ids in training since the tables were made or loaded.
-        hits: those of them whose id had a row of its own by then.
-        inserts: rows that were given to ids, since then too.
-        evictions: rows that were taken from ids.
-        collision_rate: the chance that an id without a row is taken for an owner, of the table where it is largest.
-    """
-
-    names: tuple[Any, ...]
-    step: int
-    max_capacity: int
-    own_rows: NDArray[np.int64]
-    met: NDArray[np.int64]
-    hits: NDArray[np.int64]
-    inserts: NDArray[np.int64]
-    evictions: NDArray[np.int64]
-    collision_rate: float
-
-    @property
-    def table_usage_ratio(self) -> float:
-        """The share of own rows that have owners."""
-        return float(self.own_rows.sum() / self.max_capacity)
-
-    def _share(self, counts: NDArray[np.int64]) -> float:
-        return float(counts.sum() / max(1, self.met.sum()))
-
-    @property
-    def hit_rate(self) -> float:
-        """The share of training's occurrences that own rows have served."""
-        return self._share(self.hits)
-
-    @property
-    def insert_rate(self) -> float:
-        """Rows given to ids, per occurrence."""
-        return self._share(self.inserts)
-
-    @property
-    def eviction_rate(self) -> float:
-        """Rows taken from ids, per occurrence."""
-        return self._share(self.evictions)
-
-    def __str__(self) -> str:
-        head = f"step {self.step:,}: {self.own_rows.sum():,} of {self.max_capacity:,} own rows taken"
-        lines = [f"{'table':>12} {'own rows':>12} {'ids met':>14} {'hit rate':>9} {'given':>10} {'taken':>10}"]
-        rows = zip(self.names, self.own_rows, self.met, self.hits, self.inserts, self.evictions)
-        for name, own, met, hits, given, taken in rows:
-            lines.append(f"{name!s:>12} {own:>12,} {met:>14,} {hits / max(1, met):>9.4f} {given:>10,} {taken:>10,}")
-        return "\n".join([head, *lines, f"hit rate {self.hit_rate:.4f}, collision rate {self.collision_rate:.2g}"])
-
-
-@dataclasses.dataclass(frozen=True)
-class Explanation:
-    """Where an id stands, and why.
-
-    Attributes:
-        own: whether it has a row of its own.
-        row: the number of its row, of all own and shared ones.
-        count: how often it was met lately, halved with time: of an owner as counted beside its row, else as the sketch has it.
-        error: by how much `count` may be too large, with probability at least 1 − e^−depth, of an id without a row. An
-            owner's was estimated like that when it was given its row, and is exact from then on.
-        last_seen: the step in which an owner was last met, where the policy keeps it ("lru", "ttl"); else None.
-        wanted: the count from which it would be given a row now; None for an owner, and if counts do not decide, or
-            nobody may go.
-        shares_with: counts of all ids without rows, over the shared rows of all tables: what one such row serves. 0 for an owner.
-    """
-
-    own: bool
-    row: int
-    count: int
-    error: int
-    last_seen: int | None
-    wanted: int | None
-    shares_with: float
-
-    def __str__(self) -> str:
-        least = max(0, self.count - self.error)
-        counted = f"count {self.count:,}" if least == self.count else f"count {least:,} to {self.count:,}"
-        if self.own:
-            seen = "" if self.last_seen is None else f", last met in step {self.last_seen:,}"
-            return f"own row {self.row:,}, {counted}{seen}"
-        wanted = "" if self.wanted is None else f"; a row of its own takes {self.wanted:,}"
-        return f"shared row {self.row:,}, which serves a count of about {self.shares_with:,.1f}, {counted}{wanted}"
 
 
 class OwnRows:
@@ -151,10 +61,6 @@ class OwnRows:
         assert owners is not None
         return owners
 
-    def _n_shared(self) -> int:
-        (column,) = self._whole().layout.columns
-        return column.rows - column.a
-
     def stats(self) -> TierStats:
         """Who has rows, and what these have served since the tables were made or loaded.
 
@@ -175,7 +81,8 @@ class OwnRows:
             met, hits, inserts, evictions = state.traffic.copy()
             return TierStats(
                 self._names(), owners.now, owners.map.n_slots, own.astype(np.int64), met, hits, inserts, evictions,
-                owners.map.false_hit_rate,
+                owners.false_hit_rate,
+                np.zeros_like(own) if owners.settled is None else owners.settled.tables(),
             )  # fmt: skip
 
     def explain(self, id: Any, table: str | int = 0) -> Explanation:
@@ -207,27 +114,35 @@ class OwnRows:
             error = min(count, math.ceil(math.e * owners.sketch.mass / owners.sketch.width))
             if own:
                 seen = int(owners.seen[row]) if policy.uses_steps else None
-                return Explanation(True, row, count, error, seen, None, 0.0)
+                return Explanation(True, row, count, error, seen, None, 0.0, bool(self._settled(word, number)[0]))
             at = blocks.addresses(self._group(number).sketch, word.reshape(-1))[0, 0]
             wanted = owners.wanted(word.reshape(-1), number)
-            load = owners.sketch.mass / self._n_shared()
-            return Explanation(False, int(at) // state.layout.unit, count, error, None, wanted, load)
+            settled = bool(self._settled(word, number)[0])
+            load = 0.0 if settled else owners.sketch.mass / state.n_shared
+            return Explanation(False, int(at) // state.layout.unit, count, error, None, wanted, load, settled)
+
+    def _settled(self, words: NDArray[np.uint64], table: int) -> NDArray[np.bool_]:
+        """Which ids have settled, flat."""
+        owners = self._owners()
+        if owners.settled is None:
+            return np.zeros(words.size, bool)
+        return owners.settled.pointers(owners.map.names(words, table).reshape(-1)) >= 0
 
     def export(self, ids: Any = None, table: str | int = 0) -> dict[str, NDArray[Any]]:
         """Rows as parallel arrays, an entry per id (or per owner).
 
         A map keeps fingerprints, and not ids: it can say of any id whether it has a row, but it cannot list the ids that do.
-        Without `ids`, owners are named by what the map knows of them.
+        Without `ids`, owners are named by what the map knows of them; after them come ids that have settled and own no row.
 
         Args:
-            ids: integers of any shape, or None for all owners of the table.
+            ids: integers of any shape, or None for all owners (and settled ids) of the table.
             table: whose ids they are, by name or number.
 
         Returns:
             `keys`: the ids that were asked for, flat; without `ids` identities, uint64: 32 bits of the lower bucket, 32 of the
             fingerprint. `rows`: the own row of each, −1 for none. `values`: float32 (n, dim), the vectors. `freqs`: how often
             each was met lately, int32. `versions`: the step in which each was last met, −1 where that is not kept (it is for
-            "lru" and "ttl").
+            "lru" and "ttl"). `settled`: which of them have settled.
 
         Raises:
             TypeError: ids are not integers.
@@ -247,15 +162,35 @@ class OwnRows:
             if ids is None:
                 rows = np.flatnonzero(owners.map.tables() == number)
                 keys, freqs = owners.map.identities(rows), owners.counts[rows].astype(np.int32)
-                values = self._vectors_of_rows(rows, number)
+                at, settled = rows, np.zeros(len(rows), bool)
+                if owners.settled is not None:
+                    there, settled = owners.settled.identities(), owners.settled.pointers(keys) >= 0
+                    there = there[(there > 0) & (owners.map.tables_of(there) == number)]
+                    there = there[~np.isin(there, keys)]
+                    at = np.append(rows, owners.map.n_slots + owners.settled.rows_of(there))
+                    rows, freqs = (
+                        np.append(rows, np.full(len(there), -1)),
+                        np.append(freqs, np.zeros(len(there), np.int32)),
+                    )
+                    keys, settled = np.append(keys, there), np.append(settled, np.ones(len(there), bool))
+                values = self._vectors_of_rows(at, number)
             else:
                 keys = _check.as_ids(ids).reshape(-1)
                 rows, freqs = owners.find(keys, number), owners.estimate(keys, number)
-                values = blocks.lookup_wide(self._group(number), keys, state.spec.dim)
+                values, settled = (
+                    blocks.lookup_wide(self._group(number), keys, state.spec.dim),
+                    self._settled(keys, number),
+                )
             versions = np.full(len(rows), -1, np.int64)
             if owners.policy.uses_steps:
                 versions[rows >= 0] = owners.seen[rows[rows >= 0]]
-        return {"keys": keys, "rows": rows.astype(np.int32), "values": values, "freqs": freqs, "versions": versions}
+        columns: dict[str, NDArray[Any]] = {
+            "keys": keys,
+            "rows": rows.astype(np.int32),
+            "values": values,
+            "freqs": freqs,
+        }
+        return columns | {"versions": versions, "settled": settled}
 
     def erase(self, ids: Any, table: str | int = 0) -> NDArray[np.bool_]:
         """Forget ids: their rows are free, and hold what their shared rows do.
@@ -268,7 +203,7 @@ class OwnRows:
             table: whose ids they are, by name or number.
 
         Returns:
-            Whether each had a row, in the shape of ids; an id that comes twice had it the first time.
+            Whether each had a row, or had settled, in the shape of ids; an id that comes twice had it the first time.
 
         Raises:
             TypeError: ids are not integers.
@@ -283,6 +218,82 @@ class OwnRows:
             (array([ True, False]), False)
         """
         return self._whole().erase_rows(_check.as_ids(ids), self.number(table))
+
+    # --- fewer rows ---------------------------------------------------------------------------------------------------
+
+    def cluster(self, **settings: Any) -> SettlingReport:
+        """Let owners settle: each keeps a pointer to a row that it shares with ids of like vectors, and own rows are free again.
+
+            T[i] = M[centroid(table of i, pointer(i))] · W + b        of a settled id without an own row
+
+        A settled id takes its fingerprint and `bits` bits: about 3 bytes instead of 8 and more. It may earn an own row again,
+        which begins as a copy of its centroid; centroids go on learning, from all that point to them. After the last step of
+        training, `num_bytes` is what is served; while training, the bytes that are won become own rows for newcomers.
+        Clustered once more, those that own rows by then settle too, and settled ids beside them find new centroids.
+
+        Args:
+            num_bytes: most bytes of all arrays afterwards; None: as many as now.
+            bits: of a pointer, 1 to 16, so that each table has 2^bits centroids; None: 8, or fewer if not all owners find places,
+                and what is left over is less so.
+            keep: the share of the own rows that fit in the rest which stays with the owners that count most; all others are free.
+            weights: how much the owner of each own row counts, real numbers (max_capacity,), at least 0, not all 0; None: how
+                often it was met lately, at least 1. Those that have settled count 1.
+            n_iter: most iterations of k-means.
+            points_per_centroid: k-means sees a sample of so many ids a centroid, or all where there are fewer.
+            batch_size: most ids that are pointed to centroids at once.
+            max_bytes: most bytes for the sample and the batches, which it makes smaller where it must.
+            show_progress: a bar; None shows one on a terminal when it takes more than two seconds.
+
+        Returns:
+            A `SettlingReport`.
+
+        Raises:
+            BudgetError: `num_bytes` is too few; the least is named.
+            ValueError: nobody has a row yet, the table is mapped, a number is out of range, weights do not fit, `max_bytes` is
+                too few, or NaN or infinity is found. The table is as before, also after an interrupt.
+
+        Cost:
+            k-means over points_per_centroid · 2^bits points of each table, and a nearest-centroid search for every owner. Beside
+            `max_bytes`, the new arrays and 64 bytes per owner. Steps in other threads wait; lookups and saving do not. What
+            optimisers know of rows goes with them, of a centroid's the weighted mean of its ids' (12 bytes of each are kept for
+            that while the table is there). Gradients and forward passes that were made before are refused.
+
+        Example:
+            >>> import numpy as np, cce_core as cce
+            >>> table = cce.make_table("tiered", None, 8, num_bytes=2000, seed=0)
+            >>> for _ in range(3):
+            ...     cce.SGD(lr=0.1).update(table, np.arange(100), np.ones((100, 8)))
+            >>> report = table.cluster(num_bytes=1500, bits=4)
+            >>> report.settled, report.own_rows, table.ledger().total <= 1500
+            (100, 108, True)
+        """
+        report = settle(self._whole(), **settings)
+        self._changed()
+        return report
+
+    def reopen(self) -> None:
+        """Go back to own rows alone, and the bytes that they take: every id gets one, as far as the rows from before go.
+
+        First those that own rows, then settled ids, whose rows begin as copies of their centroids and count 1. Who finds no row
+        in its buckets falls to a shared one.
+
+        Raises:
+            ValueError: no ids have settled, or the table is mapped read-only; it stays as it was.
+
+        Example:
+            >>> import numpy as np, cce_core as cce
+            >>> table = cce.make_table("tiered", None, 8, num_bytes=2000, seed=0)
+            >>> cce.SGD(lr=0.1).update(table, np.arange(50), np.ones((50, 8)))
+            >>> _ = table.cluster(num_bytes=1500)
+            >>> table.reopen()
+            >>> int(table.stats().own_rows.sum()), table.ledger().total <= 2000
+            (50, True)
+        """
+        reopen(self._whole())
+        self._changed()
+
+    def _changed(self) -> None:
+        """See the tables as they are since they were clustered."""
 
     # --- copies that follow -------------------------------------------------------------------------------------------
 
@@ -359,7 +370,8 @@ class OwnRows:
 
         Raises:
             TypeError: it is no such table.
-            ValueError: it is of another spec, or this very table, or this one is mapped read-only. Nothing is changed.
+            ValueError: it is of another spec, or this very table, or this one is mapped read-only, or ids of either have settled.
+                Nothing is changed.
 
         Cost:
             Both memories decoded in float64, and a loop over the owners of the other alone.
@@ -375,6 +387,11 @@ class OwnRows:
         _check.instance(
             "other", other, OwnRows, "a table (or tables) whose ids have rows, as make_table('tiered', …) makes it"
         )
+        for state, whose in ((self._whole(), "this table"), (other._whole(), "the other table")):
+            if state.phase is not None:
+                raise ValueError(
+                    f"ids have settled in {whose}, and are not counted: merge before cluster(), or after reopen()"
+                )
         return merge(self._whole(), other._whole())
 
     def _vectors_of_rows(self, rows: NDArray[Any], table: int) -> NDArray[np.float32]:

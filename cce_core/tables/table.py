@@ -56,7 +56,7 @@ class Table(TableState, Passes):
         if dict(spec.options).get("tables") is not None:
             raise ValueError("this is the spec of several tables with one memory: make_collection and load make them")
         self.method = get_method(spec.method)
-        if self.phase is not None:
+        if self.phase is not None or self.owners is not None:
             self.prepare()
         self._projection = self._arrays.get("projection")
         self._alone, self._slices, self._ages = () if self.plain else (0,), [slice(0, spec.dim)], [self.age]

@@ -27,6 +27,7 @@ from cce_core.tables.collection import Collection
 from cce_core.tables.own_rows import OwnRows
 from cce_core.tables.passes import ForwardPass, Passes
 from cce_core.tables.table import Table, finite, made_of
+from cce_core.tiers import Owners
 
 
 class SharedState(TableState):
@@ -43,6 +44,9 @@ class SharedState(TableState):
         super().__init__(*made_of(spec, arrays))
         if spec.option("tables") is None:
             raise ValueError("this is the spec of one table: Table(spec, arrays) takes it")
+
+    def prepare(self) -> None:
+        """Nothing: its tables are grouped where they are looked up."""
 
     def member(self, table: int, left: int) -> Member:
         """One of the tables, from column `left` on, as the compiled loops read it."""
@@ -65,10 +69,16 @@ class TableView(Passes):
     """
 
     def __init__(self, shared: SharedState, number: int, name: str | int) -> None:
-        self.shared, self.number, self.name, self.spec = shared, number, name, shared.spec
-        self.group = TableGroup([shared.member(number, 0)])
-        self.groups, self.guards, self.tables, self._alone = (self.group,), (shared.guard,), (self,), ()
-        self._slices, self._ages = [slice(0, self.spec.dim)], [shared.age]
+        self.shared, self.number, self.name = shared, number, name
+        self.guards, self.tables, self._alone, self._slices = (shared.guard,), (self,), (), [slice(0, shared.spec.dim)]
+        self._regroup()
+
+    def _regroup(self) -> None:
+        """Read the memory as it is: `cluster()` makes another."""
+        with Still(self.guards):
+            shared = self.shared
+            self.spec, self.group = shared.spec, TableGroup([shared.member(self.number, 0)])
+            self.groups, self._ages, self.phased = (self.group,), [shared.age], [(shared, shared.spec)]
 
     def __repr__(self) -> str:
         return f"<table {self.name!r} of {self.spec.n_tables} with one memory: dim {self.spec.dim}>"
@@ -129,23 +139,41 @@ class TieredCollection(OwnRows, Collection):
         self.shared = _check.instance("shared", shared, SharedState, "a SharedState, as make_collection makes it")
         spec, n = shared.spec, shared.spec.n_tables
         self.names: list[Any] = names_of(spec.option("names")) or list(range(n))
-        assert shared.owners is not None
-        self.spec, self.owners = spec, shared.owners
         self.trained = [shared]
         self.tables = [TableView(shared, number, name) for number, name in enumerate(self.names)]
         lefts = [spec.dim * table for table in range(n + 1)]
         self.dim, self._slices = lefts[-1], [slice(a, b) for a, b in itertools.pairwise(lefts)]
-        self._alone, self.is_plain, self.counting, self.phased = [], False, True, []
-        self.guards, self._ages = (shared.guard,), [shared.age]
-        self.groups = [TableGroup([shared.member(table, left) for table, left in enumerate(lefts[:-1])])]
+        self._alone, self.is_plain, self.counting = [], False, True
+        self.guards = (shared.guard,)
+        self._regroup()
 
     def _regroup(self) -> None:
-        """Its group never changes."""
+        """Read the memory as it is: `cluster()` makes another."""
+        with Still(self.guards):
+            shared, lefts = self.shared, (own.start for own in self._slices)
+            self.groups = [TableGroup([shared.member(table, left) for table, left in enumerate(lefts)])]
+            self._ages, self.phased = [shared.age], [(shared, shared.spec)]
+
+    @property
+    def spec(self) -> TableSpec:
+        """All sizes and seeds."""
+        return self.shared.spec
+
+    @property
+    def owners(self) -> Owners:
+        """Who has which row."""
+        assert self.shared.owners is not None
+        return self.shared.owners
+
+    def _changed(self) -> None:
+        for tables in (self, *self.tables):
+            tables._regroup()
 
     def __repr__(self) -> str:
-        (n,), spec = self.spec.sizes, self.spec
+        spec, settled = self.spec, "" if self.shared.phase is None else ", clustered"
         return (
-            f"<{spec.method} collection: {spec.n_tables} tables, dim {spec.dim}, rank {spec.rank}, {n:,} own rows, {spec.codec}, "
+            f"<{spec.method} collection: {spec.n_tables} tables, dim {spec.dim}, rank {spec.rank}, {spec.sizes[0]:,} own rows"
+            f"{settled}, {spec.codec}, "
             f"{self.ledger().total:,} bytes>"
         )
 
@@ -163,6 +191,8 @@ class TieredCollection(OwnRows, Collection):
         return tuple(self.names)
 
     def _group(self, table: int) -> TableGroup:
+        if self.tables[table].spec is not self.spec:
+            self.tables[table]._regroup()
         return self.tables[table].group
 
     # --- the way back -------------------------------------------------------------------------------------------------

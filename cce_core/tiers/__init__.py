@@ -5,4 +5,5 @@ from cce_core.tiers.id_map import IdMap as IdMap
 from cce_core.tiers.owners import Admissions as Admissions
 from cce_core.tiers.owners import Owners as Owners
 from cce_core.tiers.policies import Policy as Policy
+from cce_core.tiers.settled import Settled as Settled
 from cce_core.tiers.transfers import Moves as Moves

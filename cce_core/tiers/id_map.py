@@ -29,142 +29,66 @@ from cce_core import _check
 from cce_core._arrays import Ids
 from cce_core._jit import jit
 from cce_core._threads import parallel_for
-from cce_core.hashing.mix import derive_key, keyed, multiply_high, premix
 from cce_core.storage.files import digest
-from cce_core.storage.packed import Packing, read_bits, write_bits
+from cce_core.storage.packed import Packing, bits_for, read_bits, write_bits
+from cce_core.tiers.buckets import (
+    BITS,
+    MOST_SLOTS,
+    MOST_TABLES,
+    SLOTS,
+    candidate_buckets,
+    identity,
+    map_keys,
+    owner,
+    partner,
+    put,
+    seek,
+    shared_row,
+    start_of,
+    table_of,
+)
 
-SLOTS = 4  # of a bucket
-BITS = (16, 32)  # of a fingerprint
-_STREAM = 0x69646D6170  # "idmap"
-MOST_SLOTS = 2**31 - SLOTS
-MOST_TABLES = 1024  # of one map: 63 fingerprints of 16 bits are left to each
 _IDS_A_THREAD = 1 << 13
-_zero, _one, _two, _32, _low = np.uint64(0), np.uint64(1), np.uint64(2), np.uint64(32), np.uint64(2**32 - 1)
-
-
-def map_key(seed: int) -> int:
-    """The key of the hash of an `IdMap` of that seed."""
-    return derive_key(seed, _STREAM)
-
-
-def map_keys(seed: int, n_tables: int = 1) -> NDArray[np.uint64]:
-    """That key, and after it the salts of all tables but the first: uint64 (n_tables,)."""
-    return np.array([map_key(seed), *(derive_key(seed, _STREAM, table) for table in range(1, n_tables))], np.uint64)
-
-
-@jit
-def salt_of(table: np.uint64, keys: Any) -> np.uint64:
-    """What the ids of a table are mixed with, of `map_keys`."""
-    return keys[table] if table > _zero else _zero
-
-
-@jit
-def partner(fingerprint: np.uint64, bucket: np.uint64, key: np.uint64, n_buckets: np.uint64) -> np.uint64:
-    """The other bucket of a fingerprint that may lie in this one."""
-    other = multiply_high(keyed(fingerprint, key), n_buckets)
-    return other + n_buckets * np.uint64(other < bucket) - bucket
-
-
-@jit
-def candidate_buckets(
-    word: np.uint64, table: np.uint64, key: np.uint64, n_buckets: np.uint64, bits: np.uint64, n_tables: np.uint64
-) -> Any:
-    """The fingerprint of an id (with its table's salt), and the first slots of its two buckets."""
-    h = keyed(premix(word), key)
-    digit = ((h & _low) * (((_one << bits) - _one) // n_tables)) >> _32
-    fingerprint = _one + table + n_tables * digit
-    first = multiply_high(h, n_buckets)
-    return fingerprint, first << _two, partner(fingerprint, first, key, n_buckets) << _two
-
-
-@jit
-def identity(fingerprint: np.uint64, slot: np.uint64, other: np.uint64) -> np.uint64:
-    """All that a map knows of an id, from a slot of each of its buckets: one word, never 0, that equal ids and twins share."""
-    return (min(slot, other) >> _two) << _32 | fingerprint
-
-
-@jit
-def table_of(owner: np.uint64, n_tables: np.uint64) -> np.uint64:
-    """The table of an identity, or of a fingerprint."""
-    return ((owner & _low) - _one) % n_tables
-
-
-@jit
-def owner(words: Any, slot: np.uint64, key: np.uint64, n_buckets: np.uint64, bits: np.uint64) -> np.uint64:
-    """The identity of who has a slot; 0 if nobody has."""
-    fingerprint, bucket = read_bits(words, slot * bits, bits), slot >> _two
-    if fingerprint == _zero:
-        return _zero
-    return identity(fingerprint, slot, partner(fingerprint, bucket, key, n_buckets) << _two)
-
-
-@jit
-def seek(words: Any, fingerprint: np.uint64, first: np.uint64, second: np.uint64, bits: np.uint64) -> np.int64:
-    """The slot among those of two buckets that holds a fingerprint; −1 if none does."""
-    for start in (first, second):
-        for s in range(SLOTS):
-            slot = start + np.uint64(s)
-            if read_bits(words, slot * bits, bits) == fingerprint:
-                return np.int64(slot)
-    return np.int64(-1)
-
-
-@jit
-def shared_row(
-    owner: np.uint64, key: np.uint64, n_slots: np.uint64, n_shared: np.uint64, n_tables: np.uint64
-) -> np.uint64:
-    """The row of those that follow the own ones, `n_shared` for each table, which an identity shares."""
-    first = n_slots + n_shared * table_of(owner, n_tables)
-    return first + multiply_high(keyed(premix(owner), key), n_shared)
-
-
-@jit
-def own_or_shared(
-    word: np.uint64, table: np.uint64, key: np.uint64, words: Any, n_slots: np.uint64, n_shared: np.uint64, bits: np.uint64,
-    n_tables: np.uint64,
-) -> np.uint64:  # fmt: skip
-    """The own row of an id; without one its shared row, which is found by what a map knows of it, not by the id itself."""
-    fingerprint, first, second = candidate_buckets(word, table, key, n_slots >> _two, bits, n_tables)
-    slot = seek(words, fingerprint, first, second, bits)
-    if slot >= 0:
-        return np.uint64(slot)
-    return shared_row(identity(fingerprint, first, second), key, n_slots, n_shared, n_tables)
-
-
-@jit
-def put(words: Any, fingerprint: np.uint64, first: np.uint64, second: np.uint64, bits: np.uint64) -> np.int64:
-    """Put a fingerprint that is in neither bucket where more slots are free, the first bucket if as many; −1 if none is."""
-    slot, most = np.int64(-1), 0
-    for start in (first, second):
-        free, lowest = 0, np.int64(-1)
-        for s in range(SLOTS):
-            at = start + np.uint64(SLOTS - 1 - s)
-            if read_bits(words, at * bits, bits) == _zero:
-                free, lowest = free + 1, np.int64(at)
-        if free > most:
-            slot, most = lowest, free
-    if slot >= 0:
-        write_bits(words, np.uint64(slot) * bits, bits, fingerprint)
-    return slot
+_zero = np.uint64(0)
 
 
 @jit
 def _find_many(
-    start: int, stop: int, ids: Any, table: Any, key: np.uint64, words: Any, buckets: Any, bits: Any, tables: Any, rows: Any
+    start: int, stop: int, ids: Any, table: Any, key: np.uint64, words: Any, buckets: Any, bits: Any, tables: Any, fold: Any,
+    width: Any, rows: Any,
 ) -> None:  # fmt: skip
     for n in range(start, stop):
         fingerprint, first, second = candidate_buckets(ids[n], table, key, buckets, bits, tables)
-        rows[n] = seek(words, fingerprint, first, second, bits)
+        rows[n] = seek(words, fingerprint, first, second, bits, fold, width)
+
+
+@jit
+def _names_many(
+    start: int, stop: int, ids: Any, table: Any, key: np.uint64, buckets: Any, bits: Any, tables: Any, out: Any
+) -> None:
+    for n in range(start, stop):
+        fingerprint, first, second = candidate_buckets(ids[n], table, key, buckets, bits, tables)
+        out[n] = identity(fingerprint, first, second)
 
 
 @jit
 def _candidates_many(
-    start: int, stop: int, ids: Any, table: Any, key: np.uint64, buckets: Any, bits: Any, tables: Any, out: Any
+    start: int,
+    stop: int,
+    ids: Any,
+    table: Any,
+    key: np.uint64,
+    buckets: Any,
+    bits: Any,
+    tables: Any,
+    fold: Any,
+    out: Any,
 ) -> None:
     for n in range(start, stop):
         _, first, second = candidate_buckets(ids[n], table, key, buckets, bits, tables)
         for s in range(SLOTS):
-            out[n, s], out[n, SLOTS + s] = np.int64(first) + s, np.int64(second) + s
+            out[n, s] = np.int64(start_of(first, fold)) + s
+            out[n, SLOTS + s] = np.int64(start_of(second, fold)) + s
 
 
 @jit
@@ -177,45 +101,82 @@ def _shared_many(
 
 @jit
 def _insert_many(
-    ids: Any, table: Any, key: np.uint64, words: Any, buckets: np.uint64, bits: np.uint64, tables: Any, rows: Any
-) -> None:
+    ids: Any, table: Any, key: np.uint64, words: Any, buckets: np.uint64, bits: np.uint64, tables: Any, fold: Any, width: Any,
+    rows: Any,
+) -> None:  # fmt: skip
     for n in range(ids.shape[0]):
         fingerprint, first, second = candidate_buckets(ids[n], table, key, buckets, bits, tables)
-        slot = seek(words, fingerprint, first, second, bits)
-        rows[n] = put(words, fingerprint, first, second, bits) if slot < 0 else slot
+        slot = seek(words, fingerprint, first, second, bits, fold, width)
+        rows[n] = put(words, fingerprint, first, second, bits, fold, width) if slot < 0 else slot
 
 
 @jit
 def _erase_many(
-    ids: Any, table: Any, key: np.uint64, words: Any, buckets: np.uint64, bits: np.uint64, tables: Any, rows: Any
-) -> None:
+    ids: Any, table: Any, key: np.uint64, words: Any, buckets: np.uint64, bits: np.uint64, tables: Any, fold: Any, width: Any,
+    rows: Any,
+) -> None:  # fmt: skip
     for n in range(ids.shape[0]):
         fingerprint, first, second = candidate_buckets(ids[n], table, key, buckets, bits, tables)
-        slot = seek(words, fingerprint, first, second, bits)
+        slot = seek(words, fingerprint, first, second, bits, fold, width)
         if slot >= 0:
-            write_bits(words, np.uint64(slot) * bits, bits, _zero)
+            write_bits(words, np.uint64(slot) * width, width, _zero)
         rows[n] = slot
 
 
 @jit
-def _clear(rows: Any, words: Any, bits: np.uint64) -> None:
+def _clear(rows: Any, words: Any, width: np.uint64) -> None:
     for n in range(rows.shape[0]):
-        write_bits(words, rows[n] * bits, bits, _zero)
+        write_bits(words, rows[n] * width, width, _zero)
 
 
 @jit
-def _tables_many(words: Any, n_slots: int, bits: np.uint64, tables: np.uint64, out: Any) -> None:
+def _tables_many(words: Any, n_slots: int, bits: np.uint64, width: np.uint64, tables: np.uint64, out: Any) -> None:
     for slot in range(n_slots):
-        fingerprint = read_bits(words, np.uint64(slot) * bits, bits)
+        fingerprint = read_bits(words, np.uint64(slot) * width, bits)
         out[slot] = -1 if fingerprint == _zero else np.int64(table_of(fingerprint, tables))
 
 
 @jit
 def _identities_many(
-    rows: Any, key: np.uint64, words: Any, buckets: np.uint64, bits: np.uint64, tables: Any, out: Any
+    rows: Any,
+    key: np.uint64,
+    words: Any,
+    buckets: np.uint64,
+    bits: np.uint64,
+    tables: Any,
+    fold: Any,
+    width: Any,
+    out: Any,
 ) -> None:
     for n in range(rows.shape[0]):
-        out[n] = owner(words, np.uint64(rows[n]), key, buckets, bits)
+        out[n] = owner(words, np.uint64(rows[n]), key, buckets, bits, fold, width)
+
+
+@jit
+def _put_many(
+    owners: Any,
+    most: int,
+    key: np.uint64,
+    words: Any,
+    buckets: np.uint64,
+    bits: np.uint64,
+    fold: Any,
+    width: Any,
+    rows: Any,
+) -> None:
+    given = 0
+    for n in range(owners.shape[0]):
+        rows[n] = -1
+        if given < most:
+            first, fingerprint = owners[n] >> np.uint64(32), owners[n] & np.uint64(0xFFFFFFFF)
+            rows[n] = put(words, fingerprint, first, partner(fingerprint, first, key, buckets), bits, fold, width)
+            given += rows[n] >= 0
+
+
+@jit
+def _put_at(owners: Any, rows: Any, words: Any, width: np.uint64) -> None:
+    for n in range(rows.shape[0]):
+        write_bits(words, np.uint64(rows[n]) * width, width, owners[n] & np.uint64(0xFFFFFFFF))
 
 
 class IdMap:
@@ -241,10 +202,12 @@ class IdMap:
         bits: of a fingerprint: 16, or 32.
         seed: of the hash, 0 to 2^64 − 1.
         n_tables: tables whose ids are kept apart, 1 to 1,024.
+        buckets: of ids; None: one for 4 slots. A map of fewer slots, ⌈buckets / fold⌉ times 4, knows owners by the same
+            identities as one that has them all, for ⌈log₂ fold⌉ bits more per slot.
         words: the array of a map of the same sizes and seed, as `arrays` gives it, also mapped from a file. None: an empty map.
 
     Attributes:
-        args: key, words, buckets, bits and tables, as the compiled functions take them.
+        args: key, words, buckets, bits, tables, fold and width, as the compiled functions take them.
         keys: `map_keys`.
 
     Raises:
@@ -279,6 +242,7 @@ class IdMap:
         bits: int = 16,
         seed: int = 0,
         n_tables: int = 1,
+        buckets: int | None = None,
         words: NDArray[np.uint64] | None = None,
     ) -> None:
         self.n_slots = _check.integer("n_slots", n_slots, SLOTS, MOST_SLOTS)
@@ -289,7 +253,11 @@ class IdMap:
         if bits not in BITS:
             raise ValueError(f"bits must be 16 or 32, got {bits}")
         self.n_tables = _check.integer("n_tables", n_tables, 1, MOST_TABLES)
-        packing = Packing(self.n_slots, (self.bits,))
+        places = self.n_slots // SLOTS
+        self.n_buckets = places if buckets is None else _check.integer("buckets", buckets, places, MOST_SLOTS // SLOTS)
+        self.fold = -(-self.n_buckets // places)
+        self.width = self.bits + bits_for(self.fold)
+        packing = Packing(self.n_slots, (self.width,))
         words = packing.empty() if words is None else _check.instance("words", words, np.ndarray, "an array")
         if words.dtype != np.uint64 or words.shape != (packing.n_words,) or not words.flags.c_contiguous:
             raise ValueError(
@@ -298,8 +266,8 @@ class IdMap:
             )
         self.words = words
         self.keys = map_keys(self.seed, self.n_tables)
-        buckets, bits64 = np.uint64(self.n_slots // SLOTS), np.uint64(self.bits)
-        self.args = self.keys[0], words, buckets, bits64, np.uint64(self.n_tables)
+        sizes = np.uint64(self.n_buckets), np.uint64(self.bits), np.uint64(self.n_tables)
+        self.args = self.keys[0], words, *sizes, np.uint64(self.fold), np.uint64(self.width)
 
     def __repr__(self) -> str:
         return f"<IdMap: {self.n_slots:,} slots, {100 * self.load:.1f} % full, {self.bits} bits each>"
@@ -310,7 +278,10 @@ class IdMap:
 
     def digest(self) -> str:
         """16 hexadecimal digits that equal maps share."""
-        return digest(self.arrays(), f"{self.n_slots} {self.bits} {self.seed} {self.n_tables}")
+        return digest(self.arrays(), f"{self.n_slots} {self.bits} {self.seed} {self.n_tables}{self._folded()}")
+
+    def _folded(self) -> str:
+        return "" if self.fold == 1 else f" {self.n_buckets}"
 
     @property
     def nbytes(self) -> int:
@@ -326,12 +297,13 @@ class IdMap:
     def false_hit_rate(self) -> float:
         """The chance that an id which was never inserted is found, at the present load; of several tables that of the worst."""
         most = np.bincount(self.tables() + 1, minlength=2)[1:].max() / self.n_slots
-        return float(-np.expm1(2 * SLOTS * most * np.log1p(-1.0 / ((2**self.bits - 1) // self.n_tables))))
+        return float(-np.expm1(2 * SLOTS * most * np.log1p(-1.0 / (self.fold * ((2**self.bits - 1) // self.n_tables)))))
 
     def tables(self) -> NDArray[np.int32]:
         """Of whose table each row's owner is, −1 where it has none: int32 (n_slots,)."""
         out = np.empty(self.n_slots, np.int32)
-        _tables_many(self.words, self.n_slots, np.uint64(self.bits), np.uint64(self.n_tables), out)
+        bits, tables, _, width = self.args[3:]
+        _tables_many(self.words, self.n_slots, bits, width, tables, out)
         return out
 
     def occupied(self) -> NDArray[np.bool_]:
@@ -376,11 +348,33 @@ class IdMap:
         parallel_for(_find_many, words.size, _IDS_A_THREAD, *args)
         return rows
 
+    def names(self, ids: Any, table: int = 0) -> NDArray[np.uint64]:
+        """The identities of ids, whether they have rows or not: uint64 in the shape of ids."""
+        words: Ids = self.salted(ids, table)
+        out = np.empty(words.shape, np.uint64)
+        key, _, buckets, bits, tables, *_ = self.args
+        args = words.reshape(-1), np.uint64(table), key, buckets, bits, tables, out.reshape(-1)
+        parallel_for(_names_many, words.size, _IDS_A_THREAD, *args)
+        return out
+
+    def take_in(self, owners: NDArray[np.uint64], most: int) -> NDArray[np.int64]:
+        """Give rows to identities that have none, in order, to at most so many: int64 (n,), −1 for who has been given none."""
+        self._writeable()
+        rows = np.empty(len(owners), np.int64)
+        key, words, buckets, bits, _, fold, width = self.args
+        _put_many(owners, most, key, words, buckets, bits, fold, width, rows)
+        return rows
+
+    def put_at(self, owners: NDArray[np.uint64], rows: NDArray[np.int64]) -> None:
+        """Put identities into rows that are free, each one of its candidates; of a map that is not folded."""
+        self._writeable()
+        _put_at(owners, rows, self.words, self.args[6])
+
     def candidates(self, ids: Any, table: int = 0) -> NDArray[np.int32]:
         """The rows that ids may have: int32 (*ids.shape, 8). If both buckets of an id are one, its rows come twice."""
         given = self.salted(ids, table)
         out = np.empty((*given.shape, 2 * SLOTS), np.int32)
-        key, _, *sizes = self.args
+        key, _, *sizes, _ = self.args
         args = given.reshape(-1), np.uint64(table), key, *sizes, out.reshape(-1, 2 * SLOTS)
         parallel_for(_candidates_many, given.size, _IDS_A_THREAD, *args)
         return out
@@ -434,7 +428,7 @@ class IdMap:
                 f"row {words[at].astype(np.int64)} at position {at} is outside this map: rows go from 0 to {self.n_slots - 1}"
             )
         self._writeable()
-        _clear(words, self.words, np.uint64(self.bits))
+        _clear(words, self.words, self.args[6])
 
     def _change(self, kernel: Any, ids: Any, table: int) -> NDArray[np.int32]:
         given: Ids = self.salted(ids, table)

@@ -15,13 +15,15 @@ from cce_core.hashing.distinct import number_distinct
 from cce_core.hashing.mix import derive_key
 from cce_core.storage.files import digest
 from cce_core.storage.packed import read_bits, write_bits
+from cce_core.tiers.buckets import SLOTS, candidate_buckets, entry_of, identity, owner, put, seek, start_of
 from cce_core.tiers.frequency import FrequencySketch
-from cce_core.tiers.id_map import SLOTS, IdMap, candidate_buckets, identity, owner, put, seek
+from cce_core.tiers.id_map import IdMap
 from cce_core.tiers.policies import FREQUENCY, LFU, MOST_COUNT, PROBABILITY, Policy, draw, is_worth, victim, wins
+from cce_core.tiers.settled import Settled
 
 _STREAM = 0x6475656C  # "duel"
 _MOST = np.uint8(MOST_COUNT)
-_one = np.uint64(1)
+_one, _two = np.uint64(1), np.uint64(2)
 _GRACE_PARTS = 4
 
 
@@ -56,28 +58,30 @@ def _meet(rows: Any, counts: Any, seen: Any, now: int) -> None:
 @jit
 def _admit(
     ids: Any, tables: Any, found: Any, order: Any, rule: Any, coin: np.uint64, now: int, grace: int, key: np.uint64, words: Any,
-    n_buckets: np.uint64, bits: np.uint64, n_tables: np.uint64, counts: Any, seen: Any, young: Any, given: Any,
-    owners: Any, rows: Any, numbers: Any, evicted: Any, evicted_counts: Any,
+    n_buckets: np.uint64, bits: np.uint64, n_tables: np.uint64, fold: np.uint64, width: np.uint64, counts: Any, seen: Any,
+    young: Any, given: Any, owners: Any, rows: Any, numbers: Any, evicted: Any, evicted_counts: Any,
 ) -> int:  # fmt: skip
     """Newcomers with their counts, in order; what is changed goes to the last five. Gives how many rows were given away."""
     n_given, candidates = 0, np.empty(2 * SLOTS, np.int64)
     for n in order:
         fingerprint, first, second = candidate_buckets(ids[n], np.uint64(tables[n]), key, n_buckets, bits, n_tables)
-        if seek(words, fingerprint, first, second, bits) >= 0:
+        if seek(words, fingerprint, first, second, bits, fold, width) >= 0:
             continue  # its twin was given a row in this step
         if not is_worth(rule, found[n], draw(ids[n], coin)):
             continue
-        slot, before, rival = put(words, fingerprint, first, second, bits), np.uint64(0), np.uint8(0)
+        slot, before, rival = put(words, fingerprint, first, second, bits, fold, width), np.uint64(0), np.uint8(0)
         if slot < 0:
             for s in range(2 * SLOTS):
-                row = (first if s < SLOTS else second) + np.uint64(s % SLOTS)
+                row = start_of(first if s < SLOTS else second, fold) + np.uint64(s % SLOTS)
                 # Whoever was given a row in this step keeps it for this step.
                 candidates[s] = -1 if read_bits(given, row, _one) == _one else np.int64(row)
             slot = victim(rule, candidates, counts, seen, young, now)
             if slot < 0 or not wins(rule, found[n], np.int64(counts[slot])):
                 continue
-            before, rival = owner(words, np.uint64(slot), key, n_buckets, bits), counts[slot]
-            write_bits(words, np.uint64(slot) * bits, bits, fingerprint)
+            before, rival = owner(words, np.uint64(slot), key, n_buckets, bits, fold, width), counts[slot]
+            place = np.uint64(slot)
+            bucket = first if start_of(first, fold) >> _two == place >> _two else second
+            write_bits(words, place * width, width, entry_of(fingerprint, bucket, bits, fold))
         write_bits(given, np.uint64(slot), _one, _one)
         counts[slot] = found[n]
         if len(seen) > 0:
@@ -103,10 +107,15 @@ class Owners:
         bits: of a fingerprint, 16 or 32.
         seed: of all hashes and draws.
         n_tables: tables whose ids are kept apart, and compete for the same rows.
-        arrays: those of owners of the same sizes, policy and seed, as `arrays` gives them. None: all rows are free.
+        buckets: as for `IdMap`.
+        settled: where ids may have settled, slots of a bucket and bits of a pointer, as for `Settled`.
+        arrays: those of owners of the same sizes, policy and seed, as `arrays` gives them; in `map` the words of settled ids
+            follow those of owners. None: all rows are free.
 
     Attributes:
         map: ids to rows.
+        settled: ids that share rows that were learned for them, where there are any; who is an owner too has its own row. A
+            settled id counts as one without a row: it may earn one.
         sketch: counts of candidates.
         counts: of owners, uint8 (n_slots,).
         seen: the step in which each was last met, for "lru" and "ttl"; else empty.
@@ -138,11 +147,22 @@ class Owners:
         bits: int = 16,
         seed: int = 0,
         n_tables: int = 1,
+        buckets: int | None = None,
+        settled: tuple[int, int] | None = None,
         arrays: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
         self.policy = policy = Policy() if policy is None else _check.instance("policy", policy, Policy, "a Policy")
         given = {} if arrays is None else dict(_check.instance("arrays", arrays, Mapping, "a dict of arrays"))
-        self.map = IdMap(n_slots, bits=bits, seed=seed, n_tables=n_tables, words=given.get("map"))
+        sizes: Any = {"bits": bits, "seed": seed, "n_tables": n_tables, "buckets": buckets}
+        self._settings = (n_slots, sketch_bytes, policy), {**sizes, "settled": settled}
+        words = self._words = given.get("map")
+        if words is not None and settled is not None:  # one array: lookups read both
+            known = IdMap(n_slots, **sizes)
+            self.map = IdMap(n_slots, **sizes, words=words[: known.words.size])
+            self.settled: Settled | None = Settled(self.map, *settled, words=words[known.words.size :])
+        else:
+            self.map = IdMap(n_slots, **sizes, words=words)
+            self.settled = None if settled is None else Settled(self.map, *settled)
         sketched: Any = None if arrays is None else {"words": given.get("sketch"), "clock": given.get("clock")}
         cells = {"bits": policy.cell_bits, "half_life": policy.half_life}
         self.sketch = FrequencySketch(sketch_bytes, **cells, seed=seed, arrays=sketched)
@@ -163,10 +183,44 @@ class Owners:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays themselves, not copies: what is saved."""
+        words = self._words
+        if words is None:
+            words = self.map.words if self.settled is None else np.concatenate([self.map.words, self.settled.words])
         return {
-            "map": self.map.words, "sketch": self.sketch.words, "clock": self.sketch.clock,
+            "map": words, "sketch": self.sketch.words, "clock": self.sketch.clock,
             "counts": self.counts, "seen": self.seen, "young": self.young,
         }  # fmt: skip
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The arrays alone, so that copies of a table and of its owners have them together again."""
+        return {"settings": self._settings, "arrays": self.arrays()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        sizes, more = state["settings"]
+        self.__init__(*sizes, **more, arrays=state["arrays"])  # type: ignore[misc]
+
+    @property
+    def first_shared(self) -> int:
+        """How many rows come before those that ids share by hash: own ones, and those that settled ids share."""
+        return self.map.n_slots + (0 if self.settled is None else self.map.n_tables * self.settled.rows)
+
+    def fallback_rows(self, owners: NDArray[np.uint64], n_shared: int) -> NDArray[np.int64]:
+        """The rows that identities have without own ones, if each table has `n_shared` that are found by hash: int64 (n,)."""
+        rows = self.map.shared_rows(owners, n_shared) + (self.first_shared - self.map.n_slots)
+        if self.settled is None:
+            return rows
+        found = self.settled.rows_of(owners)
+        return np.where(found < 0, rows, found + self.map.n_slots)
+
+    @property
+    def false_hit_rate(self) -> float:
+        """The chance that an id without a row, which has not settled, is taken for one that has; of the worst table."""
+        rate = self.map.false_hit_rate
+        if self.settled is None:
+            return rate
+        most = int(self.settled.tables().max()) / self.map.n_buckets  # in a bucket
+        fingerprints = (2**self.map.bits - 1) // self.map.n_tables
+        return float(1 - (1 - rate) * np.exp(2 * most * np.log1p(-1.0 / fingerprints)))
 
     def digest(self) -> str:
         """16 hexadecimal digits that equal owners share."""
@@ -264,6 +318,14 @@ class Owners:
         for array in (self.counts, self.young):
             array[rows[rows >= 0] if len(array) else []] = 0
         return rows
+
+    def forget(self, ids: Any, table: int = 0) -> NDArray[np.bool_]:
+        """`erase`, also of those that have settled: who had a row or had settled, in the shape of ids."""
+        had = self.erase(ids, table) >= 0
+        if self.settled is None:
+            return had
+        names = self.map.names(ids, table)
+        return had | (self.settled.erase(names.reshape(-1)).reshape(names.shape) >= 0)
 
     def _writeable(self) -> None:
         if not all(array.flags.writeable for array in self.arrays().values()):

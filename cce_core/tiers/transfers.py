@@ -5,8 +5,8 @@
     state        own ← 0                                                                  of an optimiser: the new owner's own
 
 c is the count of the evicted owner and N that of all ids without rows, so that w is about the evicted id's part of what its
-shared row will serve; of several tables each has n_shared / n_tables of the rows. Rows change hands one after the other, each
-of them in this order.
+shared row will serve; of several tables each has n_shared / n_tables of the rows. Of an id that has settled, the row that it
+points to stands in place of the shared one. Rows change hands one after the other, each of them in this order.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ class Moves(NamedTuple):
         Args:
             owners: of the rows.
             changes: what a `step` of theirs gave.
-            n_shared: shared rows of all tables, which follow the own ones.
+            n_shared: rows that ids of all tables share by hash, which come last.
             fold: False drops what an evicted row has learned.
         """
         per_table = n_shared // owners.map.n_tables
-        targets = owners.map.shared_rows(changes.evicted, per_table)
+        targets = owners.fallback_rows(changes.evicted, per_table)
         targets[(changes.evicted == 0) | (not fold)] = -1
         counts = changes.evicted_counts.astype(np.float64)
         shares = counts / np.maximum(counts + owners.sketch.mass / n_shared, 1.0)
-        sources = owners.map.shared_rows(changes.owners, per_table)
+        sources = owners.fallback_rows(changes.owners, per_table)
         return cls(changes.rows.astype(np.int64), sources, targets, shares.astype(np.float32))
 
     def compact(self) -> tuple[NDArray[np.int64], Moves]:

@@ -55,7 +55,8 @@ class Optimizer(abc.ABC):
     One optimiser serves any number of tables; its state goes when the table goes. A pickle holds the tables too: `(table,
     optimizer)` in one pickle goes on bit for bit, and of an optimiser that is pickled alone the settings are left. `cluster()`
     changes what the rows of a memory (and its weights) mean, so their state is dropped then (moments and step count, as for a
-    new parameter); the state of a projection, whose meaning stays, is kept.
+    new parameter); the state of a projection, whose meaning stays, is kept. Of a `tiered` table, whose settled ids share the mean
+    of their rows, rows keep their state, and shared ones have the mean of those that became them.
     """
 
     kernel_id: int | None = None  # how `fused` knows the formula; None where it does not
@@ -266,8 +267,12 @@ class Optimizer(abc.ABC):
         now = table.generation
         generation, states = self._states.get(table, (-1, {}))
         if generation != now:
+            heirs = table.heirs
             for name in [name for name in states if name != "projection"]:
-                del states[name]
+                if heirs is None or heirs.generation != generation or name != "memory":
+                    del states[name]
+                else:
+                    states[name].arrays = {key: heirs.inherit(array) for key, array in states[name].arrays.items()}
             self._states[table] = (now, states)
         return states
 

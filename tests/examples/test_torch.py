@@ -41,6 +41,7 @@ def command(script, *arguments):
         ("--method", "hash", "--ratio", "50"),
         ("--method", "int8"),
         ("--method", "tiered", "--ratio", "50"),
+        ("--method", "tiered", "--ratio", "50", "--cluster-bytes", "60000"),
     ],
 )
 def test_dlrm_on_synthetic_rows(run, tmp_path, more):
@@ -59,6 +60,9 @@ def test_dlrm_on_synthetic_rows(run, tmp_path, more):
         assert report["bytes_after"] <= 600_000
     elif more[1] == "cce":
         assert report["share"] < 1 / 8.48
+    if "--cluster-bytes" in more:
+        assert report["bytes_after"] <= 60_000 < report["unclustered"]["bytes"]
+        assert "before clustering" in done.stdout
     assert report["clustered_after"] == expected
     for words in ("BCE", "AUC", "bytes before", "bytes after"):
         assert f"  {words} " in done.stdout
@@ -86,6 +90,8 @@ def test_dlrm_on_a_file(run, tmp_path):
     [
         ("dlrm.py", ["--method", "nope"], "--method nope: the methods are full"),
         ("dlrm.py", ["--ratio", "1000000"], "tables.0.*min_rows= or skip="),
+        ("dlrm.py", ["--cluster-bytes", "9"], "--cluster-bytes is for --method tiered"),
+        ("dlrm.py", ["--method", "tiered", "--cluster-bytes", "9"], "9 bytes are too few for a 'tiered' table"),
         ("dlrm.py", ["--epochs", "0"], "--epochs must be at least 1"),
         ("dlrm.py", ["--data", "/nowhere/train.txt"], "/nowhere/train.txt"),
         ("dlrm.py", ["--json", "/nowhere/at/all.json"], "/nowhere/at/all.json"),

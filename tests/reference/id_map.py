@@ -8,13 +8,17 @@ SLOTS = 4
 
 
 class IdMap:
-    """An id is known by its pair of buckets and its fingerprint: `rows` is a dict of these; `owner` says who lies where."""
+    """An id is known by its pair of buckets and its fingerprint: `rows` is a dict of these; `owner` says who lies where.
 
-    def __init__(self, n_slots, bits=16, seed=0, n_tables=1):
-        self.n_buckets, self.bits, self.key = n_slots // SLOTS, bits, derive_key(seed, 0x69646D6170)
+    Of more buckets than the slots are for, `fold` neighbours have the same slots.
+    """
+
+    def __init__(self, n_slots, bits=16, seed=0, n_tables=1, n_buckets=None):
+        self.n_buckets, self.bits, self.key = n_buckets or n_slots // SLOTS, bits, derive_key(seed, 0x69646D6170)
+        self.fold = -(-self.n_buckets // (n_slots // SLOTS))
         self.salts = [0, *(derive_key(seed, 0x69646D6170, table) for table in range(1, n_tables))]
         self.rows = {}
-        self.owner = [None] * n_slots
+        self.owner, self.bucket = [None] * n_slots, [0] * n_slots
 
     def buckets(self, i, table=0):
         """(fingerprint, first bucket, second bucket)"""
@@ -49,10 +53,11 @@ class IdMap:
         return [self.rows.get(self.name(i, table), -1) for i in ids]
 
     def candidates(self, ids, table=0):
-        return [[SLOTS * b + s for b in self.buckets(i, table)[1:] for s in range(SLOTS)] for i in ids]
+        return [[SLOTS * (b // self.fold) + s for b in self.buckets(i, table)[1:] for s in range(SLOTS)] for i in ids]
 
     def free(self, bucket):
-        return [row for row in range(SLOTS * bucket, SLOTS * (bucket + 1)) if self.owner[row] is None]
+        place = bucket // self.fold
+        return [row for row in range(SLOTS * place, SLOTS * (place + 1)) if self.owner[row] is None]
 
     def insert(self, ids, table=0):
         out = []
@@ -60,10 +65,10 @@ class IdMap:
             name = self.name(i, table)
             if name not in self.rows:
                 # `max` takes the first of those that are as large.
-                free = max((self.free(bucket) for bucket in self.buckets(i, table)[1:]), key=len)
-                if free:
+                bucket = max(self.buckets(i, table)[1:], key=lambda bucket: len(self.free(bucket)))
+                if free := self.free(bucket):
                     self.rows[name] = free[0]
-                    self.owner[free[0]] = name
+                    self.owner[free[0]], self.bucket[free[0]] = name, bucket
             out.append(self.rows.get(name, -1))
         return out
 
@@ -82,13 +87,14 @@ class IdMap:
             self.owner[row] = None
 
     def words(self):
-        """The fingerprints as they lie in memory, low bits first, in 64-bit words."""
-        prints = [0 if name is None else name[1] for name in self.owner]
-        per_word = 64 // self.bits
-        return [
-            sum(f << self.bits * k for k, f in enumerate(prints[at : at + per_word]))
-            for at in range(0, len(prints), per_word)
+        """The fingerprints (of a folded map with what tells its buckets apart) as they lie in memory, low bits first."""
+        width = self.bits + (self.fold - 1).bit_length()
+        entries = [
+            0 if name is None else name[1] + (bucket % self.fold << self.bits)
+            for name, bucket in zip(self.owner, self.bucket)
         ]
+        whole = sum(entry << width * k for k, entry in enumerate(entries))
+        return [whole >> at & 2**64 - 1 for at in range(0, width * len(entries), 64)]
 
 
 def twins(n_slots, seed, count=3):

@@ -32,9 +32,9 @@ def wins(policy, count, rival):
 
 
 class Owners:
-    def __init__(self, n_slots, width, policy, bits=16, seed=0, n_tables=1):
+    def __init__(self, n_slots, width, policy, bits=16, seed=0, n_tables=1, n_buckets=None):
         self.map, self.sketch = (
-            IdMap(n_slots, bits, seed, n_tables),
+            IdMap(n_slots, bits, seed, n_tables, n_buckets),
             Sketch(width, policy.cell_bits, 3, policy.half_life, seed),
         )
         self.policy, self.seed, self.now = policy, seed, 0

@@ -18,19 +18,27 @@ def table_bytes(n, dim, rank, codec, bits, steps, grace, tables=1):
 class Tiered:
     """Trained by plain gradient descent. `values` are those that the table begins with.
 
-    Of several tables with one memory, `ids` and `grads` of a step are lists of each table's.
+    Of several tables with one memory, `ids` and `grads` of a step are lists of each table's. Once ids have settled, `settled` is
+    a dict of their identities to the rows that they point to, of `centroids` that follow the own ones, and `n_buckets` those of
+    the map before.
     """
 
-    def __init__(self, n, width, policy, values, bits=16, seed=0, fold=True, n_tables=1):
-        self.owners, self.fold = Owners(n, width, policy, bits, seed, n_tables), fold
+    def __init__(
+        self, n, width, policy, values, bits=16, seed=0, fold=True, n_tables=1, settled=(), centroids=0, n_buckets=None
+    ):
+        self.owners, self.fold = Owners(n, width, policy, bits, seed, n_tables, n_buckets), fold
         self.n, self.values, self.mass = n, values.astype(np.float64), 0
-        self.n_shared = (len(values) - n) // n_tables
+        self.settled, self.first = dict(settled), n + centroids
+        self.n_shared = (len(values) - self.first) // n_tables
 
     def shared(self, identity):
-        return self.n + self.owners.map.shared(identity, self.n_shared)
+        """The row that an id has without one of its own."""
+        return self.settled.get(identity, self.first + self.owners.map.shared(identity, self.n_shared))
 
     def row(self, i, table=0):
-        return self.owners.map.own_or_shared(i, self.n_shared, table)
+        known = self.owners.map
+        name = known.name(i, table)
+        return known.rows.get(name, self.shared(known.identity(name)))
 
     def lookup(self, ids, table=0):
         return np.array([self.values[self.row(i, table)] for i in ids])
@@ -52,7 +60,7 @@ class Tiered:
             self.mass //= 2
         for owner, row, _, evicted, count in changes:
             if evicted and self.fold:
-                share = count / max(1.0, count + self.mass / (len(self.values) - self.n))
+                share = count / max(1.0, count + self.mass / (len(self.values) - self.first))
                 self.values[self.shared(evicted)] += share * (self.values[row] - self.values[self.shared(evicted)])
             self.values[row] = self.values[self.shared(owner)]
         return changes

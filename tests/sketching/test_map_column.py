@@ -19,7 +19,7 @@ from cce_core.sketching.group import TableGroup
 from cce_core.sketching.layout import HASH, MAP, Column, Layout
 from cce_core.storage.codec import CODECS, codec
 from cce_core.tiers import IdMap
-from cce_core.tiers.id_map import map_key
+from cce_core.tiers.buckets import map_key
 
 EXTREMES = np.array([0, 1, 2**63 - 1, 2**63, 2**64 - 1], np.uint64)
 

@@ -21,8 +21,8 @@ from cce_core.tiers import IdMap
 EXTREMES = [0, 1, -1, 2**63 - 1, -(2**63), 2**63, 2**64 - 1]
 
 
-def both(n_slots, bits=16, seed=0):
-    return IdMap(n_slots, bits=bits, seed=seed), Naive(n_slots, bits, seed)
+def both(n_slots, bits=16, seed=0, buckets=None):
+    return IdMap(n_slots, bits=bits, seed=seed, buckets=buckets), Naive(n_slots, bits, seed, n_buckets=buckets)
 
 
 def same(real, naive):
@@ -37,11 +37,14 @@ def same(real, naive):
 class Machine(RuleBasedStateMachine):
     """Maps so small that their buckets fill, ids chosen to collide among the others."""
 
-    @initialize(bits=st.sampled_from([16, 32]), buckets=st.integers(1, 6), seed=st.integers(0, 3))
-    def make(self, bits, buckets, seed):
-        self.real, self.naive = both(4 * buckets, bits, seed)
+    @initialize(
+        bits=st.sampled_from([16, 32]), buckets=st.integers(1, 6), seed=st.integers(0, 3), fold=st.integers(1, 9)
+    )
+    def make(self, bits, buckets, seed, fold):
+        known = max(buckets, fold * buckets - 1)
+        self.real, self.naive = both(4 * buckets, bits, seed, known)
         self.pool = [*EXTREMES, *range(2, 12)]
-        if bits == 16 and buckets < 3:
+        if bits == 16 and known == buckets < 3:
             self.pool += itertools.chain(*twins(4 * buckets, seed))
 
     def some(self, data):
@@ -53,6 +56,9 @@ class Machine(RuleBasedStateMachine):
         ids = self.some(data)
         assert self.real.find(ids).tolist() == self.naive.find(ids)
         assert self.real.candidates(ids).tolist() == self.naive.candidates(ids)
+        names = [self.naive.identity(self.naive.name(i)) for i in ids]
+        assert self.real.names(ids).tolist() == names
+        assert self.real.identities(self.real.find(self.pool)[: len(self.pool) * bool(self.real.load == 1)]).all()
 
     @rule(data=st.data())
     def insert(self, data):
