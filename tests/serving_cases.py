@@ -106,6 +106,8 @@ def drawn(rng: np.random.Generator, method: str, codec: str, phase: str = "rows"
         for _ in range(4):
             ids = rng.zipf(1.2, (400, n) if n else 400) % (vocab or 2**40)
             cce.SGD(0.1).update(table, ids, rng.standard_normal((400, max(1, n) * dim)))
+        if rng.integers(2):
+            table.cluster(bits=int(rng.integers(1, 6)), n_iter=2)
     filled(rng, getattr(table, "shared", table))
     return table
 

@@ -573,10 +573,58 @@ def _sketch(spec: dict[str, Any]) -> _Sketch:
         weights = _Layout([_Term("pointer", 2**fine, 1, 0 * of, t * bits + of * fine, fine)], 1, 2**fine)
         return _Sketch(_Layout(terms, inner, rows * inner), weights, per_id=t * (bits + fine))
     if method == "tiered":
-        tables = option["tables"] or 1
-        total = rows + tables * (option["shared"] or max(1, rows // (16 * tables)))
+        tiers, tables = _Tiers.of(spec), option["tables"] or 1
+        total = tiers.own + tables * (tiers.pointed + tiers.shared)
         return _Sketch(_Layout([_Term("map", total, inner)], inner, total * inner), per_id=option["bits"])
     raise ValueError(f"it has the method {method!r}, which this reader does not know")
+
+
+class _Tiers(NamedTuple):
+    """The sizes of a table of method `tiered`.
+
+    Attributes:
+        own: own rows, each of which an entry of the map tells whose it is; 4 entries are a slot of a bucket or of several.
+        buckets: of the map, that ids may lie in.
+        slots: of a bucket, for ids that have settled, each with a pointer; 0 before the first clustering.
+        bits: of a pointer.
+        shared: rows of each table that are found by hash.
+        width: bits of an entry: the fingerprint, and which of the buckets that share 4 entries it is of.
+    """
+
+    own: int
+    buckets: int
+    slots: int
+    bits: int
+    shared: int
+    width: int
+
+    @classmethod
+    def of(cls, spec: dict[str, Any]) -> _Tiers:
+        sizes, option = spec["sizes"], spec["options"]
+        own, buckets, slots, bits, shared = sizes if len(sizes) == 5 else (sizes[0], sizes[0] // 4, 0, 0, 0)
+        if own % 4 or not own <= 4 * buckets or slots > 16 or bits > 16:
+            raise ValueError(f"a table of method 'tiered' has no sizes {sizes}")
+        shared = shared or option["shared"] or max(1, 4 * buckets // (16 * (option["tables"] or 1)))
+        return cls(own, buckets, slots, bits, shared, option["bits"] + _bits(-(-buckets // (own // 4))))
+
+    @property
+    def fold(self) -> int:
+        """Buckets that share 4 entries."""
+        return -(-self.buckets // (self.own // 4))
+
+    @property
+    def pointed(self) -> int:
+        """Rows of each table that settled ids point to."""
+        return (1 << self.bits) * bool(self.slots)
+
+    @property
+    def begin(self) -> int:
+        """The bit of the words where settled ids begin."""
+        return -(-self.own * self.width // 64) * 64
+
+    def words(self, bits: int) -> int:
+        """64-bit words of entries, and of settled ids with fingerprints of so many bits."""
+        return self.begin // 64 + -(-self.slots * self.buckets * (bits + self.bits) // 64)
 
 
 def _train(spec: dict[str, Any]) -> list[tuple[int, int, int, int]]:
@@ -976,7 +1024,7 @@ class Reader:
         if "pointer" in kinds and not sketch.marks:
             shapes["pointers"] = (-(-(self.vocab or 0) * sketch.per_id // 64),)
         if "map" in kinds:
-            shapes["pointers"] = (-(-spec["sizes"][0] * sketch.per_id // 64),)
+            shapes["pointers"] = (_Tiers.of(spec).words(sketch.per_id),)
             shapes["keys"] = (self._n_tables,)
         self._pairs = self._in_pairs(layout)
         for name, want in (("memory", dtype), ("keys", np.uint64), ("pointers", np.uint64)):
@@ -1280,24 +1328,52 @@ class Reader:
         return np.where(marked == 0, -1, counted.view(np.int64) + _popcount(line).sum(1))
 
     def _owned(self, words: Any, table: int, term: _Term) -> Any:
-        """The own row of an id, or else the shared one of all that the map cannot tell from it."""
-        (slots,), tables, bits = self.spec["sizes"], self._n_tables, self._sketch.per_id
-        buckets, shared, key = slots // 4, (term.rows - slots) // tables, self._keys[0]
+        """The own row of an id, or that which it points to once it has settled, or the shared one of all that look alike."""
+        tiers, tables, bits, key = _Tiers.of(self.spec), self._n_tables, self._sketch.per_id, self._keys[0]
         h = _keyed(_premix(words ^ self._keys[table] if table else words), key)
         digit = ((h & _LOW) * np.uint64(((1 << bits) - 1) // tables)) >> np.uint64(32)
         fingerprint = np.uint64(1 + table) + np.uint64(tables) * digit
-        first = _reduced(h, buckets)
-        other = _reduced(_keyed(fingerprint, key), buckets)
-        second = other + np.uint64(buckets) * (other < first) - first
-        held = self._pointers.view(f"u{bits // 8}")[:slots].reshape(-1, 4)
+        first = _reduced(h, tiers.buckets)
+        other = _reduced(_keyed(fingerprint, key), tiers.buckets)
+        second = other + np.uint64(tiers.buckets) * (other < first) - first
         row = np.full(len(words), -1, np.int64)
         for bucket in (second, first):  # the first wins
-            same = held.take(bucket.view(np.int64), axis=0) == fingerprint[:, None]
-            row = np.where(same.any(1), 4 * bucket.view(np.int64) + same.argmax(1), row)
-        lost = row < 0
+            same = self._entries_of(tiers, bucket, bits) == self._entry(tiers, fingerprint, bucket, bits)[:, None]
+            at = 4 * (bucket // np.uint64(tiers.fold)).view(np.int64) + same.argmax(1)
+            row = np.where(same.any(1), at, row)
+        lost, before = row < 0, tiers.own + tables * tiers.pointed
+        if tiers.slots and lost.any():
+            row[lost] = self._settled(tiers, fingerprint[lost], first[lost], second[lost], bits, table)
+            lost = row < 0
         identity = (np.minimum(first, second)[lost] << np.uint64(32)) | fingerprint[lost]
-        row[lost] = slots + shared * table + _reduced(_keyed(_premix(identity), key), shared).view(np.int64)
+        hashed = _reduced(_keyed(_premix(identity), key), tiers.shared).view(np.int64)
+        row[lost] = before + tiers.shared * table + hashed
         return row
+
+    def _entries_of(self, tiers: _Tiers, bucket: Any, bits: int) -> Any:
+        """What the 4 slots of each bucket hold."""
+        if tiers.fold == 1:
+            held = self._pointers.view(f"u{bits // 8}")[: tiers.own].reshape(-1, 4)
+            return held.take(bucket.view(np.int64), axis=0)
+        slots = np.uint64(4) * (bucket // np.uint64(tiers.fold))[:, None] + np.arange(4, dtype=np.uint64)
+        return self._read(slots * np.uint64(tiers.width)) & np.uint64((1 << tiers.width) - 1)
+
+    @staticmethod
+    def _entry(tiers: _Tiers, fingerprint: Any, bucket: Any, bits: int) -> Any:
+        """What a slot of a bucket holds of an id."""
+        return fingerprint | (bucket % np.uint64(tiers.fold)) << np.uint64(bits)
+
+    def _settled(self, tiers: _Tiers, fingerprint: Any, first: Any, second: Any, bits: int, table: int) -> Any:
+        """The rows that ids point to; -1 of those that have not settled."""
+        out, size = np.full(len(fingerprint), -1, np.int64), np.uint64(bits + tiers.bits)
+        for bucket in (second, first):
+            places = bucket[:, None] * np.uint64(tiers.slots) + np.arange(tiers.slots, dtype=np.uint64)
+            at = np.uint64(tiers.begin) + places * size
+            same = (self._read(at) & np.uint64((1 << bits) - 1)) == fingerprint[:, None]
+            found = self._read(at[np.arange(len(at)), same.argmax(1)] + np.uint64(bits))
+            pointer = (found & np.uint64((1 << tiers.bits) - 1)).view(np.int64)
+            out = np.where(same.any(1), tiers.own + tiers.pointed * table + pointer, out)
+        return out
 
     def _signs(self, words: Any, term: _Term) -> Any:
         odd = _keyed(_premix(words)[:, None], self._keys[np.asarray(term.of)]) & np.uint64(1)

@@ -10,7 +10,10 @@ from others, whose fingerprints are then 0. So a copy has the very bits of the t
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import itertools
+import operator
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -188,9 +191,10 @@ def apply_delta(state: TableState, delta: Delta) -> Applied:
             raise ValueError(f"delta {delta.sequence} is damaged: what it makes has not the digest that it says")
         slots = np.arange(owners.map.n_slots)
         before = owners.map.identities(slots)
-        for name, array in new.items():
-            np.copyto(held[name], array)
-        state.reloaded()
+        try:  # in one call that Python does not interrupt
+            collections.deque(itertools.starmap(operator.setitem, [(held[n], ..., new[n]) for n in new]), maxlen=0)
+        finally:
+            state.reloaded()
         after = owners.map.identities(slots)
     given, taken = np.setdiff1d(after, before), np.setdiff1d(before, after)
     return Applied(delta.sequence, given[given > 0], taken[taken > 0], sum(map(len, delta.pages.values())))

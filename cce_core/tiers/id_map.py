@@ -148,8 +148,9 @@ def _identities_many(
     width: Any,
     out: Any,
 ) -> None:
+    n_slots = SLOTS * ((np.int64(buckets) + np.int64(fold) - 1) // np.int64(fold))
     for n in range(rows.shape[0]):
-        out[n] = owner(words, np.uint64(rows[n]), key, buckets, bits, fold, width)
+        out[n] = owner(words, np.uint64(rows[n]), key, buckets, bits, fold, width) if 0 <= rows[n] < n_slots else _zero
 
 
 @jit
@@ -311,7 +312,7 @@ class IdMap:
         return self.tables() >= 0
 
     def identities(self, rows: NDArray[Any]) -> NDArray[np.uint64]:
-        """Who has rows, as `Admissions` names owners: uint64 (n,), 0 for nobody."""
+        """Who has rows, as `Admissions` names owners: uint64 (n,), 0 for nobody, and of what is no row."""
         out = np.empty(len(rows), np.uint64)
         _identities_many(rows.astype(np.int64), *self.args, out)
         return out

@@ -101,6 +101,9 @@ def calls(folder):
     def clicks():
         return datasets.SyntheticCriteo(50)
 
+    def arriving():
+        return datasets.ClickStream(50)
+
     def packing():
         return storage.Packing(4, (3, 5))
 
@@ -267,6 +270,28 @@ def calls(folder):
         "Synthetic.histories": lambda: call(stream().histories, n_last=2, name="x"),
         "Synthetic.probabilities": lambda: call(stream().probabilities, users=[1], items=[1]),
         "Synthetic.split": lambda: call(stream().split, n_valid=5),
+        "ClickStream": lambda: call(
+            datasets.ClickStream,
+            n_rows=9,
+            n_users=9,
+            n_items=9,
+            minute=5,
+            lifetime=2.0,
+            zipf=1.1,
+            user_zipf=0.9,
+            returning=0.1,
+            dim=2,
+            scale=1.0,
+            center=1.0,
+            rate=0.25,
+            strings=False,
+            seed=1,
+        ),
+        "ClickStream.batches": lambda: call(arriving().batches, size=9, start=0, stop=20),
+        "ClickStream.best": lambda: call(arriving().best, start=0, stop=9),
+        "ClickStream.block": lambda: call(arriving().block, start=0, stop=9),
+        "ClickStream.drawn": lambda: call(arriving().drawn, start=0, stop=9),
+        "ClickStream.probabilities": lambda: call(arriving().probabilities, start=0, stop=9),
         "SyntheticCriteo": lambda: call(
             datasets.SyntheticCriteo,
             n_rows=9,
@@ -324,6 +349,7 @@ NOT_CALLED = {
     "FileFormatError",
     "NotFittedError",
     "ClusterReport",
+    "SettlingReport",
     "Ledger",
     "SparseGradient",
     "TableSpec",

@@ -67,6 +67,30 @@ def test_a_tiered_table_says_of_every_id_what_the_library_says(tmp_path):
     np.testing.assert_array_equal(found.lookup(words), found.lookup(cce.hash_strings(words)))
 
 
+@pytest.mark.parametrize("bits", [16, 32])
+@pytest.mark.parametrize("num_bytes", [None, 6000, 3500])
+def test_settled_ids_have_the_rows_that_the_library_gives_them(num_bytes, bits, tmp_path):
+    """Owners, settled ids and all others, in a map that is folded little and much; also where owners have settled twice."""
+    both = cce.make_collection("tiered", ["user", "item"], 8, num_bytes=9000, seed=3, bits=bits)
+    rng, ids = np.random.default_rng(0), np.arange(400, dtype=np.uint64)
+    for turn in range(2):
+        for _ in range(8):
+            cce.SGD(0.1).update(both, rng.zipf(1.3, (200, 2)) % 2**40, rng.standard_normal((200, 16)))
+        both.cluster(num_bytes=num_bytes, bits=3)
+        both.save(tmp_path / f"{turn}")
+        found = Reader(tmp_path / f"{turn}", verify="all")
+        for name in both.names:
+            table = both[name]
+            cases.same(found.lookup(ids, name), table.lookup(ids), cases.exact(both.spec), name)
+        assert len(both.export()["settled"]) > 0
+    for k in range(3):  # newcomers, in free rows
+        cce.SGD(0.1).update(both, np.arange(40).reshape(20, 2) + 1000 * k, np.ones((20, 16)))
+    both.save(tmp_path / "after")
+    cases.same(
+        Reader(tmp_path / "after").lookup(ids, "user"), both["user"].lookup(ids), cases.exact(both.spec), "after"
+    )
+
+
 def test_of_two_rows_that_may_be_an_owners_the_first_is_taken(tmp_path):
     """Every slot holds the fingerprint of one id."""
     table = cce.make_table("tiered", None, 8, num_bytes=3000, seed=4)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
 
 import cce_core as cce
 from cce_core._jit import COMPILED
-from cce_core.tables import load_delta
+from cce_core.tables import deltas, load_delta
 
 
 def made(many=False, codec="int8", **more):
@@ -141,3 +142,39 @@ def test_damage_is_found_before_anything_is_changed(tmp_path):
     delta.save(tmp_path / "d")
     with pytest.raises(cce.FileFormatError, match="does not fit together"):
         cce.load(tmp_path / "d")
+
+
+def test_an_interrupt_at_any_moment_leaves_the_copy_before_or_after():
+    """Ctrl-C before each line of `apply_delta`, and of its loops: the next try ends well, or has nothing to do."""
+    table = made(codec="int8")
+    train(table, 2)
+    replica, mark = copy.deepcopy(table), table.mark()
+    train(table, 3)
+    delta, moments = table.delta(mark), 0
+    while True:
+        left = moments
+
+        def at(frame, event, argument):
+            nonlocal left
+            if frame.f_code is not deltas.apply_delta.__code__:
+                return None
+            if event == "line":
+                if not left:
+                    sys.settrace(None)
+                    raise KeyboardInterrupt
+                left -= 1
+            return at
+
+        own = copy.deepcopy(replica)
+        try:
+            sys.settrace(at)
+            own.apply_delta(delta)
+        except KeyboardInterrupt:
+            own.apply_delta(delta)
+        else:
+            break
+        finally:
+            sys.settrace(None)
+        same(table, own, delta.pages)
+        moments += 1
+    assert moments > 20

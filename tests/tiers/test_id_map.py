@@ -58,7 +58,8 @@ class Machine(RuleBasedStateMachine):
         assert self.real.candidates(ids).tolist() == self.naive.candidates(ids)
         names = [self.naive.identity(self.naive.name(i)) for i in ids]
         assert self.real.names(ids).tolist() == names
-        assert self.real.identities(self.real.find(self.pool)[: len(self.pool) * bool(self.real.load == 1)]).all()
+        rows = np.concatenate([self.real.find(self.pool), [-(2**40), self.real.n_slots, 2**40]])
+        assert ((self.real.identities(rows) > 0) == ((rows >= 0) & (rows < self.real.n_slots))).all()
 
     @rule(data=st.data())
     def insert(self, data):
