@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -325,7 +325,7 @@ class _Settling:
         arrays["clock"][:] = held["clock"]
         arrays |= {name: held[name] for name in ("keys", "projection") if name in held}
         pointed = np.flatnonzero(self.places >= 0)
-        ends = (
+        ends: Sequence[tuple[NDArray[Any], ...]] = (
             (rows, slots, np.ones(len(rows))),
             (tiers.own + self.whose[pointed] * k + pointers[pointed], self.at[pointed], self.counted[pointed]),
             (tiers.own + known.n_tables * k + into, self.owners.first_shared + of, part),
