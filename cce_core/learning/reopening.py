@@ -67,7 +67,7 @@ def _reopened(table: TableState, owners: Owners) -> TableState:
     rows = placed(names[order], near[order], known.args[0], buckets, SLOTS)
     order, rows = order[rows >= 0], rows[rows >= 0]
     spec = dataclasses.replace(table.spec, sizes=(SLOTS * buckets,))
-    expected, held, kept = array_specs(spec), table.arrays(), codec(spec.codec)
+    expected, held, coder = array_specs(spec), table.arrays(), codec(spec.codec)
     arrays = {name: np.zeros(a.shape, a.dtype) for name, a in expected.items() if name not in ("memory", "scales")}
     arrays |= {name: held[name] for name in ("keys", "projection") if name in held}
     arrays["clock"][:] = held["clock"]
@@ -88,7 +88,7 @@ def _reopened(table: TableState, owners: Owners) -> TableState:
     old = np.append(at[order], owners.first_shared + shared // many * few + shared % many * few // many)
     distinct, back = np.unique(old, return_inverse=True)
     values[new] = table.stored.read_rows(distinct, width, exact=False)[back]
-    codes, scales = kept.encode(values.reshape(-1))
+    codes, scales = coder.encode(values.reshape(-1))
     arrays |= {"memory": codes} | ({"scales": scales} if "scales" in expected else {})
     made = another(table, spec, arrays)
     made.age[:] = table.generation + 1  # which is not stored while nobody has settled

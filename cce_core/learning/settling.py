@@ -168,11 +168,11 @@ class _Settling:
         options = range(wanted, 0, -1) if bits is None else [bits]
         found: dict[int, NDArray[np.int64]] = {}
         least = folded(buckets, SLOTS)
-        tables, kept = self.owners.map.n_tables, codec(self.spec.codec)
+        tables, coder = self.owners.map.n_tables, codec(self.spec.codec)
         self.shared = self.table.n_shared // tables
         if self.spec.option("shared") is None:
             while self.shared > 1 and budget < max(
-                _PART * kept.nbytes(tables * self.shared * self.width),
+                _PART * coder.nbytes(tables * self.shared * self.width),
                 self.method.nbytes(self._with(least, 1, options[-1])),
             ):
                 self.shared = -(-self.shared // 2)
@@ -292,7 +292,7 @@ class _Settling:
     def learn(self, n_iter: int, keep: float, bar: Any) -> TableState:
         """The table that is to be."""
         tiers, known, k = self.tiers, self.owners.map, self.tiers_rows
-        kept, expected, held = codec(self.spec.codec), array_specs(self.new_spec), self.table.arrays()
+        coder, expected, held = codec(self.spec.codec), array_specs(self.new_spec), self.table.arrays()
         n_shared = known.n_tables * self.shared
         values = np.zeros((tiers.own + known.n_tables * k + n_shared, self.width), np.float32)
         self.iterations, self.costs, self.total = np.zeros(known.n_tables, np.int64), np.zeros(2), 0.0
@@ -314,8 +314,8 @@ class _Settling:
         for name, array in (("counts", self.owners.counts), ("seen", self.owners.seen), ("young", self.owners.young)):
             if f"own_{name}" in arrays:
                 arrays[f"own_{name}"][rows] = array[slots]
-        codes, scales = kept.encode(values.reshape(-1))
-        made = kept.decode(codes, scales, values.size).reshape(values.shape)[tiers.own :]
+        codes, scales = coder.encode(values.reshape(-1))
+        made = coder.decode(codes, scales, values.size).reshape(values.shape)[tiers.own :]
         pointers = self._assign(made, bar)
         Settled(new_map, tiers.slots, tiers.pointer_bits, arrays["pointers"][before:]).take_in(
             self.names, pointers, self.near

@@ -147,9 +147,9 @@ def budget_of(n: int, dim: int, ratio: float | None = None, num_bytes: int | Non
 def _chosen(rows: NDArray[Any], budget: int, seed: int) -> Table:
     """An empty table of the kind that "auto" takes."""
     n, dim = rows.shape
-    for kept in ("float32", "bfloat16", "int8"):
-        if codec(kept).nbytes(n * dim) <= budget:
-            return make_table("full", n, dim, codec=kept, seed=seed)
+    for name in ("float32", "bfloat16", "int8"):
+        if codec(name).nbytes(n * dim) <= budget:
+            return make_table("full", n, dim, codec=name, seed=seed)
     shape = best_shape(n, budget, _covariance(rows, seed))
     if shape is None:
         return make_table("pq", n, dim, num_bytes=budget, n_chunks=1, codec="int8", seed=seed)  # says what would fit
@@ -174,7 +174,7 @@ def best_shape(n: int, budget: int, covariance: NDArray[np.float64]) -> Shape | 
         budget: bytes.
         covariance: of the vectors, (dim, dim).
     """
-    dim, kept = len(covariance), codec("int8")
+    dim, coder = len(covariance), codec("int8")
     variances = np.maximum(np.linalg.eigvalsh(covariance)[::-1], 0.0)
     found: list[Shape] = []
     plain = {
@@ -184,7 +184,7 @@ def best_shape(n: int, budget: int, covariance: NDArray[np.float64]) -> Shape | 
 
     def nbytes(n_chunks: int, rank: int, rows: int) -> int:
         pointers = 8 * -(-n * n_chunks * bits_for(rows) // 64)
-        return 8 + pointers + kept.nbytes(rows * (rank or dim)) + (4 * (rank + 1) * dim if rank else 0)
+        return 8 + pointers + coder.nbytes(rows * (rank or dim)) + (4 * (rank + 1) * dim if rank else 0)
 
     for bits in range(1, min(_MOST_BITS, max(1, bits_for(n))) + 1):
         rows = min(2**bits, n)
