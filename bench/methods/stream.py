@@ -16,40 +16,22 @@ import functools
 import itertools
 import sys
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from bench.methods.sweep import seeds as seeds_of
-from bench.methods.sweep_run import ROOT, versions_of
+from bench.methods.sweep_run import Run, example_named, versions_of
 from cce_core.tuning import pool
 from cce_core.tuning import rows as sweep_rows
-from cce_core.tuning.rows import by_kind, digest
+from cce_core.tuning.rows import by_kind
 
 METHODS = "dict,tiered,cafe,hash:rank=4:codec=int8:rounding=stochastic,hash,robe,hemb,cce"
 
 
-class Run(NamedTuple):
-    """What is to be run: `command` is all that its result depends on, the other two are for people."""
-
-    label: str
-    budget: str
-    command: tuple[str, ...]
-
-    @property
-    def key(self) -> str:
-        """What it is known by."""
-        return digest(self.command)
-
-
 def example() -> Any:
     """The example as a module."""
-    folder = str(ROOT / "examples")
-    if folder not in sys.path:
-        sys.path.append(folder)
-    import stream
-
-    return stream
+    return example_named("stream")
 
 
 @functools.cache

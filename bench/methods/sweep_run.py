@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import functools
 import hashlib
+import importlib
 import os
 import platform
 import shlex
@@ -36,14 +37,17 @@ class Run(NamedTuple):
         return digest(self.command)
 
 
-def movielens() -> Any:
-    """The example as a module."""
+def example_named(name: str) -> Any:
+    """An example as a module."""
     folder = str(ROOT / "examples")
     if folder not in sys.path:
         sys.path.append(folder)
-    import movielens
+    return importlib.import_module(name)
 
-    return movielens
+
+def movielens() -> Any:
+    """The example that sweeps run."""
+    return example_named("movielens")
 
 
 def command(args: argparse.Namespace) -> tuple[str, ...]:
