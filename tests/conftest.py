@@ -78,6 +78,11 @@ def pytest_collection_modifyitems(items):
             item.add_marker("once")
 
 
+def pytest_make_parametrize_id(val):
+    """Bytes have their number as a name: what a packer wrote may hold the time, and xdist's processes must agree on names."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 @pytest.fixture(autouse=True)
 def _threads_as_found():
     """A test may set the number of threads; the next one starts from the environment's word again."""
