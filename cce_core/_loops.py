@@ -164,6 +164,7 @@ def label_loop(name: str, lanes: int) -> Any:
 
 # Blocks of floats
 
+_AHEAD = 16  # blocks to be copied between asking for one and copying it
 _COMMON, _STRIPS = (1, 2, 4, 8, 16, 32), (16, 8, 4, 2, 1)  # widths with code of their own; the others go in strips
 
 
@@ -253,7 +254,15 @@ def block_loop(name: str, codecs: Sequence[str]) -> Any:
 
                 over(call)
 
+            def ahead(i: Any) -> None:
+                """Ask for the block that will be copied in a while: its line is far away in a large memory."""
+                later, last = to.add(i, WORD(_AHEAD)), to.sub(count, WORD(1))
+                later = e.item(5, to.select(to.icmp_unsigned("<", later, last), later, last))
+                e.prefetch(e.at(e.data[3], to.lshr(later, WORD(1)) if codec == "int4" else later))
+
             def block(i: Any) -> None:
+                if name == "copy_blocks":
+                    ahead(i)
                 o, extra = to.add(e.item(1, i), shift), e.item(9, i) if more else None
                 if summing:
                     summed(o, e.item(6, i), e.item(6, to.add(i, WORD(1))), WORD(1))
@@ -300,6 +309,8 @@ def block_loop(name: str, codecs: Sequence[str]) -> Any:
 
 # Products of small matrices
 
+_FEW = (2, 3, 5, 9)  # products a sum that have code of their own: rank + 1 of the usual projections
+
 
 def product_strip(heights: Sequence[int]) -> Any:
     """The n columns of a product of `small_matmul.py`, so many rows at a time; a product and its sum may be rounded once."""
@@ -329,7 +340,34 @@ def product_strip(heights: Sequence[int]) -> Any:
             for total, place in zip(e.loop(WORD(0), inner, WORD(1), found, grown)[1], places, strict=True):
                 e.put(total, place)
 
+        def narrow(depth: int) -> None:
+            """Of so few products a sum that their right sides stay in registers for all rows."""
+            held = [e.vector_at(FLOAT, n, e.at(e.data[7], past(b, apart, WORD(q)))) for q in range(depth)]
+
+            def one(i: Any) -> None:
+                start, total = past(a, down, i), constants(FLOAT, [0.0] * n)
+                for q, row in enumerate(held):
+                    x = e.spread(e.item(3, past(start, along, WORD(q))), n)
+                    total = to.fadd(total, to.fmul(x, row, flags=contract), flags=contract)
+                e.put(total, e.at(e.data[0], past(o, wide, i)))
+
+            e.each(rows, one)
+
+        if adds or n < _STRIPS[0]:
+            return e.strips(rows, heights, tile)
+        end, other = to.append_basic_block("multiplied"), to.append_basic_block("deep")
+        choose = to.switch(inner, other)
+        for depth in _FEW:
+            here = to.append_basic_block(f"depth{depth}")
+            choose.add_case(WORD(depth), here)
+            to.position_at_end(here)
+            narrow(depth)
+            to.branch(end)
+        to.position_at_end(other)
         e.strips(rows, heights, tile)
+        to.branch(end)
+        to.position_at_end(end)
+        return None
 
     u = types.uint64
     takes = (None, u, u, None, u, u, u, None, u, u, u, u, types.IntegerLiteral, types.BooleanLiteral)

@@ -95,6 +95,11 @@ class Emitter:
         kind = ir.FunctionType(returns, [value.type for value in args])
         return self.to.call(cgutils.get_or_insert_function(self.to.module, kind, name), args)
 
+    def prefetch(self, pointer: Any) -> None:
+        """Have the line of a pointer fetched, since it will be read soon."""
+        at = self.to.bitcast(pointer, BYTE.as_pointer())
+        self.call("llvm.prefetch.p0i8", ir.VoidType(), at, LANE(0), LANE(3), LANE(1))
+
     def picked(self, a: Any, b: Any, places: Iterable[int]) -> Any:
         """Numbers of two vectors, those of the second one counted behind those of the first."""
         return self.to.shuffle_vector(a, b, constants(LANE, list(places)))

@@ -15,7 +15,7 @@ from cce_core.storage.marks import NONE, entry
 from cce_core.tiers.buckets import row_of, salt_of
 
 TILE = 256  # ids whose addresses are found before their blocks are moved
-_zero, _one, _two, _three, _six, _63, _low, _none = (np.uint64(n) for n in (0, 1, 2, 3, 6, 63, 0xFFFFFFFF, NONE))
+_zero, _one, _two, _three, _six, _8, _63, _low, _none = (np.uint64(n) for n in (0, 1, 2, 3, 6, 8, 63, 0xFFFFFFFF, NONE))
 TABLE_BITS, TABLE = np.uint64(16), np.uint64(0xFFFF)
 _slots, _pointer = np.uint64(32), np.uint64(48)  # of a MAP with settled ids, where these numbers begin
 _AT_ONCE = np.uint64(57)  # bits that are always within the 64 from the byte where they begin
@@ -46,6 +46,10 @@ def unpack(start: int, stop: int, ids: Any, columns: Any, pointers: Any, fields:
             if words > _zero:
                 for n in range(n_ids):
                     fields[n] = _marked(pointers, ids[first + n], per_id, words)
+            elif per_id == _8:
+                octets = pointers.view(np.uint8)
+                for n in range(n_ids):
+                    fields[n] = np.uint64(octets[ids[first + n]])
             else:
                 for n in range(n_ids):
                     fields[n] = _bits_from(pointers, ids[first + n] * per_id)

@@ -5,6 +5,7 @@ A recommender has 26 tables. One compiled call serves them all, and takes no arr
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,17 +16,21 @@ from cce_core._arrays import CallArgs, Floats
 from cce_core._threads import parallel_for
 from cce_core.sketching.batch import JaggedBatch
 from cce_core.sketching.descriptors import (
+    CODES,
     COUNT,
     FIRST,
     N_CALL_ARGS,
+    N_CODES,
     N_FIELDS,
     NO_ADDRESSES,
+    WIDTH,
     Memory,
     Sketch,
     address_of,
 )
 from cce_core.sketching.gather import gather_of
 from cce_core.sketching.layout import Layout
+from cce_core.sketching.one_block import blocks_of, copy_of, of_blocks, wide
 from cce_core.sketching.projection import PRODUCTS_A_THREAD, projection_row, widen_rows
 from cce_core.storage.codec import FLOAT32
 
@@ -80,13 +85,14 @@ class TableGroup:
         projections: int64 (parts, 6), as `projection` reads them; None where they are not projected.
         within: floats of a row before the projection: of each part its vector and what its ids weigh together; 0 without one.
         n_projected: floats of all projections, whose gradients follow those of the memories.
+        blocks: of all parts, where each id has one that is copied as it is; else 0.
     """
 
     def __init__(self, parts: Sequence[Member], tables: Sequence[int] | None = None) -> None:
         self.members, self.tables = list(parts), list(range(len(parts)) if tables is None else tables)
         self._call_args: tuple[Any, NDArray[np.int64]] = (None, _NOWHERE)
         self.sketch, self.memory, *_ = parts[0]
-        self._gather = gather_of(self.memory.codec)
+        self._gather, self._copy = gather_of(self.memory.codec), copy_of(self.memory.codec)
         self.parts = np.zeros((len(parts), N_FIELDS), np.int64)
         self.n_columns = [len(part.sketch.layout.columns) for part in parts]
         self.columns = np.concatenate([part.sketch.layout.array for part in parts])
@@ -107,6 +113,9 @@ class TableGroup:
             )  # fmt: skip
             first, memory_offset = first + len(layout.columns), memory_offset + layout.size
         self.projections = np.array(projections, np.int64) if projections else None
+        blocks = [blocks_of(part.sketch.layout, self.memory.codec) for part in parts]
+        self.blocks = sum(blocks) if all(blocks) else 0
+        self._make = bool(projections) or self.memory.codec != FLOAT32  # a vector is more than floats to copy
 
     @classmethod
     def of(cls, sketch: Sketch, memory: Memory = _NO_MEMORY) -> TableGroup:
@@ -146,6 +155,9 @@ class TableGroup:
         if known != (batch.counts, batch.starts, batch.step, None if offsets is None else batch.rows):
             call_args = self.call_args(batch)
         work = batch.rows * len(call_args)
+        alone = bool(self.blocks) and offsets is None and batch.weights is None and weights is None
+        if alone and self._make and 2 * self.blocks <= work and out is not None and not keep:
+            return _NOTHING, self._copied(batch, call_args, out)
         if offsets is not None:
             offsets, work = offsets.reshape(-1), work + int(call_args[:, COUNT].sum())
         if keep and len(batch.ids) <= KEPT_IDS * len(batch.counts):
@@ -154,21 +166,53 @@ class TableGroup:
             inner = into = np.empty((batch.rows, self.within), np.float32)
         assert into is not None
         left = NO_ADDRESSES if kept is None else kept
-        args = (
-            self.parts, self.columns, batch.ids, call_args, batch.rows, offsets, batch.weights, weights, left,
-            into.shape[1], into.reshape(-1),
-        )  # fmt: skip
+        first, flat = (self.parts, self.columns, batch.ids, call_args, batch.rows), into.reshape(-1)
+        if alone:
+            wide = into if out is None else out
+            projections = None if out is None else self.projections
+            rest: Any = (left, into.shape[1], flat, projections, wide.shape[1], wide.reshape(-1))
+        else:
+            rest = (offsets, batch.weights, weights, left, into.shape[1], flat)
+        move = self._copy if alone else self._gather
         small = work < 2 * _IDS_A_THREAD  # of one id's lookup a further call would be a tenth
-        outside = self._gather(0, work, *args) if small else parallel_for(self._gather, work, _IDS_A_THREAD, *args)
-        if inner is not None and out is not None:
-            weight_sums = None if offsets is None and batch.weights is None else batch.weight_sums(self.tables)
-            rest = self.projections, weight_sums, inner.reshape(-1), self.within, out.reshape(-1), out.shape[1]
-            min_chunk = PRODUCTS_A_THREAD // self.n_projected
-            if batch.rows < 2 * min_chunk:
-                widen_rows(0, batch.rows, *rest)
-            else:
-                parallel_for(widen_rows, batch.rows, min_chunk, *rest)
+        outside = move(0, work, *first, *rest) if small else parallel_for(move, work, _IDS_A_THREAD, *first, *rest)
+        if inner is not None and out is not None and not alone:
+            self._widen(batch, inner, out)
         return (Left(kept, inner, call_args) if keep or inner is not None else _NOTHING), bool(outside)
+
+    def _widen(self, batch: JaggedBatch, inner: Floats, out: Floats) -> None:
+        """Rows of vectors through the projections."""
+        assert self.projections is not None
+        weight_sums = batch.weight_sums(self.tables)
+        rest = self.projections, weight_sums, inner.reshape(-1), self.within, out.reshape(-1), out.shape[1]
+        min_chunk = PRODUCTS_A_THREAD // self.n_projected
+        if batch.rows < 2 * min_chunk:
+            widen_rows(0, batch.rows, *rest)
+        else:
+            parallel_for(widen_rows, batch.rows, min_chunk, *rest)
+
+    @functools.cached_property
+    def _wide(self) -> tuple[list[TableGroup], TableGroup]:
+        """The blocks of each part, as the ids of a table; and the parts with blocks that are vectors, which lie nowhere yet."""
+        each, parts = [], []
+        for sketch, memory, left, vocab, projection in self.members:
+            layout = sketch.layout
+            dim = layout.dim if projection is None else projection.shape[1]
+            each.append(TableGroup([Member(sketch.part(of_blocks(layout)), memory, 0, 0, projection)]))
+            parts.append(Member(sketch.part(wide(layout, dim)), _NO_MEMORY, left, vocab))
+        return each, TableGroup(parts)
+
+    def _copied(self, batch: JaggedBatch, call_args: CallArgs, out: Floats) -> bool:
+        """`forward` of ids that are more than the blocks: each block's vector, copied to its ids."""
+        each, together = self._wide
+        parts, made = together.parts.copy(), []  # made: until all is copied
+        for row, blocks in zip(parts, each):
+            made.append(np.empty((blocks.blocks, row[WIDTH]), np.float32))
+            blocks.forward(JaggedBatch.alone(np.arange(blocks.blocks)), False, made[-1])
+            row[CODES], row[N_CODES] = address_of(made[-1]), made[-1].size
+        row = out.shape[1], out.reshape(-1)
+        args = parts, together.columns, batch.ids, call_args, batch.rows, NO_ADDRESSES, *row, None, *row
+        return bool(parallel_for(together._copy, batch.rows * len(parts), _IDS_A_THREAD, *args))
 
 
 def _in_pairs(layout: Layout, memory: Memory) -> bool:

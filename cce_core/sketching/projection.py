@@ -21,7 +21,7 @@ from cce_core.sketching.small_matmul import set_product
 # `out`, and where its gradient begins.
 MATRIX, RANK, DIM, INNER, OUTER, START = range(6)
 
-PRODUCTS_A_THREAD, ROWS_A_SUM = 1 << 20, 1 << 12
+PRODUCTS_A_THREAD, ROWS_A_SUM, _TILE = 1 << 20, 1 << 12, 1 << 7
 _0, _1, _MASS = np.uint64(0), np.uint64(1), np.float32(1.0)
 
 
@@ -38,15 +38,19 @@ def widen_rows(
     for p in range(projections.shape[0]):
         rank, dim, left = projections[p, RANK], projections[p, DIM], projections[p, OUTER]
         w = array_at(projections[p, MATRIX], (rank + 1) * dim, np.float32)
-        for n in range(start, stop):
-            inner[np.uint64(n * within + projections[p, INNER] + rank)] = (
-                _MASS if weight_sums is None else weight_sums[p, n]
-            )
-        set_product(
-            out, np.uint64(start * stride + left), np.uint64(stride),
-            inner, np.uint64(start * within + projections[p, INNER]), np.uint64(within), _1,
-            w, _0, np.uint64(dim), np.uint64(stop - start), np.uint64(rank + 1), np.uint64(dim),
-        )  # fmt: skip
+        for low in range(
+            start, stop, _TILE
+        ):  # of a product of all rows the second strip of columns would find none in the cache
+            high = min(low + _TILE, stop)
+            for n in range(low, high):
+                inner[np.uint64(n * within + projections[p, INNER] + rank)] = (
+                    _MASS if weight_sums is None else weight_sums[p, n]
+                )
+            set_product(
+                out, np.uint64(low * stride + left), np.uint64(stride),
+                inner, np.uint64(low * within + projections[p, INNER]), np.uint64(within), _1,
+                w, _0, np.uint64(dim), np.uint64(high - low), np.uint64(rank + 1), np.uint64(dim),
+            )  # fmt: skip
 
 
 @jit

@@ -201,7 +201,7 @@ class Table(TableState, Passes):
         if self._projection is None:
             out = self.method.backward(self, ids, saved, vectors, dense)
         else:
-            inner = self.look_up(ids, False)[1].inner if left is None or left.inner is None else left.inner
+            inner = self.look_up(ids, True)[1].inner if left is None or left.inner is None else left.inner
             assert inner is not None
             # `np.dot`: `@` warns of flags that BLAS leaves of lanes that it does not use.
             out = self.method.backward(self, ids, saved, np.dot(vectors, self._projection[:-1].T), dense)
