@@ -354,7 +354,8 @@ def product_strip(heights: Sequence[int]) -> Any:
             e.each(rows, one)
 
         if adds or n < _STRIPS[0]:
-            return e.strips(rows, heights, tile)
+            e.strips(rows, heights, tile)
+            return
         end, other = to.append_basic_block("multiplied"), to.append_basic_block("deep")
         choose = to.switch(inner, other)
         for depth in _FEW:
@@ -367,7 +368,6 @@ def product_strip(heights: Sequence[int]) -> Any:
         e.strips(rows, heights, tile)
         to.branch(end)
         to.position_at_end(end)
-        return None
 
     u = types.uint64
     takes = (None, u, u, None, u, u, u, None, u, u, u, u, types.IntegerLiteral, types.BooleanLiteral)

@@ -202,7 +202,7 @@ def begin(args: argparse.Namespace) -> Progress:
     """
     settings = {name: getattr(args, name) for name in OF_THE_RUN}
     if args.resume is None:
-        return Progress(settings, Machine(make_rows(args.method, args.dim, args.num_bytes, args.seed, args.batch_size)))
+        return Progress(settings, Machine(make_rows(args.method, args.dim, args.num_bytes, args.seed)))
     with open(args.resume, "rb") as file:
         progress = pickle.load(file)
     if not isinstance(progress, Progress):

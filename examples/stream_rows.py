@@ -18,9 +18,8 @@ Words = NDArray[np.uint64]
 Floats = NDArray[np.float32]
 SIDES = ("user", "item")
 # Learning rates and settings that were the best of those tried; see docs/streams.md.
-OWN: dict[str, dict[str, Any]] = {"tiered": {"shared": 1}, "cafe": {"hot": 0.999, "slots": 1, "decay": 0.98}}
+OWN: dict[str, dict[str, Any]] = {"cafe": {"hot": 0.999, "slots": 1, "decay": 0.98}}
 LR = 0.1
-_MET_PER_ROW, _MOST_STEPS = 5, 300
 _INT = 32  # bytes of an int of Python's
 
 
@@ -57,7 +56,7 @@ def streamable() -> list[str]:
     return [m.name for m in cce.methods() if m.budgeted and not m.post_training and m.name not in ("vq", "ldim")]
 
 
-def make_rows(text: str, dim: int, num_bytes: int, seed: int, batch_size: int) -> Any:
+def make_rows(text: str, dim: int, num_bytes: int, seed: int) -> Any:
     """The keeper of rows that `text` names, within a budget of stored bytes.
 
     Raises:
@@ -65,8 +64,6 @@ def make_rows(text: str, dim: int, num_bytes: int, seed: int, batch_size: int) -
     """
     name, given = parsed(text)
     options = {"lr": LR, **OWN.get(name, {}), **given}
-    if name == "tiered" and "half_life" not in options:
-        options["half_life"] = half_life(dim, num_bytes, batch_size, options)
     if name == "dict":
         return Dictionary(dim, seed, **options)
     if name == "cafe":
@@ -74,13 +71,6 @@ def make_rows(text: str, dim: int, num_bytes: int, seed: int, batch_size: int) -
     if name not in streamable():
         raise ValueError(f"--method {name}: the methods are dict, cafe, {', '.join(streamable())}")
     return Tables(name, dim, num_bytes, seed, **options)
-
-
-def half_life(dim: int, num_bytes: int, batch_size: int, options: dict[str, Any]) -> int:
-    """Steps in which five ids come for each own row, 300 at most: the sketch has two cells per row, and more would fill it."""
-    sizes = {name: value for name, value in options.items() if name not in ("lr", "projection_lr", "rowwise")}
-    n = cce.make_collection("tiered", SIDES, dim, num_bytes=num_bytes, **sizes).spec.sizes[0]
-    return max(1, min(_MET_PER_ROW * n // (len(SIDES) * batch_size), _MOST_STEPS))
 
 
 class Tables:

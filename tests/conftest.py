@@ -57,6 +57,7 @@ ONCE = (
     "house/test_threads.py",
     "learning/test_cluster_bounds.py",
     "serving",
+    "method/test_budgets.py",
     "method/test_vq_shared.py",
     "storage/test_files.py",
     "tables/test_concurrency.py",

@@ -20,7 +20,10 @@ from cce_core.tiers.buckets import BITS, MOST_SLOTS, MOST_TABLES, SLOTS, map_key
 from cce_core.tiers.settled import MOST_BUCKET, MOST_POINTER
 
 _RANK = 4
-_SHARED = 16  # own rows per shared one
+_SHARED, _MOST_SHARED = (
+    16,
+    8,
+)  # own rows per shared one of a table, and the most of these: ids that are new have much in common
 _POLICY = ("admission", "eviction", "half_life", "lead", "grace", "admit_threshold", "admit_probability", "ttl")
 _OWN = {
     "map": "pointers",
@@ -36,7 +39,7 @@ class Tiered(BlockMethod):
     """T[i] = M[row(i)] · W + b, where row(i) is the id's own row, if it has one, or else a row that ids share by hash.
 
     With the option `tables`, which `make_collection` sets, several tables have one M and one map, and each its own W, b and
-    shared rows. The option `shared` is how many of these a table has; None: one for 16 own rows.
+    shared rows. The option `shared` is how many of these a table has; None: one for 16 own rows, and 8 at the most.
 
     Training counts ids, and between steps gives own rows to those that are met more often than the owners of such rows. Lookups
     count nothing.
@@ -49,13 +52,13 @@ class Tiered(BlockMethod):
     name = "tiered"
     paper = "arXiv:1704.07463"
     summary = "own rows for the ids that earn them while training, shared rows by hash for all others"
-    stores = "1.06·rank + 4 per own row, 1.06·rank per 16 of them, and the projection"
+    stores = "1.06·rank + 4 per own row, 8 rows to share, and the projection"
     takes = "two hashes, 8 fingerprints, rank bytes decoded and rank·dim multiplications"
     default_codec = "int8"
     default_rounding = "stochastic"
     owned = True
     options = {
-        "admission": "duel", "eviction": "lfu_decay", "half_life": 1000, "lead": 2, "grace": 0, "admit_threshold": 2,
+        "admission": "duel", "eviction": "lfu_decay", "half_life": None, "lead": 2, "grace": 0, "admit_threshold": 2,
         "admit_probability": 0.1, "ttl": 1000, "bits": 16, "fold": True, "shared": None, "tables": None, "names": None,
     }  # fmt: skip
 
@@ -267,7 +270,7 @@ def _policy(options: Mapping[str, Any]) -> Policy:
 
 def _shared(request: Request, n: int) -> int:
     """Shared rows of each table beside `n` own ones."""
-    return int(request.options["shared"] or max(1, n // (_SHARED * request.n_tables)))
+    return int(request.options["shared"] or min(_MOST_SHARED, max(1, n // (_SHARED * request.n_tables))))
 
 
 def _floats(request: Request, n: int) -> int:

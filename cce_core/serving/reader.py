@@ -604,7 +604,7 @@ class _Tiers(NamedTuple):
         own, buckets, slots, bits, shared = sizes if len(sizes) == 5 else (sizes[0], sizes[0] // 4, 0, 0, 0)
         if own % 4 or not own <= 4 * buckets or slots > 16 or bits > 16:
             raise ValueError(f"a table of method 'tiered' has no sizes {sizes}")
-        shared = shared or option["shared"] or max(1, 4 * buckets // (16 * (option["tables"] or 1)))
+        shared = shared or option["shared"] or min(8, max(1, 4 * buckets // (16 * (option["tables"] or 1))))
         return cls(own, buckets, slots, bits, shared, option["bits"] + _bits(-(-buckets // (own // 4))))
 
     @property

@@ -210,8 +210,8 @@ class TableGroup:
             made.append(np.empty((blocks.blocks, row[WIDTH]), np.float32))
             blocks.forward(JaggedBatch.alone(np.arange(blocks.blocks)), False, made[-1])
             row[CODES], row[N_CODES] = address_of(made[-1]), made[-1].size
-        row = out.shape[1], out.reshape(-1)
-        args = parts, together.columns, batch.ids, call_args, batch.rows, NO_ADDRESSES, *row, None, *row
+        rows = out.shape[1], out.reshape(-1)
+        args = parts, together.columns, batch.ids, call_args, batch.rows, NO_ADDRESSES, *rows, None, *rows
         return bool(parallel_for(together._copy, batch.rows * len(parts), _IDS_A_THREAD, *args))
 
 

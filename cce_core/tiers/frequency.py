@@ -88,7 +88,8 @@ class FrequencySketch:
         num_bytes: of all arrays; none is wasted but the rest of a division by 8.
         bits: of a cell, 8 or 4.
         depth: hashes per id, 1 to 16.
-        half_life: steps after which all counts are halved; None: never.
+        half_life: steps after which all counts are halved; None: no number of steps.
+        sample: all counts are halved in the step in which their sum reaches it, as TinyLFU does; None: no sum.
         seed: of the hashes, 0 to 2^64 − 1.
         arrays: those of a sketch of the same sizes and seed, as `arrays` gives them, also mapped from a file. None: new ones.
 
@@ -123,6 +124,7 @@ class FrequencySketch:
         bits: int = 8,
         depth: int = 3,
         half_life: int | None = None,
+        sample: int | None = None,
         seed: int = 0,
         arrays: dict[str, NDArray[Any]] | None = None,
     ) -> None:
@@ -130,6 +132,7 @@ class FrequencySketch:
             raise ValueError(f"bits must be 4 or 8, got {bits}")
         self.bits, self.depth, self.seed = int(bits), _check.integer("depth", depth, 1, _MOST_DEPTH), _check.seed(seed)
         self.half_life = None if half_life is None else _check.integer("half_life", half_life, 1, _MOST_STEPS)
+        self.sample = None if sample is None else _check.integer("sample", sample, 1, _MOST_STEPS)
         n_words = _check.size("num_bytes", num_bytes) // 8 - 2
         self.width = n_words * 64 // self.bits // self.depth
         if self.width < 1:
@@ -153,8 +156,9 @@ class FrequencySketch:
         self._args = keys, self.words, np.uint64(self.width), np.uint64(self.bits)
 
     def __repr__(self) -> str:
-        aged = "" if self.half_life is None else f", halved every {self.half_life:,} steps"
-        return f"<FrequencySketch: {self.depth} × {self.width:,} cells of {self.bits} bits{aged}>"
+        steps = "" if self.half_life is None else f", halved every {self.half_life:,} steps"
+        sums = "" if self.sample is None else f", halved at {self.sample:,} counts"
+        return f"<FrequencySketch: {self.depth} × {self.width:,} cells of {self.bits} bits{steps}{sums}>"
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays themselves, not copies: what is saved."""
@@ -162,7 +166,7 @@ class FrequencySketch:
 
     def digest(self) -> str:
         """16 hexadecimal digits that equal sketches share."""
-        return digest(self.arrays(), f"{self.bits} {self.depth} {self.half_life} {self.seed}")
+        return digest(self.arrays(), f"{self.bits} {self.depth} {self.half_life} {self.sample} {self.seed}")
 
     @property
     def nbytes(self) -> int:
@@ -202,11 +206,14 @@ class FrequencySketch:
         """Let the clock go on by one step.
 
         Returns:
-            Whether a half-life ended, and all counts were halved.
+            Whether all counts were halved.
         """
         self._writeable()
         self.clock[0] += 1
-        ends = self.half_life is not None and int(self.clock[0]) % self.half_life == 0
+        now, mass = self.clock.tolist()
+        ends = (self.half_life is not None and now % self.half_life == 0) or (
+            self.sample is not None and mass >= self.sample
+        )
         if ends:
             parallel_for(_halve_many, len(self.words), _WORDS_A_THREAD, self.words, _LOW_BITS[self.bits])
             self.clock[1] >>= 1

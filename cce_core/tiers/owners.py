@@ -25,6 +25,7 @@ _STREAM = 0x6475656C  # "duel"
 _MOST = np.uint8(MOST_COUNT)
 _one, _two = np.uint64(1), np.uint64(2)
 _GRACE_PARTS = 4
+_SAMPLE = 5  # counts of candidates, for each row, at which they are halved: with more all newcomers would seem frequent
 
 
 class Admissions(NamedTuple):
@@ -164,7 +165,8 @@ class Owners:
             self.map = IdMap(n_slots, **sizes, words=words)
             self.settled = None if settled is None else Settled(self.map, *settled)
         sketched: Any = None if arrays is None else {"words": given.get("sketch"), "clock": given.get("clock")}
-        cells = {"bits": policy.cell_bits, "half_life": policy.half_life}
+        sample = _SAMPLE * self.map.n_slots if policy.half_life is None else None
+        cells: Any = {"bits": policy.cell_bits, "half_life": policy.half_life, "sample": sample}
         self.sketch = FrequencySketch(sketch_bytes, **cells, seed=seed, arrays=sketched)
         sizes = {
             "counts": (np.uint8, self.map.n_slots),

@@ -39,7 +39,8 @@ class Policy:
         admission: "duel" (with the owner that would go), "frequency" (a count is reached) or "probability" (a draw each time).
         eviction: "lfu_decay" (least often met lately), "lfu" (least often met), "lru" (met longest ago) or "ttl" (not met for
             `ttl` steps; nobody else goes).
-        half_life: steps after which counts are halved, of candidates too, and of owners but for "lfu".
+        half_life: steps after which counts are halved, of candidates too, and of owners but for "lfu". None: whenever candidates
+            have five counts for each row, which suits batches and tables of any size.
         lead: by how much a duel must be won, at least 1.
         grace: steps for which a new owner keeps its row whatever comes; rounded up to a multiple of 4, and up to a quarter more.
         admit_threshold: the count of "frequency", 1 to 255.
@@ -61,7 +62,7 @@ class Policy:
 
     admission: str = DUEL
     eviction: str = LFU_DECAY
-    half_life: int = 1000
+    half_life: int | None = None
     lead: int = 2
     grace: int = 0
     admit_threshold: int = 2
@@ -71,7 +72,8 @@ class Policy:
     def __post_init__(self) -> None:
         _check.choice("admission", self.admission, ADMISSIONS)
         _check.choice("eviction", self.eviction, EVICTIONS)
-        _check.integer("half_life", self.half_life, 1, MOST_STEPS)
+        if self.half_life is not None:
+            _check.integer("half_life", self.half_life, 1, MOST_STEPS)
         _check.integer("lead", self.lead, 1, MOST_COUNT)
         _check.integer("grace", self.grace, 0, MOST_STEPS)
         _check.integer("admit_threshold", self.admit_threshold, 1, MOST_COUNT)

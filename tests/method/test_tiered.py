@@ -86,7 +86,7 @@ def test_training_is_that_of_the_definition(admission, eviction, way):
         moved += sum(change[3] > 0 for change in twin.step(ids.tolist(), grads, 0.1))
         assert table.arrays()["pointers"].tolist() == twin.owners.map.words()
         assert table.arrays()["own_counts"].tolist() == twin.owners.counts
-        assert table.owners.sketch.mass == twin.mass
+        assert table.owners.sketch.mass == twin.owners.sketch.mass
         np.testing.assert_allclose(table.stored.master().reshape(-1, DIM), twin.values, rtol=1e-4, atol=1e-5)
     assert moved or not COMPILED
 

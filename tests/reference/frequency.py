@@ -10,10 +10,11 @@ from reference.hashing import derive_key, keyed, premix
 class Sketch:
     """Rows of cells; conservative unless `plain`."""
 
-    def __init__(self, width, bits=8, depth=3, half_life=None, seed=0, plain=False):
+    def __init__(self, width, bits=8, depth=3, half_life=None, seed=0, plain=False, sample=None):
         self.rows = [[0] * width for _ in range(depth)]
         self.keys = [derive_key(seed, 0x736B65746368, j) for j in range(depth)]
         self.width, self.bits, self.half_life, self.plain, self.clock = width, bits, half_life, plain, 0
+        self.sample, self.mass = sample, 0
 
     def places(self, i):
         mixed = premix(i % 2**64)
@@ -23,15 +24,19 @@ class Sketch:
         return min(row[at] for row, at in zip(self.rows, self.places(i)))
 
     def add(self, i):
+        self.mass += 1
         least = self.estimate(i)
         for row, at in zip(self.rows, self.places(i)):
             if (self.plain or row[at] == least) and row[at] < 2**self.bits - 1:
                 row[at] += 1
 
     def step(self):
+        """Whether counts were halved."""
         self.clock += 1
-        if self.half_life and self.clock % self.half_life == 0:
-            self.rows = [[cell // 2 for cell in row] for row in self.rows]
+        if not ((self.half_life and self.clock % self.half_life == 0) or (self.sample and self.mass >= self.sample)):
+            return False
+        self.rows, self.mass = [[cell // 2 for cell in row] for row in self.rows], self.mass // 2
+        return True
 
     def words(self, n_words):
         """The cells row by row as they lie in memory, low bits first, in 64-bit words."""
@@ -49,9 +54,9 @@ class Exact:
         self.halved[i] = min(self.halved[i] + 1, self.most)
         self.real[i] += 1.0
 
-    def step(self):
+    def step(self, halve=False):
         self.clock += 1
-        if self.half_life and self.clock % self.half_life == 0:
+        if halve or (self.half_life and self.clock % self.half_life == 0):
             for i in self.real:
                 self.halved[i] //= 2
                 self.real[i] /= 2

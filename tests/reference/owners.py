@@ -35,7 +35,9 @@ class Owners:
     def __init__(self, n_slots, width, policy, bits=16, seed=0, n_tables=1, n_buckets=None):
         self.map, self.sketch = (
             IdMap(n_slots, bits, seed, n_tables, n_buckets),
-            Sketch(width, policy.cell_bits, 3, policy.half_life, seed),
+            Sketch(
+                width, policy.cell_bits, 3, policy.half_life, seed, sample=None if policy.half_life else 5 * n_slots
+            ),
         )
         self.policy, self.seed, self.now = policy, seed, 0
         self.counts, self.seen, self.young = [0] * n_slots, [0] * n_slots, [0] * n_slots
@@ -74,8 +76,7 @@ class Owners:
             # Five quarters, of which the first may be nearly over.
             self.counts[row], self.seen[row], self.young[row] = count, self.now, 5 if self.policy.grace else 0
         self.now += 1
-        self.sketch.step()
-        if self.now % self.policy.half_life == 0 and self.policy.eviction != "lfu":
+        if self.sketch.step() and self.policy.eviction != "lfu":
             self.counts = [count // 2 for count in self.counts]
         if self.policy.grace and self.now % -(-self.policy.grace // 4) == 0:
             self.young = [max(0, left - 1) for left in self.young]

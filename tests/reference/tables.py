@@ -59,7 +59,7 @@ def blocks_of(method, i, *, vocab, inner, n_chunks, sizes, options, keys, words)
         fingerprint, *buckets = known.buckets(i)
         found = [slot for b in buckets for slot in range(4 * b, 4 * b + 4)
                  if pointer(words, slot, known.bits, 0, known.bits) == fingerprint]  # fmt: skip
-        row = found[0] if found else rows + known.shared(known.identity(known.name(i)), max(1, rows // 16))
+        row = found[0] if found else rows + known.shared(known.identity(known.name(i)), min(8, max(1, rows // 16)))
         return [[whole(row * inner, inner)]], inner, None
     if method == "hash":
         return [[whole(bucket(i, keys[0], rows) * inner, inner, sign(0))]], inner, None

@@ -9,7 +9,7 @@ from reference.vq import memory_bytes
 
 def table_bytes(n, dim, rank, codec, bits, steps, grace, tables=1):
     """Memory, projections, keys, fingerprints, what is counted of each row, and a sketch of a cell per row with its clock."""
-    floats = (n + tables * max(1, n // (16 * tables))) * (rank or dim)
+    floats = (n + tables * min(8, max(1, n // (16 * tables)))) * (rank or dim)
     projection = 4 * (rank + 1) * dim * tables if rank else 0
     sketch = 16 + 8 * -(-n // 8)
     return memory_bytes(floats, codec) + projection + 8 * tables + n * bits // 8 + n * (1 + 4 * steps + grace) + sketch
@@ -27,7 +27,7 @@ class Tiered:
         self, n, width, policy, values, bits=16, seed=0, fold=True, n_tables=1, settled=(), centroids=0, n_buckets=None
     ):
         self.owners, self.fold = Owners(n, width, policy, bits, seed, n_tables, n_buckets), fold
-        self.n, self.values, self.mass = n, values.astype(np.float64), 0
+        self.n, self.values = n, values.astype(np.float64)
         self.settled, self.first = dict(settled), n + centroids
         self.n_shared = (len(values) - self.first) // n_tables
 
@@ -51,16 +51,13 @@ class Tiered:
         for table, (ids, grads) in enumerate(zip(ids_of, grads_of)):
             for i, g in zip(ids, grads):
                 whole[self.row(i, table)] += g
-            self.mass += sum(self.owners.map.find([i], table)[0] < 0 for i in ids)
             found = self.owners.count(ids, table)
             newcomers, tables = newcomers + found, tables + [table] * len(found)
         self.values -= lr * whole
         changes = self.owners.step(newcomers, tables)
-        if self.owners.now % self.owners.policy.half_life == 0:
-            self.mass //= 2
         for owner, row, _, evicted, count in changes:
             if evicted and self.fold:
-                share = count / max(1.0, count + self.mass / (len(self.values) - self.first))
+                share = count / max(1.0, count + self.owners.sketch.mass / (len(self.values) - self.first))
                 self.values[self.shared(evicted)] += share * (self.values[row] - self.values[self.shared(evicted)])
             self.values[row] = self.values[self.shared(owner)]
         return changes

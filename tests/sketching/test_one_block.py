@@ -35,8 +35,11 @@ def made(name, codec, rank, seed=0):
 @pytest.mark.parametrize(("name", "codec", "rank"), list(itertools.product(METHODS, CODECS, (0, 3, 4))))
 def test_many_ids_give_the_bits_of_each_alone(name, codec, rank):
     table = made(name, codec, rank)
-    alone = np.concatenate([table.lookup([i]) for i in range(VOCAB)])
-    ids = np.random.default_rng(1).integers(0, VOCAB, (7, 201))
+    rng, alone = np.random.default_rng(1), np.zeros((VOCAB, DIM), np.float32)
+    some = rng.integers(0, VOCAB, 20)
+    for i in some:
+        alone[i] = table.lookup(i)
+    ids = rng.choice(some, (5, 201))
     np.testing.assert_array_equal(table.lookup(ids), alone[ids])
     np.testing.assert_array_equal(table.forward(ids).vectors, alone[ids])
     both = cce.Collection([table, made(name, codec, rank, seed=1)])

@@ -81,7 +81,7 @@ def test_training_is_that_of_the_definition(way, bits, admission, fold):
         moved += sum(change[3] > 0 for change in twin.step_all(columns, of_ids, 0.1))
         assert both.arrays()["pointers"].tolist() == twin.owners.map.words()
         assert both.arrays()["own_counts"].tolist() == twin.owners.counts
-        assert both.owners.sketch.mass == twin.mass
+        assert both.owners.sketch.mass == twin.owners.sketch.mass
         np.testing.assert_allclose(both.shared.stored.master().reshape(-1, DIM), twin.values, rtol=1e-4, atol=1e-4)
     assert moved or not COMPILED
 

@@ -40,11 +40,12 @@ class Machine(RuleBasedStateMachine):
         bits=st.sampled_from([4, 8]),
         depth=st.integers(1, 4),
         half_life=st.sampled_from([None, 1, 2, 3]),
+        sample=st.sampled_from([None, 1, 10, 40]),
         seed=st.integers(0, 3),
     )
-    def make(self, words, bits, depth, half_life, seed):
-        self.real, self.naive = both(words, bits=bits, depth=depth, half_life=half_life, seed=seed)
-        self.exact = naive.Exact(half_life, 2**bits - 1)
+    def make(self, words, bits, depth, half_life, sample, seed):
+        self.real, self.naive = both(words, bits=bits, depth=depth, half_life=half_life, sample=sample, seed=seed)
+        self.exact = naive.Exact(most=2**bits - 1)
 
     @rule(ids=st.lists(st.sampled_from([*EXTREMES, *range(2, 40)]), max_size=30), times=st.sampled_from([1, 1, 9]))
     def add(self, ids, times):
@@ -56,14 +57,14 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def step(self):
         halved = self.real.step()
-        self.naive.step()
-        self.exact.step()
-        assert halved == (self.naive.half_life is not None and self.naive.clock % self.naive.half_life == 0)
+        assert halved == self.naive.step()
+        self.exact.step(halved)
 
     @invariant()
     def they_are_the_same(self):
         if hasattr(self, "real"):
             assert self.real.words.tolist() == self.naive.words(len(self.real.words))
+            assert self.real.mass == self.naive.mass
             ids = [i % 2**64 for i in EXTREMES] + list(range(2, 12))
             found = self.real.estimate(ids)
             assert found.tolist() == [self.naive.estimate(i) for i in ids]
@@ -223,6 +224,8 @@ def test_bad_sizes_say_what_is_wrong():
         FrequencySketch(100, bits=16)
     with pytest.raises(ValueError, match="depth must be between 1 and 16, got 0"):
         FrequencySketch(100, depth=0)
+    with pytest.raises(ValueError, match="sample must be between 1 and"):
+        FrequencySketch(100, sample=0)
     with pytest.raises(ValueError, match="half_life must be between 1 and"):
         FrequencySketch(100, half_life=0)
     good = FrequencySketch(100).arrays()

@@ -21,7 +21,7 @@ policies = st.builds(
     Policy,
     admission=st.sampled_from(ADMISSIONS),
     eviction=st.sampled_from(EVICTIONS),
-    half_life=st.integers(1, 5),
+    half_life=st.sampled_from([None, 1, 2, 3, 5]),
     lead=st.integers(1, 3),
     grace=st.sampled_from([0, 0, 1, 5, 8]),
     admit_threshold=st.integers(1, 4),

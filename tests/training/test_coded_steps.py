@@ -117,6 +117,7 @@ def test_codes_do_not_depend_on_the_number_of_threads(kind):
             np.testing.assert_array_equal(array, other[name])
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_stochastic_step_holds_the_floats_of_the_batch_alone(whole):
     """All of them would be 16 bytes per id; which a step that moves everything needs."""
