@@ -22,7 +22,7 @@ from cce_core.tiers.settled import MOST_BUCKET, MOST_POINTER
 _RANK = 4
 _SHARED = 16  # own rows per shared one
 _POLICY = ("admission", "eviction", "half_life", "lead", "grace", "admit_threshold", "admit_probability", "ttl")
-_OWN = {
+OWN = {  # arrays of owners, and what a table calls them
     "map": "pointers",
     "counts": "own_counts",
     "seen": "own_seen",
@@ -195,7 +195,7 @@ class Tiered(BlockMethod):
         """Who owns which row, over the arrays of a table."""
         tiers = Tiers.of(spec)
         empty: dict[str, NDArray[Any]] = {"own_seen": np.empty(0, np.uint32), "own_young": np.empty(0, np.uint8)}
-        held = {name: arrays[own] if own in arrays else empty[own] for name, own in _OWN.items()}
+        held = {name: arrays[own] if own in arrays else empty[own] for name, own in OWN.items()}
         policy = _policy(dict(spec.options))
         more: Any = {"bits": spec.option("bits"), "seed": spec.seed, "n_tables": spec.n_tables}
         if tiers.slots:

@@ -40,6 +40,11 @@ def cluster(
         settings: of the clustering.
     """
     spec = module.spec
+    if module._facts.owned:
+        raise ValueError(
+            f"a {spec.method!r} module does not cluster: its ids settle in a table of the core, to be served. Take table = "
+            "copy.deepcopy(module.table), then table.cluster(num_bytes=…) and table.save(path)"
+        )
     if module.phase is not None:
         module._check_free()  # before the work
     if ranks is None and not module.shard_pointers and _on_gpu(module) and device_cluster.clusters(spec, settings):

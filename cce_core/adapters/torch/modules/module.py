@@ -20,7 +20,8 @@ from cce_core.adapters.torch.distributed.ranks import ranks_of
 from cce_core.adapters.torch.modules import clustering
 from cce_core.adapters.torch.modules.arguments import dtype_of, is_plain, optimizers_of, padding_of
 from cce_core.adapters.torch.modules.forward import lookup
-from cce_core.adapters.torch.modules.phases import PHASED, Phased
+from cce_core.adapters.torch.modules.owned import Owned, check_owned
+from cce_core.adapters.torch.modules.phases import PHASED
 from cce_core.adapters.torch.modules.stamp import checksum, stamped
 from cce_core.adapters.torch.modules.states import SMALL, Averages, reading
 from cce_core.adapters.torch.modules.weight import PADDING, Weighted
@@ -44,7 +45,7 @@ Weights: TypeAlias = Tensor | ArrayLike | None
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 
-class Compressed(Phased, Weighted):
+class Compressed(Owned, Weighted):
     """A module around one table.
 
     Trained arrays are parameters, blocks as rows: `memory` (units, unit), `weights` likewise, `projection` (rank + 1, dim), and
@@ -78,11 +79,6 @@ class Compressed(Phased, Weighted):
         if scale_grad_by_freq and num_embeddings is None:
             raise ValueError("scale_grad_by_freq counts ids up to num_embeddings: give it a number")
         rule = get_method(resolved(_check.instance("method", method, str, "a method's name"))[0])
-        if rule.owned:
-            raise ValueError(
-                f"method {rule.name!r} is not in torch's modules yet, whose parameters keep their rows: train it with "
-                "cce.make_table, or take method='hash'"
-            )
         if rule.phased and shard_pointers:
             raise ValueError(
                 f"a {rule.name!r} table has no pointers to share out before it is clustered: leave shard_pointers out, or "
@@ -96,6 +92,8 @@ class Compressed(Phased, Weighted):
         if seed is None:  # torch's own generator says it; but a full table then begins as torch's does
             seed = 0 if plain else int(torch.randint(2**63 - 1, (), device="cpu"))
         table = make_table(method, num_embeddings, embedding_dim, seed=seed, **options)
+        if rule.owned:
+            check_owned(table.spec, dtype, shard_pointers)
         self.num_embeddings, self.embedding_dim = num_embeddings, table.spec.dim
         self.padding_idx = padding_of(padding_idx, num_embeddings)
         self.max_norm, self.norm_type = max_norm, norm_type
@@ -246,19 +244,13 @@ class Compressed(Phased, Weighted):
     # --- the core's table ---------------------------------------------------------------------------------------------
 
     @property
-    def spec(self) -> TableSpec:
-        """All sizes and seeds, as the core's table has them."""
-        if self.seed.device.type == "meta":
-            return self._spec
-        return dataclasses.replace(self._spec, seed=int(self.seed) & (2**64 - 1))
-
-    @property
     def table(self) -> Table:
         """The core's table over the same memory where it can be (CPU, float32 and no codec), over copies elsewhere."""
-        return self._table(self._arrays())
+        found = self._standing()
+        return self._table(self._arrays()) if found is None else found
 
     def _table(self, arrays: dict[str, NDArray[Any]]) -> Table:
-        table = Table(self.spec, arrays)
+        table = self._core(arrays)
         if self._facts.coded and not self._facts.stored:
             table.parameters()[MEMORY][:] = float32(self.memory).reshape(-1)
         return table

@@ -6,6 +6,7 @@ them; buffers of the other phase are None. A state says in its stamp of which ph
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, MutableMapping
 from typing import Any
@@ -28,7 +29,7 @@ from cce_core.method.spec import TableSpec
 
 PHASED = ("counts", "passes", "pointers")  # buffers of one phase or the other
 # torch 2.6 cannot tell: it counts in neither.
-_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 Changes = tuple[list[tuple[Tensor, Tensor]], list[Call]]  # for `put`
 
 
@@ -47,6 +48,13 @@ class Phased(Stored):
     _spec: TableSpec
 
     @property
+    def spec(self) -> TableSpec:
+        """All sizes and seeds, as the core's table has them."""
+        if self.seed.device.type == "meta":
+            return self._spec
+        return dataclasses.replace(self._spec, seed=int(self.seed) & (2**64 - 1))
+
+    @property
     def phase(self) -> str | None:
         """ "rows" before `cluster()` and "codes" after it, for a method (`vq`) that then stores something else; else None."""
         found = dict(self._spec.options).get("phase")
@@ -62,7 +70,7 @@ class Phased(Stored):
         if self._buffers.get("counts") is None or not vectors.requires_grad or eager.transformed():
             return vectors
         if torch.compiler.is_compiling():
-            if self.training and not _exporting():
+            if self.training and not exporting():
                 count(self.counts, self.passes, ids, self.seed, self.padding_idx)
         elif vectors.grad_fn is not None and vectors.device.type != "meta":
             vectors.grad_fn.register_prehook(functools.partial(_count, self, self.counts, ids))
