@@ -218,7 +218,9 @@ def earning(wrap: Any, stands_for: int = 1, **options: Any) -> dict[str, Any]:
     model = torch.nn.Sequential(Embedding(None, DIM, seed=3, method="tiered", **settings), torch.nn.Linear(DIM, 1))
     emb, wrapped = model[0], wrap(model)
     steps = FusedSGD(model.parameters(), lr=0.01)
-    for batch in np.random.default_rng(4).zipf(1.3, (8, 2, IDS)) % 2**40:
+    for step, batch in enumerate(np.random.default_rng(4).zipf(1.3, (8, 2, IDS)) % 2**40):
+        if step == 5 and emb.sparse:
+            emb.cluster(optimizer=steps, num_bytes=1500, bits=4)
         steps.zero_grad()
         for rank, k in itertools.product(ranks, range(2)):
             ends = [IDS * max(0, r - k) // max(1, size - k) for r in range(size)] + [IDS]

@@ -126,7 +126,7 @@ class Compressed(Owned, Weighted):
                 self.register_buffer(name, tensor_of(values, device))
         for name, drawn in self._drawn().items():
             self.register_buffer(name, tensor_of(drawn, device))
-        for name in PHASED if rule.phased else ():  # of the other phase
+        for name in PHASED if rule.phased else ("generation",) if rule.owned else ():  # of the other phase
             if name not in self._buffers:
                 self.register_buffer(name, None)
         self.register_buffer(PADDING, None)
@@ -246,8 +246,7 @@ class Compressed(Owned, Weighted):
     @property
     def table(self) -> Table:
         """The core's table over the same memory where it can be (CPU, float32 and no codec), over copies elsewhere."""
-        found = self._standing()
-        return self._table(self._arrays()) if found is None else found
+        return self._table(self._arrays())
 
     def _table(self, arrays: dict[str, NDArray[Any]]) -> Table:
         table = self._core(arrays)
@@ -304,6 +303,9 @@ class Compressed(Owned, Weighted):
         Of a `vq` table, which goes from rows to codes, the parameters keep their identity alone: the memory has other numbers of
         another shape, without a gradient, and buffers come and go. An optimiser that trains it must be given, then.
 
+        Ids of a `tiered` table settle, with settings (`num_bytes`, `bits`, `keep`, …) and a report as of `TieredTable.cluster`.
+        Parameters keep their identity alone there too, moments go with the rows, and averages do not come along.
+
         Averages of this module (`torch.optim.swa_utils.AveragedModel` and the like) must come along, since rows mean something
         else afterwards: they get the new pointers, and a memory whose vectors are near those that they had. A copy whose buffers
         something keeps equal to this module's comes by itself; any other is given as `averaged`.
@@ -321,7 +323,8 @@ class Compressed(Owned, Weighted):
 
         Args:
             optimizer: a torch optimiser, or several, that must not go on with moments of rows which mean something else now.
-            weights: how much each id counts, real numbers (num_embeddings,): a tensor, an array or a list.
+            weights: how much each id counts, real numbers (num_embeddings,): a tensor, an array or a list. Of a `tiered` table
+                it is the owner of each own row.
             moments: "remap" gives each new row the mean of the moments that its ids had (their sum, where each had a row of its
                 own, since the gradient of a shared row is the sum of theirs); "reset" forgets them, as for a new parameter. Both
                 concern the memory and its weights alone. On MovieLens 100K they train alike (GMF with AdamW, four clusterings:
@@ -348,6 +351,8 @@ class Compressed(Owned, Weighted):
 
     def reopen(self, *, optimizer: Optimizers = None, moments: str = "remap", averaged: Averages = None) -> None:
         """Give every id of a clustered `vq` table a row again, that of its pointers, for new data; counters begin at 0.
+
+        Of a `tiered` table every settled id, as far as the rows go that there were before: see `TieredTable.reopen`.
 
         Args:
             optimizer, moments, averaged: as for `cluster`.
@@ -407,7 +412,7 @@ class Compressed(Owned, Weighted):
                 out += [(self.codes, new["codes"]), (self.scales, new["scales"])]
             elif name != "scales":
                 out.append((getattr(self, name), new[name]))
-        small = [words(new.get(name, getattr(self, name))) for name in SMALL if name in self._buffers]
+        small = [words(new.get(name, getattr(self, name))) for name in SMALL if self._buffers.get(name) is not None]
         of_pointers = checksum(words(new["pointers"]) if "pointers" in new else None)
         return [*out, (self.stamp, torch.from_numpy(stamped(self._facts.text, small, of_pointers)))]
 

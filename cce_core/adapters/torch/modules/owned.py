@@ -26,14 +26,15 @@ from cce_core import _check
 from cce_core.adapters.torch import guard
 from cce_core.adapters.torch.distributed import ddp
 from cce_core.adapters.torch.distributed.ranks import Ranks, ranks_of
-from cce_core.adapters.torch.modules.phases import Phased, exporting
-from cce_core.adapters.torch.modules.stamp import checksum
+from cce_core.adapters.torch.modules.phases import Changes, Phased, exporting
+from cce_core.adapters.torch.modules.stamp import Words, checksum, text_in
 from cce_core.adapters.torch.modules.states import equal, others
 from cce_core.adapters.torch.operators import eager
 from cce_core.adapters.torch.operators.arrays import Device, words, write
-from cce_core.adapters.torch.operators.facts import COUNTED, MEMORY, array_specs
+from cce_core.adapters.torch.operators.facts import COUNTED, MEMORY, array_specs, spec_of
 from cce_core.hashing.strings import hash_strings
-from cce_core.method.spec import ROUNDINGS, TableSpec
+from cce_core.method.spec import CODES, ROUNDINGS, TableSpec
+from cce_core.method.tiered import Tiers
 from cce_core.tables.table import Table
 from cce_core.tables.tiered import TieredTable
 
@@ -64,17 +65,18 @@ class Stream:
 
     Attributes:
         met: ids that backward passes were of, int64, a tensor for each.
+        traffic: what the table has counted of its own work; None before there is one.
         table: the core's table, with float32 values where the module trains these; None until it is asked for.
         at: where its arrays lie.
     """
 
-    def __init__(self, met: list[Tensor]) -> None:
-        self.met = met
+    def __init__(self, met: list[Tensor], traffic: NDArray[np.int64] | None = None) -> None:
+        self.met, self.traffic = met, traffic
         self.table: TieredTable | None = None
         self.at: tuple[int, ...] = ()
 
     def __reduce__(self) -> Any:
-        return Stream, (self.met,)  # a copy has a memory of its own
+        return Stream, (self.met, self.traffic)  # a copy has a memory of its own
 
 
 class Owned(Phased):
@@ -98,6 +100,11 @@ class Owned(Phased):
         super().__setstate__(state)
         if self._facts.owned:
             _listen(self)
+
+    @property
+    def phase(self) -> str | None:
+        """As for every module; "codes" while ids of a `tiered` table have settled."""
+        return CODES if self._facts.owned and len(self._spec.sizes) > 1 else super().phase
 
     # --- ids ----------------------------------------------------------------------------------------------------------
 
@@ -166,27 +173,18 @@ class Owned(Phased):
             arrays = {
                 name: words(tensor).view(of[name].dtype).reshape(of[name].shape) for name, tensor in tensors.items()
             }
-            table = TieredTable(spec, arrays)
-            if stream.table is not None:
-                table.traffic = stream.table.traffic
-            stream.table, stream.at = table, at
+            stream.table, stream.at = self._going_on(TieredTable(spec, arrays)), at
         return stream.table
+
+    def _going_on(self, table: TieredTable) -> TieredTable:
+        """A table that has done what this module's has."""
+        stream = self._stream
+        stream.traffic = table.traffic = table.traffic if stream.traffic is None else stream.traffic
+        return table
 
     def _core(self, arrays: Mapping[str, NDArray[Any]]) -> Table:
         """A table of the core of arrays like this module's."""
-        if not self._facts.owned:
-            return Table(self.spec, arrays)
-        table = TieredTable(self.spec, arrays)
-        if self._stream.table is not None:
-            table.traffic = self._stream.table.traffic.copy()
-        return table
-
-    def _standing(self) -> Table | None:
-        """The core's table that goes on with the module, where there is one and it reads what lookups do."""
-        exact = self._facts.owned and (self._facts.stored or not self._facts.coded)
-        return (
-            self._live() if exact and self.memory.device.type == "cpu" and self.memory.dtype == torch.float32 else None
-        )
+        return self._going_on(TieredTable(self.spec, arrays)) if self._facts.owned else Table(self.spec, arrays)
 
     @torch.no_grad()
     def _step(self, group: Mapping[str, Any], state: MutableMapping[Any, Any]) -> None:
@@ -264,6 +262,13 @@ class Owned(Phased):
 
     # --- states -------------------------------------------------------------------------------------------------------
 
+    def _becoming(self, spec: TableSpec, new: Mapping[str, Tensor]) -> Changes:
+        """As for every module; the core's table is to be over the new numbers."""
+        changes, calls = super()._becoming(spec, new)
+        if self._facts.owned:
+            calls = [*calls, functools.partial(self.__dict__.update, _stream=Stream([], self._stream.traffic))]
+        return changes, calls
+
     def _become(self, spec: TableSpec, new: Mapping[str, Tensor]) -> None:
         """As for every module; what was met before is forgotten."""
         super()._become(spec, new)
@@ -285,6 +290,17 @@ class Owned(Phased):
         super()._load_from_state_dict(state_dict, prefix, *rest)
         if self._facts.owned and len(rest[-1]) == known:
             self._stream = Stream([])
+
+    def _other_spec(self, stamp: Words) -> TableSpec | None:
+        """As for every module; ids are known by as many buckets, however many of them have settled."""
+        if not self._facts.owned:
+            return super()._other_spec(stamp)
+        try:
+            spec = dataclasses.replace(spec_of(text_in(stamp)), seed=self._spec.seed)
+        except (KeyError, TypeError, ValueError):
+            return None
+        alike = dataclasses.replace(spec, sizes=self._spec.sizes) == self._spec != spec
+        return spec if alike and Tiers.of(spec).buckets == Tiers.of(self._spec).buckets else None
 
     def _look_closer(self) -> None:
         """As for every module; but an average of rows that have changed hands is nobody's vector."""
@@ -327,7 +343,7 @@ def _hashed(input: Any, device: Device) -> Any:
 def _note(module: Owned, vectors: Tensor, ids: Tensor) -> None:
     """Let a module meet ids when a gradient of their vectors comes back."""
     if vectors.grad_fn is not None and vectors.device.type != "meta":
-        vectors.grad_fn.register_prehook(lambda grads: module._meet(ids))
+        vectors.grad_fn.register_hook(lambda *grads: module._meet(ids))  # once they are known to be good
 
 
 def _listen(module: Owned) -> None:

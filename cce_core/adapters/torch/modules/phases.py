@@ -17,13 +17,13 @@ from torch import Tensor
 
 from cce_core.adapters.torch import guard
 from cce_core.adapters.torch.distributed import ddp
-from cce_core.adapters.torch.modules.stamp import checksum, is_of, stamped
+from cce_core.adapters.torch.modules.stamp import Words, checksum, is_of, stamped
 from cce_core.adapters.torch.modules.states import SMALL
 from cce_core.adapters.torch.modules.stored import Stored
 from cce_core.adapters.torch.operators import eager, stored
 from cce_core.adapters.torch.operators.arrays import Call, put, replacing, words
 from cce_core.adapters.torch.operators.counting import count
-from cce_core.adapters.torch.operators.facts import MEMORY, array_specs, facts_of, part_of, text_of
+from cce_core.adapters.torch.operators.facts import COUNTED, MEMORY, array_specs, facts_of, part_of, text_of
 from cce_core.method import get_method
 from cce_core.method.spec import TableSpec
 
@@ -92,7 +92,9 @@ class Phased(Stored):
         if facts.text == self._facts.text:
             return self._changes(new), []
         self._check_free()
-        specs, changes, calls = array_specs(spec), [(self.generation, new["generation"])], list[Call]()
+        specs, changes, calls = array_specs(spec), [], list[Call]()
+        if not facts.owned:
+            changes.append((self.generation, new["generation"]))
         device, layout, buffers = self.seed.device, part_of(facts.text, MEMORY).layout, dict[str, Tensor | None]()
         if facts.stored:
             data = stored.hollow(layout.n_units, layout.unit, self.memory)
@@ -103,10 +105,12 @@ class Phased(Stored):
         calls += replacing(self.memory, data, facts.stored)
         if spec.rank:
             changes.append((self.projection, new["projection"]))
-        buffers |= {n: new[n].to(device, copy=True) if n in specs else None for n in ("counts", "pointers")}
-        passes = None if "counts" not in specs else new.get("passes", torch.zeros(1, dtype=torch.int64))
-        buffers["passes"] = None if passes is None else passes.to(device, copy=True)
-        found = [new.get(name, own) for name in SMALL if (own := self._buffers.get(name)) is not None]
+        coming = ("pointers", "generation", *COUNTED) if facts.owned else ("counts", "pointers")
+        buffers |= {n: new[n].to(device, copy=True) if n in specs else None for n in coming if n in self._buffers}
+        if not facts.owned:
+            passes = None if "counts" not in specs else new.get("passes", torch.zeros(1, dtype=torch.int64))
+            buffers["passes"] = None if passes is None else passes.to(device, copy=True)
+        found = [new[name] if name in new else getattr(self, name) for name in SMALL if name == "seed" or name in specs]
         small = [words(tensor) for tensor in found if tensor.device.type != "meta"]
         of_pointers = checksum(words(new["pointers"]) if "pointers" in specs else None)
         calls += replacing(self.stamp, torch.from_numpy(stamped(facts.text, small, of_pointers)))
@@ -150,14 +154,20 @@ class Phased(Stored):
                 for parameter, grad in grads:
                     parameter.grad = grad
 
+    def _other_spec(self, stamp: Words) -> TableSpec | None:
+        """The spec that a stamp is of, if it is that of this table before or after a clustering."""
+        if self.phase is None:
+            return None
+        method = get_method(self._spec.method)
+        others = {method.reopened(self._spec), *method.clustered(self._spec)} - {self._spec}
+        return next((other for other in others if is_of(stamp, text_of(other))), None)
+
     def _followed(self, state: Mapping[str, Any], prefix: str) -> TableSpec | None:
         """The spec of a state that is of this table before or after a clustering, and whole; else None."""
-        stamp, phase = state.get(prefix + "stamp"), self.phase
-        if phase is None or not isinstance(stamp, Tensor) or stamp.dtype != torch.int64 or stamp.device.type == "meta":
+        stamp = state.get(prefix + "stamp")
+        if not isinstance(stamp, Tensor) or stamp.dtype != torch.int64 or stamp.device.type == "meta":
             return None
-        method, found = get_method(self._spec.method), words(stamp).view(np.int64).reshape(stamp.shape)
-        others = {method.reopened(self._spec), *method.clustered(self._spec)} - {self._spec}
-        spec = next((other for other in others if is_of(found, text_of(other))), None)
+        spec = self._other_spec(words(stamp).view(np.int64).reshape(stamp.shape))
         if spec is None:
             return None
         layout, specs = part_of(text_of(spec), MEMORY).layout, array_specs(spec)
