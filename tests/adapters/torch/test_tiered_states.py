@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import threading
 
 import numpy as np
 import pytest
@@ -131,6 +132,31 @@ def test_models_with_it_are_clustered_table_by_table():
     assert model[0].ledger().total <= 1000
     with pytest.raises(ValueError, match="nothing to reopen"):
         reopen_(model)
+
+
+def test_lookups_in_other_threads_see_map_and_memory_together():
+    """With a learning rate of 0, and nothing folded back, no id's vector ever changes, whoever has a row."""
+    emb, batches, stop, wrong = made(fold=False, num_bytes=600), stream(150), threading.Event(), []
+    ids = torch.cat(batches).unique()
+    expected, steps = emb(ids).detach(), FusedSGD(emb.parameters(), lr=0.0)
+
+    def look():
+        while not stop.is_set():
+            with torch.no_grad():
+                wrong.append(not torch.equal(emb(ids), expected))
+
+    threads = [threading.Thread(target=look) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        train(emb, steps, batches)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert len(wrong) > 10
+    assert not any(wrong)
+    assert emb.table.stats().evictions > 20
 
 
 # --- states, copies and files -----------------------------------------------------------------------------------------

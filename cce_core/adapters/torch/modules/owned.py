@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import weakref
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
@@ -73,7 +73,7 @@ class Stream:
     def __init__(self, met: list[Tensor], traffic: NDArray[np.int64] | None = None) -> None:
         self.met, self.traffic = met, traffic
         self.table: TieredTable | None = None
-        self.at: tuple[int, ...] = ()
+        self.at: list[int] = []
 
     def __reduce__(self) -> Any:
         return Stream, (self.met, self.traffic)  # a copy has a memory of its own
@@ -163,18 +163,23 @@ class Owned(Phased):
 
     def _live(self) -> TieredTable:
         """The core's table over the module's own memory; of straight-through rounding over the values behind the codes."""
-        stream, spec = self._stream, self.spec if self._stream.table is None else self._stream.table.spec
-        if self._facts.coded and not self._facts.stored:
-            spec = dataclasses.replace(spec, codec="float32")
-        of = array_specs(spec)
-        tensors = {name: self.codes if self._facts.stored and name == MEMORY else getattr(self, name) for name in of}
-        at = tuple(tensor.data_ptr() for tensor in tensors.values())
-        if stream.table is None or stream.at != at:
-            arrays = {
-                name: words(tensor).view(of[name].dtype).reshape(of[name].shape) for name, tensor in tensors.items()
-            }
-            stream.table, stream.at = self._going_on(TieredTable(spec, arrays)), at
+        stream = self._stream
+        if stream.table is None or self._places(stream.table.arrays()) != stream.at:
+            exact = self._facts.coded and not self._facts.stored
+            spec = dataclasses.replace(self.spec, codec="float32") if exact else self.spec
+            of = array_specs(spec)
+            shaped = zip(of.items(), map(words, self._held(of)), strict=True)
+            arrays = {name: array.view(one.dtype).reshape(one.shape) for (name, one), array in shaped}
+            stream.table, stream.at = self._going_on(TieredTable(spec, arrays)), self._places(of)
         return stream.table
+
+    def _held(self, names: Iterable[str]) -> list[Tensor]:
+        """What the core's table calls by these names."""
+        return [self.codes if name == MEMORY and self._facts.stored else getattr(self, name) for name in names]
+
+    def _places(self, names: Iterable[str]) -> list[int]:
+        """Where that lies."""
+        return [tensor.data_ptr() for tensor in self._held(names)]
 
     def _going_on(self, table: TieredTable) -> TieredTable:
         """A table that has done what this module's has."""
