@@ -30,6 +30,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # What shows nothing more uncompiled, or with every index checked, than as it is: it runs no compiled loop, or only such as other
 # tests hold to the same bits in every environment; or it starts programs of its own. `once` marks it, and doctests.
 ONCE = (
+    "adapters/torch/test_tiered.py",
+    "adapters/torch/test_tiered_states.py",
     "bench",
     "commands",
     "campaigns/test_copies.py",

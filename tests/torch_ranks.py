@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import pickle
 from typing import Any
@@ -198,6 +199,40 @@ def phased(wrap: Any, **options: Any) -> dict[str, Any]:
     return {**out, "state": state}
 
 
+def earning(wrap: Any, stands_for: int = 1, **options: Any) -> dict[str, Any]:
+    """A table whose ids earn rows, each step from two backward passes of each rank's share, which may be no id at all.
+
+    One process may stand for several, and does what they do one after the other.
+    """
+    import contextlib
+
+    import torch
+    from torch import distributed as dist
+
+    from cce_core.adapters.torch import Embedding, FusedSGD
+
+    together = dist.is_initialized()
+    ranks, size = ([dist.get_rank()], dist.get_world_size()) if together else (range(stands_for), stands_for)
+    torch.manual_seed(0)
+    settings: Any = {"num_bytes": 2000, "codec": "float32", "half_life": 5, "lead": 1, **options}
+    model = torch.nn.Sequential(Embedding(None, DIM, seed=3, method="tiered", **settings), torch.nn.Linear(DIM, 1))
+    emb, wrapped = model[0], wrap(model)
+    steps = FusedSGD(model.parameters(), lr=0.01)
+    for step, batch in enumerate(np.random.default_rng(4).zipf(1.3, (8, 2, IDS)) % 2**40):
+        if step == 5 and emb.sparse:
+            emb.cluster(optimizer=steps, num_bytes=1500, bits=4)
+        steps.zero_grad()
+        for rank, k in itertools.product(ranks, range(2)):
+            ends = [IDS * max(0, r - k) // max(1, size - k) for r in range(size)] + [IDS]
+            mine = torch.from_numpy(batch[k])[ends[rank] : ends[rank + 1]]
+            with wrapped.no_sync() if together and k == 0 else contextlib.nullcontext():
+                loss = (wrapped(mine) - mine[:, None] % 3).square().sum() / IDS
+                (loss * size if together else loss).backward()
+        steps.step()
+    assert emb.table.stats().evictions[0] > 3
+    return {"state": {k: v.numpy().copy() for k, v in model.state_dict().items()}, "said": str(emb.table.stats())}
+
+
 def disagreements() -> dict[str, str]:
     """What is said where the ranks do not hold the same."""
     import torch
@@ -258,13 +293,16 @@ def everything() -> dict[str, Any]:
 
     from cce_core.adapters.torch import leave_out_pointers
 
-    def left_out(model: Any) -> Any:
+    def left_out(model: Any, **more: Any) -> Any:
         left = leave_out_pointers(model)
-        names = ("shard", "counts", "pointers", "passes")
+        names = ("shard", "counts", "pointers", "passes", "own_counts", "sketch", "clock")
         assert set(left) == {f"0.{name}" for name in names if name in model[0]._buffers}
-        wrapped = DistributedDataParallel(model)
+        wrapped = DistributedDataParallel(model, **more)
         assert not any(b is getattr(model[0], "pointers", None) for b in wrapped.modules_buffers)
         return wrapped
+
+    def left_out_hollow(model: Any) -> Any:
+        return left_out(model, init_sync=False)
 
     def fully_sharded(model: Any) -> Any:
         from torch.distributed.device_mesh import init_device_mesh
@@ -295,6 +333,9 @@ def everything() -> dict[str, Any]:
     out["phased, static"] = phased(
         lambda m: DistributedDataParallel(m, static_graph=True, gradient_as_bucket_view=True)
     )
+    out["earning"] = earning(DistributedDataParallel)
+    out["earning, left out"] = earning(left_out, sparse=True)
+    out["earning, codes"] = earning(left_out_hollow, codec="int8", rounding="stochastic")
     out["sharded"] = sharded()
     out["disagreements"] = disagreements()
     return out

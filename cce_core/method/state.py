@@ -233,10 +233,13 @@ class TableState:
         (column,) = self.layout.columns
         return column.rows - self.owners.first_shared
 
-    def settle(self, states: Sequence[NDArray[np.float32]] = ()) -> None:
+    def settle(self, states: Sequence[NDArray[np.float32]] = ()) -> NDArray[np.int64]:
         """Between two steps: give rows to the ids that have earned them; an optimiser's `states` of the memory move along.
 
         Optimisers call it for tables with `owners` as they end a step, before trained values are rounded.
+
+        Returns:
+            The rows that have changed hands.
         """
         assert self.owners is not None
         step = self.owners.now
@@ -250,6 +253,7 @@ class TableState:
                 self._move(Moves.of(self.owners, changes, self.n_shared, self.spec.option("fold")), states)
                 self.turn += 1
             self.stored.rounds = _ROUNDS * (step + 1)  # so that a loaded table goes on with the same draws
+        return changes.rows.astype(np.int64)
 
     def _move(self, moves: Moves, states: Sequence[NDArray[np.float32]]) -> None:
         """Move vectors and states; with a codec, in a copy of the rows that are read or changed, which is then rounded."""

@@ -25,7 +25,7 @@ _SHARED, _MOST_SHARED = (
     8,
 )  # own rows per shared one of a table, and the most of these: ids that are new have much in common
 _POLICY = ("admission", "eviction", "half_life", "lead", "grace", "admit_threshold", "admit_probability", "ttl")
-_OWN = {
+OWN = {  # arrays of owners, and what a table calls them
     "map": "pointers",
     "counts": "own_counts",
     "seen": "own_seen",
@@ -198,7 +198,7 @@ class Tiered(BlockMethod):
         """Who owns which row, over the arrays of a table."""
         tiers = Tiers.of(spec)
         empty: dict[str, NDArray[Any]] = {"own_seen": np.empty(0, np.uint32), "own_young": np.empty(0, np.uint8)}
-        held = {name: arrays[own] if own in arrays else empty[own] for name, own in _OWN.items()}
+        held = {name: arrays[own] if own in arrays else empty[own] for name, own in OWN.items()}
         policy = _policy(dict(spec.options))
         more: Any = {"bits": spec.option("bits"), "seed": spec.seed, "n_tables": spec.n_tables}
         if tiers.slots:

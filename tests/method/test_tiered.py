@@ -339,14 +339,6 @@ def test_bad_types_say_what_is_wrong():
         made().lookup(["a"])
 
 
-def test_torchs_modules_say_that_they_do_not_take_it_yet():
-    pytest.importorskip("torch")
-    from cce_core.adapters.torch import Embedding
-
-    with pytest.raises(ValueError, match="method 'tiered' is not in torch's modules yet"):
-        Embedding(None, 8, method="tiered", num_bytes=500, rounding="straight-through")
-
-
 def test_files_whose_clock_is_wrong_are_refused(tmp_path):
     table = made()
     table.owners.sketch.clock[0] = -1

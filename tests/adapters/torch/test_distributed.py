@@ -144,6 +144,22 @@ def test_phases_within_data_parallel_training(ranks, name):
         assert all(np.abs(g).max() > 0 for g in found[f"gradients {phase}"].values())
 
 
+@pytest.mark.parametrize("name", ["earning", "earning, left out", "earning, codes"])
+def test_rows_are_given_to_the_ids_that_all_ranks_have_met(ranks, name):
+    """Those that one process gives them to, and the same bits on all ranks (above), whatever each has met."""
+    options = {"left out": {"sparse": True}, "codes": {"codec": "int8", "rounding": "stochastic"}}
+    options = options.get(name[len("earning, ") :], {})
+    alone, found = torch_ranks.earning(lambda model: model, len(ranks), **options), ranks[0][name]
+    assert found["said"] == alone["said"]
+    for key, value in alone["state"].items():
+        if "out" in name and key.endswith(("memory", "projection", "pointers", "stamp", "weight", "bias")):
+            continue  # ids have settled there, and the last bits of gradients may lead k-means elsewhere
+        if key.endswith(("memory", "projection", "weight", "bias", "scales")):
+            np.testing.assert_allclose(found["state"][key], value, rtol=1e-3, atol=0.1 if "codes" in name else 1e-5)
+        elif not key.endswith("codes"):
+            np.testing.assert_array_equal(found["state"][key], value)
+
+
 def test_torchs_own_modules_are_left_to_it():
     from torch.nn.parallel import DistributedDataParallel
 

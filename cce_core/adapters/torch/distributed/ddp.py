@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cce_core import _check
 from cce_core.adapters.torch.distributed.ranks import ranks_of
+from cce_core.adapters.torch.operators.facts import COUNTED
 
 _LISTED = "_build_params_for_reducer"
 _wrappers: weakref.WeakKeyDictionary[torch.nn.Module, weakref.WeakSet[DistributedDataParallel]] = (
@@ -68,6 +69,13 @@ def wrappers(module: torch.nn.Module) -> list[DistributedDataParallel]:
     return found
 
 
+def group_of(module: torch.nn.Module) -> distributed.ProcessGroup | None:
+    """The process group of a wrapped model that a table is in; None where it is in none."""
+    for one in _wrappers.get(module, ()):
+        return one.process_group
+    return None
+
+
 def rebuild(wrapper: Any) -> None:
     """Make room for the gradients as they are now, as torch does for a wrapped model that it unpickles."""
     parameters, expected = wrapper._build_params_for_reducer()
@@ -83,7 +91,8 @@ def leave_out_pointers(model: torch.nn.Module, group: distributed.ProcessGroup |
 
     Call it on the model that is to be wrapped, on every rank, before it is wrapped. Pointers change in `cluster()` alone, which
     keeps them equal on all ranks; without this call they are still right, but sent again at every forward pass. Of a `vq` table
-    the counters are left out too: each rank counts what it meets, and `cluster()` adds it up.
+    the counters are left out too: each rank counts what it meets, and `cluster()` adds it up. Of a `tiered` table map and counts
+    are: all ranks count what all have met.
 
     Args:
         model: the model, or a part of it that is wrapped by itself.
@@ -108,7 +117,7 @@ def leave_out_pointers(model: torch.nn.Module, group: distributed.ProcessGroup |
         for place, owner in model.named_modules()
         if hasattr(owner, "_facts")
         for name in owner._buffers
-        if name in ("pointers", "shard", "counts", "passes")
+        if name in ("pointers", "shard", "counts", "passes", *COUNTED)
     }
     names = list(owners)
     ranks = ranks_of(group)

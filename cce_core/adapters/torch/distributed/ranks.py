@@ -46,6 +46,13 @@ class Ranks:
         distributed.all_gather(all_of, tensor, group=self.group)
         return [np.asarray(one.cpu()) for one in all_of]
 
+    def gather_uneven(self, values: NDArray[Any]) -> list[NDArray[Any]]:
+        """Everyone's row of int64 or uint64, of whatever length, by rank."""
+        lengths = [int(one[0]) for one in self.gather(np.array([len(values)]))]
+        padded = np.zeros(max(lengths), np.int64)
+        padded[: len(values)] = values.view(np.int64)
+        return [one[:n].view(values.dtype) for one, n in zip(self.gather(padded), lengths, strict=True)]
+
     def most(self, value: float) -> float:
         """The largest of everyone's numbers."""
         return float(max(one[0] for one in self.gather(np.array([value]))))

@@ -99,6 +99,7 @@ class EmbeddingBag(Compressed):
 
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         """The bags' vectors: (bags, embedding_dim)."""
+        input = self._ids(input)
         self._check(input, offsets, per_sample_weights)
         ids = self._row(input)
         ends = self._ends(input, offsets)

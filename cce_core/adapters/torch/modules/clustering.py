@@ -19,6 +19,7 @@ from cce_core.adapters.torch.operators.facts import MEMORY, WEIGHTS, array_specs
 from cce_core.adapters.torch.optim.moments import Pointed, carried, refitted
 from cce_core.learning.cluster import ClusterReport
 from cce_core.learning.cluster import cluster as learn
+from cce_core.method.heirs import Heirs
 from cce_core.method.spec import ROUNDINGS, TableSpec
 from cce_core.storage.counters import estimates
 from cce_core.tables.table import Table
@@ -39,20 +40,28 @@ def cluster(
         ranks: of the process group, or None.
         settings: of the clustering.
     """
-    spec = module.spec
-    if module.phase is not None:
+    spec, owned, heirs = module.spec, module._facts.owned, None
+    if module.phase is not None or owned:
         module._check_free()  # before the work
-    if ranks is None and not module.shard_pointers and _on_gpu(module) and device_cluster.clusters(spec, settings):
+    if (
+        not owned
+        and ranks is None
+        and not module.shard_pointers
+        and _on_gpu(module)
+        and device_cluster.clusters(spec, settings)
+    ):
         new = {name: getattr(module, name).detach().clone() for name in array_specs(spec) if name != "scales"}
         report = device_cluster.cluster(spec, new, weights=weights, **settings)
     else:
         table = module._copied()
-        if ranks is None or table.phase is None:
-            report = learn(table, weights=weights, ranks=ranks, **settings)
-        else:
+        if ranks is not None and (owned or table.phase is not None):
             report = _alike(table, weights, ranks, settings)
-        new, spec = tensors_of(table), table.spec
-    adopt(module, spec, new, optimizers, remap, copies, own="vectors" not in settings)
+        elif owned:
+            report = table.cluster(weights=weights, **settings)
+        else:
+            report = learn(table, weights=weights, ranks=ranks, **settings)
+        new, spec, heirs = tensors_of(table), table.spec, table.heirs
+    adopt(module, spec, new, optimizers, remap, copies, own="vectors" not in settings, heirs=heirs)
     return report
 
 
@@ -70,7 +79,7 @@ def _alike(table: Table, weights: Any, ranks: Ranks, settings: dict[str, Any]) -
         weights = np.sqrt(met / 16.0) if met.any() else None
     given = {name: v for name, v in {"weights": weights, "vectors": settings.get("vectors")}.items() if v is not None}
     ranks.agree({"specs": table.spec, **arrays, **{n: np.asarray(v) for n, v in given.items()}}, "before clustering")
-    report = learn(table, weights=weights, **settings)
+    report = table.cluster(weights=weights, **settings)
     ranks.agree(table.arrays(), "after clustering")
     return report
 
@@ -79,12 +88,12 @@ def reopen(module: Any, optimizers: list[torch.optim.Optimizer], remap: bool, co
     """`Embedding.reopen`; the arguments are those of `cluster`."""
     table = module._copied()
     table.reopen()
-    adopt(module, table.spec, tensors_of(table), optimizers, remap, copies, own=True)
+    adopt(module, table.spec, tensors_of(table), optimizers, remap, copies, own=True, heirs=table.heirs)
 
 
 def adopt(
     module: Any, spec: TableSpec, new: dict[str, Tensor], optimizers: list[torch.optim.Optimizer], remap: bool,
-    copies: list[Any], own: bool,
+    copies: list[Any], own: bool, heirs: Heirs | None = None,
 ) -> None:  # fmt: skip
     """Make a module the table of a spec with new arrays, and with it what optimisers know and its averages.
 
@@ -92,11 +101,19 @@ def adopt(
         module, optimizers, remap, copies: as for `cluster`.
         spec, new: what it is to be.
         own: whether the vectors are the module's own, so that its averages have others.
+        heirs: of a table whose ids earn rows, which rows go on as which others.
 
     Raises:
-        ValueError: the memory is to have another shape, but none of the optimisers trains it. Nothing is changed.
+        ValueError: the memory is to have another shape, but none of the optimisers trains it; or averages of a table whose ids
+            earn rows were given. Nothing is changed.
     """
-    copies = list({id(one): one for one in (*module._followers(), *copies)}.values())
+    if module._facts.owned and copies:
+        raise ValueError(
+            f"averages of a {spec.method!r} table do not come along, whose rows change hands: leave averaged out, and take its "
+            "parameters and buffers from the model, by load_state_dict"
+        )
+    if not module._facts.owned:
+        copies = list({id(one): one for one in (*module._followers(), *copies)}.values())
     before, text = module._pointed(), text_of(spec)
     if optimizers and text != before.text and not _is_trained(module.memory, optimizers):
         raise ValueError(
@@ -106,7 +123,7 @@ def adopt(
     changes, calls = module._becoming(spec, new)
     after = Pointed(text, new.get("keys"), new.get("pointers")).to(module.seed.device)
     vocab, ours = spec.vocab or 0, {name: p for name, p in module.named_parameters() if name in (MEMORY, WEIGHTS)}
-    more = carried(optimizers, ours, before, after, vocab, remap)
+    more = carried(optimizers, ours, before, after, vocab, remap, heirs)
     for copy in copies:
         there, device = dict(new), copy.seed.device
         if not module._facts.weighed and not module._facts.stored and own:

@@ -23,8 +23,13 @@ class Embedding(Compressed):
     A table of the method `vq` has a row per id while it learns (`emb.phase == "rows"`), and one learned pointer per id to shared
     rows once `cluster()` was called ("codes"), late in training. A module of either phase takes a state of either.
 
+    A table of the method `tiered` has own rows for the ids that earn them, found in a map, and shared rows for others. What is
+    looked up in training mode is counted once its gradient has come back; after each step of whichever torch optimiser trains the
+    `memory`, rows change hands, and what the optimiser knew of these is forgotten. It is trained on the CPU, in float32 or in
+    codes; under DistributedDataParallel all ranks count what all have met. `emb.table` says who has rows.
+
     Args:
-        num_embeddings: ids go from 0 to num_embeddings − 1; None, for methods that only hash, takes every 64-bit id.
+        num_embeddings: ids go from 0 to num_embeddings − 1; None, for methods that only hash, takes every 64-bit id, and strings.
         embedding_dim: floats of a vector.
         padding_idx: an id whose vector has no gradient; negative ones count from the end. It is 0, or its row of the trained
             table that this one is made from, kept beside it. For a full table, 0 at first, as in torch.
@@ -50,12 +55,13 @@ class Embedding(Compressed):
         options: the method's own.
 
     Shape:
-        input: any integers (*); output: (*, embedding_dim).
+        input: any integers (*), or of an unbounded table a list or array of strings, which `hash_strings` hashes;
+        output: (*, embedding_dim).
 
     Raises:
         BudgetError, ValueError, TypeError: as for `cce_core.make_table`.
         IndexError: an id is out of range (of a forward pass on the CPU).
-        RuntimeError: ids are not integers, or on another device (of a forward pass).
+        RuntimeError: ids are not integers, or on another device, or a `tiered` table is not on the CPU (of a forward pass).
 
     Cost:
         That of `cce_core.Table.lookup`, and some 20 µs a call.
@@ -115,6 +121,7 @@ class Embedding(Compressed):
 
     def forward(self, input: Tensor) -> Tensor:
         """The vectors of ids of any shape: (*, embedding_dim)."""
+        input = self._ids(input)
         ids = self._row(input)
         return self._counted(self._vectors(ids), ids).view(*input.shape, self.embedding_dim)
 

@@ -25,6 +25,8 @@ def cluster_(
 ) -> dict[str, ClusterReport]:
     """Cluster every table of a model that learns its sketch while training (`cce`, `cce_robe`, `vq`), shared ones once.
 
+    A `tiered` table, which is clustered to fewer bytes, is left to its own `cluster(num_bytes=…)`.
+
     Args:
         model: any module, an `Embedding` itself too.
         optimizer: a torch optimiser, or several, whose moments go along; see `Embedding.cluster`.

@@ -20,7 +20,8 @@ from cce_core.adapters.torch.distributed.ranks import ranks_of
 from cce_core.adapters.torch.modules import clustering
 from cce_core.adapters.torch.modules.arguments import dtype_of, is_plain, optimizers_of, padding_of
 from cce_core.adapters.torch.modules.forward import lookup
-from cce_core.adapters.torch.modules.phases import PHASED, Phased
+from cce_core.adapters.torch.modules.owned import Owned, check_owned
+from cce_core.adapters.torch.modules.phases import PHASED
 from cce_core.adapters.torch.modules.stamp import checksum, stamped
 from cce_core.adapters.torch.modules.states import SMALL, Averages, reading
 from cce_core.adapters.torch.modules.weight import PADDING, Weighted
@@ -44,7 +45,7 @@ Weights: TypeAlias = Tensor | ArrayLike | None
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 
-class Compressed(Phased, Weighted):
+class Compressed(Owned, Weighted):
     """A module around one table.
 
     Trained arrays are parameters, blocks as rows: `memory` (units, unit), `weights` likewise, `projection` (rank + 1, dim), and
@@ -78,11 +79,6 @@ class Compressed(Phased, Weighted):
         if scale_grad_by_freq and num_embeddings is None:
             raise ValueError("scale_grad_by_freq counts ids up to num_embeddings: give it a number")
         rule = get_method(resolved(_check.instance("method", method, str, "a method's name"))[0])
-        if rule.owned:
-            raise ValueError(
-                f"method {rule.name!r} is not in torch's modules yet, whose parameters keep their rows: train it with "
-                "cce.make_table, or take method='hash'"
-            )
         if rule.phased and shard_pointers:
             raise ValueError(
                 f"a {rule.name!r} table has no pointers to share out before it is clustered: leave shard_pointers out, or "
@@ -96,6 +92,8 @@ class Compressed(Phased, Weighted):
         if seed is None:  # torch's own generator says it; but a full table then begins as torch's does
             seed = 0 if plain else int(torch.randint(2**63 - 1, (), device="cpu"))
         table = make_table(method, num_embeddings, embedding_dim, seed=seed, **options)
+        if rule.owned:
+            check_owned(table.spec, dtype, shard_pointers)
         self.num_embeddings, self.embedding_dim = num_embeddings, table.spec.dim
         self.padding_idx = padding_of(padding_idx, num_embeddings)
         self.max_norm, self.norm_type = max_norm, norm_type
@@ -128,7 +126,7 @@ class Compressed(Phased, Weighted):
                 self.register_buffer(name, tensor_of(values, device))
         for name, drawn in self._drawn().items():
             self.register_buffer(name, tensor_of(drawn, device))
-        for name in PHASED if rule.phased else ():  # of the other phase
+        for name in PHASED if rule.phased else ("generation",) if rule.owned else ():  # of the other phase
             if name not in self._buffers:
                 self.register_buffer(name, None)
         self.register_buffer(PADDING, None)
@@ -246,19 +244,12 @@ class Compressed(Phased, Weighted):
     # --- the core's table ---------------------------------------------------------------------------------------------
 
     @property
-    def spec(self) -> TableSpec:
-        """All sizes and seeds, as the core's table has them."""
-        if self.seed.device.type == "meta":
-            return self._spec
-        return dataclasses.replace(self._spec, seed=int(self.seed) & (2**64 - 1))
-
-    @property
     def table(self) -> Table:
         """The core's table over the same memory where it can be (CPU, float32 and no codec), over copies elsewhere."""
         return self._table(self._arrays())
 
     def _table(self, arrays: dict[str, NDArray[Any]]) -> Table:
-        table = Table(self.spec, arrays)
+        table = self._core(arrays)
         if self._facts.coded and not self._facts.stored:
             table.parameters()[MEMORY][:] = float32(self.memory).reshape(-1)
         return table
@@ -312,6 +303,9 @@ class Compressed(Phased, Weighted):
         Of a `vq` table, which goes from rows to codes, the parameters keep their identity alone: the memory has other numbers of
         another shape, without a gradient, and buffers come and go. An optimiser that trains it must be given, then.
 
+        Ids of a `tiered` table settle, with settings (`num_bytes`, `bits`, `keep`, …) and a report as of `TieredTable.cluster`.
+        Parameters keep their identity alone there too, moments go with the rows, and averages do not come along.
+
         Averages of this module (`torch.optim.swa_utils.AveragedModel` and the like) must come along, since rows mean something
         else afterwards: they get the new pointers, and a memory whose vectors are near those that they had. A copy whose buffers
         something keeps equal to this module's comes by itself; any other is given as `averaged`.
@@ -329,7 +323,8 @@ class Compressed(Phased, Weighted):
 
         Args:
             optimizer: a torch optimiser, or several, that must not go on with moments of rows which mean something else now.
-            weights: how much each id counts, real numbers (num_embeddings,): a tensor, an array or a list.
+            weights: how much each id counts, real numbers (num_embeddings,): a tensor, an array or a list. Of a `tiered` table
+                it is the owner of each own row.
             moments: "remap" gives each new row the mean of the moments that its ids had (their sum, where each had a row of its
                 own, since the gradient of a shared row is the sum of theirs); "reset" forgets them, as for a new parameter. Both
                 concern the memory and its weights alone. On MovieLens 100K they train alike (GMF with AdamW, four clusterings:
@@ -356,6 +351,8 @@ class Compressed(Phased, Weighted):
 
     def reopen(self, *, optimizer: Optimizers = None, moments: str = "remap", averaged: Averages = None) -> None:
         """Give every id of a clustered `vq` table a row again, that of its pointers, for new data; counters begin at 0.
+
+        Of a `tiered` table every settled id, as far as the rows go that there were before: see `TieredTable.reopen`.
 
         Args:
             optimizer, moments, averaged: as for `cluster`.
@@ -415,7 +412,7 @@ class Compressed(Phased, Weighted):
                 out += [(self.codes, new["codes"]), (self.scales, new["scales"])]
             elif name != "scales":
                 out.append((getattr(self, name), new[name]))
-        small = [words(new.get(name, getattr(self, name))) for name in SMALL if name in self._buffers]
+        small = [words(new.get(name, getattr(self, name))) for name in SMALL if self._buffers.get(name) is not None]
         of_pointers = checksum(words(new["pointers"]) if "pointers" in new else None)
         return [*out, (self.stamp, torch.from_numpy(stamped(self._facts.text, small, of_pointers)))]
 

@@ -6,6 +6,7 @@ them; buffers of the other phase are None. A state says in its stamp of which ph
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, MutableMapping
 from typing import Any
@@ -16,19 +17,19 @@ from torch import Tensor
 
 from cce_core.adapters.torch import guard
 from cce_core.adapters.torch.distributed import ddp
-from cce_core.adapters.torch.modules.stamp import checksum, is_of, stamped
+from cce_core.adapters.torch.modules.stamp import Words, checksum, is_of, stamped
 from cce_core.adapters.torch.modules.states import SMALL
 from cce_core.adapters.torch.modules.stored import Stored
 from cce_core.adapters.torch.operators import eager, stored
 from cce_core.adapters.torch.operators.arrays import Call, put, replacing, words
 from cce_core.adapters.torch.operators.counting import count
-from cce_core.adapters.torch.operators.facts import MEMORY, array_specs, facts_of, part_of, text_of
+from cce_core.adapters.torch.operators.facts import COUNTED, MEMORY, array_specs, facts_of, part_of, text_of
 from cce_core.method import get_method
 from cce_core.method.spec import TableSpec
 
 PHASED = ("counts", "passes", "pointers")  # buffers of one phase or the other
 # torch 2.6 cannot tell: it counts in neither.
-_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 Changes = tuple[list[tuple[Tensor, Tensor]], list[Call]]  # for `put`
 
 
@@ -47,6 +48,13 @@ class Phased(Stored):
     _spec: TableSpec
 
     @property
+    def spec(self) -> TableSpec:
+        """All sizes and seeds, as the core's table has them."""
+        if self.seed.device.type == "meta":
+            return self._spec
+        return dataclasses.replace(self._spec, seed=int(self.seed) & (2**64 - 1))
+
+    @property
     def phase(self) -> str | None:
         """ "rows" before `cluster()` and "codes" after it, for a method (`vq`) that then stores something else; else None."""
         found = dict(self._spec.options).get("phase")
@@ -62,7 +70,7 @@ class Phased(Stored):
         if self._buffers.get("counts") is None or not vectors.requires_grad or eager.transformed():
             return vectors
         if torch.compiler.is_compiling():
-            if self.training and not _exporting():
+            if self.training and not exporting():
                 count(self.counts, self.passes, ids, self.seed, self.padding_idx)
         elif vectors.grad_fn is not None and vectors.device.type != "meta":
             vectors.grad_fn.register_prehook(functools.partial(_count, self, self.counts, ids))
@@ -84,7 +92,9 @@ class Phased(Stored):
         if facts.text == self._facts.text:
             return self._changes(new), []
         self._check_free()
-        specs, changes, calls = array_specs(spec), [(self.generation, new["generation"])], list[Call]()
+        specs, changes, calls = array_specs(spec), [], list[Call]()
+        if not facts.owned:
+            changes.append((self.generation, new["generation"]))
         device, layout, buffers = self.seed.device, part_of(facts.text, MEMORY).layout, dict[str, Tensor | None]()
         if facts.stored:
             data = stored.hollow(layout.n_units, layout.unit, self.memory)
@@ -95,10 +105,12 @@ class Phased(Stored):
         calls += replacing(self.memory, data, facts.stored)
         if spec.rank:
             changes.append((self.projection, new["projection"]))
-        buffers |= {n: new[n].to(device, copy=True) if n in specs else None for n in ("counts", "pointers")}
-        passes = None if "counts" not in specs else new.get("passes", torch.zeros(1, dtype=torch.int64))
-        buffers["passes"] = None if passes is None else passes.to(device, copy=True)
-        found = [new.get(name, own) for name in SMALL if (own := self._buffers.get(name)) is not None]
+        coming = ("pointers", "generation", *COUNTED) if facts.owned else ("counts", "pointers")
+        buffers |= {n: new[n].to(device, copy=True) if n in specs else None for n in coming if n in self._buffers}
+        if not facts.owned:
+            passes = None if "counts" not in specs else new.get("passes", torch.zeros(1, dtype=torch.int64))
+            buffers["passes"] = None if passes is None else passes.to(device, copy=True)
+        found = [new[name] if name in new else getattr(self, name) for name in SMALL if name == "seed" or name in specs]
         small = [words(tensor) for tensor in found if tensor.device.type != "meta"]
         of_pointers = checksum(words(new["pointers"]) if "pointers" in specs else None)
         calls += replacing(self.stamp, torch.from_numpy(stamped(facts.text, small, of_pointers)))
@@ -142,14 +154,20 @@ class Phased(Stored):
                 for parameter, grad in grads:
                     parameter.grad = grad
 
+    def _other_spec(self, stamp: Words) -> TableSpec | None:
+        """The spec that a stamp is of, if it is that of this table before or after a clustering."""
+        if self.phase is None:
+            return None
+        method = get_method(self._spec.method)
+        others = {method.reopened(self._spec), *method.clustered(self._spec)} - {self._spec}
+        return next((other for other in others if is_of(stamp, text_of(other))), None)
+
     def _followed(self, state: Mapping[str, Any], prefix: str) -> TableSpec | None:
         """The spec of a state that is of this table before or after a clustering, and whole; else None."""
-        stamp, phase = state.get(prefix + "stamp"), self.phase
-        if phase is None or not isinstance(stamp, Tensor) or stamp.dtype != torch.int64 or stamp.device.type == "meta":
+        stamp = state.get(prefix + "stamp")
+        if not isinstance(stamp, Tensor) or stamp.dtype != torch.int64 or stamp.device.type == "meta":
             return None
-        method, found = get_method(self._spec.method), words(stamp).view(np.int64).reshape(stamp.shape)
-        others = {method.reopened(self._spec), *method.clustered(self._spec)} - {self._spec}
-        spec = next((other for other in others if is_of(found, text_of(other))), None)
+        spec = self._other_spec(words(stamp).view(np.int64).reshape(stamp.shape))
         if spec is None:
             return None
         layout, specs = part_of(text_of(spec), MEMORY).layout, array_specs(spec)

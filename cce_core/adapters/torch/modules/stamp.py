@@ -65,6 +65,13 @@ def is_of(stamp: Words, text: str) -> bool:
     return stamp.shape == (len(line) + 2,) and np.array_equal(stamp[2:], line)
 
 
+def text_in(stamp: Words) -> str:
+    """The spec that a stamp says it is of; "" where it cannot be read."""
+    if not 2 < stamp.size <= _MOST or stamp.ndim != 1:
+        return ""
+    return stamp[2:].astype("<i8").tobytes().decode(errors="replace").rstrip()
+
+
 def averaged_from(stamp: Words, whole: Words) -> bool:
     """Whether a stamp is what the arithmetic of floats makes of a stamp and itself."""
     near = np.abs(stamp.astype(np.float64) - whole) <= _NEAR * np.abs(whole.astype(np.float64))
@@ -73,10 +80,8 @@ def averaged_from(stamp: Words, whole: Words) -> bool:
 
 def other_table(stamp: Words, text: str) -> str:
     """In what the table of a stamp is another than ours, by name; "" where it is ours, or the stamp cannot be read."""
-    if not 2 < stamp.size <= _MOST or stamp.ndim != 1:
-        return ""
     try:
-        theirs = json.loads(stamp[2:].astype("<i8").tobytes())
+        theirs = json.loads(text_in(stamp))
     except (ValueError, RecursionError):
         return ""
     if not isinstance(theirs, dict) or "method" not in theirs:

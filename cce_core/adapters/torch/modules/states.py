@@ -167,8 +167,8 @@ class Stated(torch.nn.Module):
             now = words(self.stamp).view(np.int64)
         written = self.stamp is mark.stamp  # else it was moved
         if mark.known not in (0, int(now[0])) and not mark.copied:
-            for other in _others(self):
-                if other._mark.made == int(now[0]) and not _equal(self.memory, other.memory):
+            for other in others(self):
+                if other._mark.made == int(now[0]) and not equal(self.memory, other.memory):
                     raise RuntimeError(
                         "this table got the pointers that another learned in cluster(), but not its memory, and its own rows "
                         f"mean other things: call {_CARRY}, or load_state_dict where this is to be a copy"
@@ -181,7 +181,7 @@ class Stated(torch.nn.Module):
 
     def _healed(self, now: Words) -> bool:
         """Whether the buffers were averaged with those of a module that holds the same ones, and could be taken from it."""
-        for other in _others(self):
+        for other in others(self):
             if other._mark.kin == self._mark.kin and other._mark.known == self._mark.known and other._is_whole():
                 whole = words(other.stamp).view(np.int64)
                 if averaged_from(now, whole):
@@ -239,7 +239,7 @@ class Stated(torch.nn.Module):
         nobody can tell an average from a model that is trained by itself.
         """
         found, alone = [], False
-        for other in _others(self):
+        for other in others(self):
             mark, stamp, memory = other._mark, other.stamp, other.memory
             if mark.kin != self._mark.kin or mark.known != self._mark.known:
                 continue
@@ -316,7 +316,7 @@ class Stated(torch.nn.Module):
         return "" if np.array_equal(stamp, right) else f"its checksum does not fit: {_MIXED}"
 
 
-def _others(module: Stated) -> list[Stated]:
+def others(module: Stated) -> list[Stated]:
     """All other modules that are alive, of the same table."""
     while True:
         try:
@@ -328,5 +328,5 @@ def _others(module: Stated) -> list[Stated]:
     return [m for m in alive if m is not module and m._facts.text == text and m.seed.device.type != "meta"]
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
+def equal(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.equal(a.detach().cpu(), b.detach().cpu())

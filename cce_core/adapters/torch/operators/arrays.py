@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Device: TypeAlias = str | int | torch.device
-_TYPES = {torch.float32: "<f4", torch.int64: "<u8", torch.uint8: "|u1"}
-_ITSELF = (np.float32, np.uint8)  # types that both have; 64-bit words are int64 in torch
+_TYPES = {torch.float32: "<f4", torch.int64: "<u8", torch.int32: "<u4", torch.uint8: "|u1"}
+_ITSELF = (np.float32, np.uint8)  # types that both have; words of 64 and 32 bits are int64 and int32 in torch
 
 
 def array(tensor: Tensor) -> NDArray[Any]:
-    """The memory of a contiguous CPU tensor as a flat array: float32, bytes, or the 64-bit words that int64 stands for.
+    """The memory of a contiguous CPU tensor as a flat array: float32, bytes, or the words that int64 and int32 stand for.
 
     Unlike `.numpy()` it leaves the storage resizable, which FSDP needs.
     """
@@ -38,8 +38,10 @@ def tensor_of(values: NDArray[Any], device: Device, dtype: torch.dtype | None = 
 
 
 def shared(values: NDArray[Any]) -> Tensor:
-    """A tensor over an array's memory: float32, bytes, or the int64 that stand for 64-bit words."""
-    return torch.from_numpy(values if values.dtype in _ITSELF else np.asarray(values).view(np.int64))
+    """A tensor over an array's memory: float32, bytes, or the int64 and int32 that stand for words."""
+    if values.dtype in _ITSELF:
+        return torch.from_numpy(values)
+    return torch.from_numpy(np.asarray(values).view(np.int32 if values.dtype == np.uint32 else np.int64))
 
 
 @torch.no_grad()

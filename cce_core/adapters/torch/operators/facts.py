@@ -16,9 +16,12 @@ from cce_core.method.block import BlockMethod
 from cce_core.method.checked import checked
 from cce_core.method.spec import ROUNDINGS, TableSpec
 from cce_core.method.tensor_train import TensorTrain
+from cce_core.method.tiered import OWN
 from cce_core.sketching.layout import POINTER, Layout
 
 MEMORY, WEIGHTS = "memory", "weights"
+COUNTED = tuple(name for name in OWN.values() if name != "pointers")  # of tables whose ids earn rows
+_UNREAD = ("generation", "scales", "counts", *COUNTED)  # by a lookup
 POINTED, HASHED = ":pointed", ":hashed"  # the columns of a part that read pointers, and those that do not
 
 
@@ -41,6 +44,7 @@ class Facts(NamedTuple):
         layers: hidden layers of a network.
         cores: (left, d · right) of each core of a train.
         halves: the parts, by kind of column, that a lookup with pointers from elsewhere is made of.
+        owned: whether training gives rows to ids and takes them away.
     """
 
     text: str
@@ -58,6 +62,7 @@ class Facts(NamedTuple):
     layers: int = 0
     cores: tuple[tuple[int, int], ...] = ()
     halves: tuple[str, ...] = ()
+    owned: bool = False
 
 
 def text_of(spec: TableSpec) -> str:
@@ -122,7 +127,7 @@ def _halves(method: BlockMethod, spec: TableSpec) -> Iterator[str]:
 def facts_of(spec: TableSpec) -> Facts:
     """A spec, resolved."""
     method, text = get_method(spec.method), text_of(spec)
-    names = tuple(name for name in array_specs(spec) if name not in ("generation", "scales", "counts"))
+    names = tuple(name for name in array_specs(spec) if name not in _UNREAD)
     stored = spec.codec != "float32" and spec.rounding == ROUNDINGS[1]
     names += ("codes", "scales") if stored else ()
     base: dict[str, Any] = {"text": text, "arrays": names, "inner": spec.inner, "rank": spec.rank}
@@ -138,6 +143,7 @@ def facts_of(spec: TableSpec) -> Facts:
             coded=spec.codec != "float32",
             stored=stored,
             halves=tuple(_halves(method, spec)),
+            owned=method.owned,
             **base,
         )
     if isinstance(method, TensorTrain):

@@ -13,6 +13,7 @@ from torch import Tensor
 from cce_core.adapters.torch.operators import blocks
 from cce_core.adapters.torch.operators.arrays import Call, Device
 from cce_core.adapters.torch.operators.facts import MEMORY, part_of
+from cce_core.method.heirs import Heirs
 from cce_core.sketching.layout import IDENTITY
 
 HOW = ("remap", "reset")
@@ -107,11 +108,14 @@ def carried(
     after: Pointed,
     vocab: int,
     remap: bool,
+    heirs: Heirs | None = None,
 ) -> tuple[list[tuple[Tensor, Tensor]], list[Call]]:
     """The state of the parameters `memory` and `weights` that optimisers hold, and what it is after a clustering.
 
     Remapped is every tensor with a number for each float, or each row, of the parameter; step counts stay. Other tensors are
     0 then. Without `remap` all is as for a new parameter. Nothing is written yet.
+
+    Of a table whose ids earn rows, `heirs` says which rows go on as which others.
 
     Returns:
         Tensors and what they are to be; and the calls, for `put`, that set tensors of another shape and numbers.
@@ -121,7 +125,7 @@ def carried(
     for state, part, parameter in _states(optimizers, parameters):
         for key, value in state.items():
             if isinstance(value, Tensor) and (value.dim() or not remap):
-                new = _moved(value, parameter, before, after, part, vocab, remap)
+                new = _moved(value, parameter, before, after, part, vocab, remap, heirs)
                 if new.shape == value.shape:
                     changes.append((value, new))
                 else:
@@ -140,8 +144,8 @@ def _states(
 
 
 def _moved(
-    value: Tensor, parameter: Tensor, before: Pointed, after: Pointed, part: str, vocab: int, remap: bool
-) -> Tensor:
+    value: Tensor, parameter: Tensor, before: Pointed, after: Pointed, part: str, vocab: int, remap: bool, heirs: Heirs | None
+) -> Tensor:  # fmt: skip
     rows, unit, new = parameter.shape[0], parameter.shape[1], part_of(after.text, part).layout.n_units
     if value.numel() not in (parameter.numel(), rows):
         return torch.zeros_like(value)
@@ -150,7 +154,9 @@ def _moved(
         return value.new_zeros(shape) if new != rows else torch.zeros_like(value)
     device = next(t.device for t in (before.keys, before.pointers, parameter) if t is not None)
     full: Any = getattr(value, "full_tensor", lambda: value)()
-    held = full.detach().to(device, torch.float32).reshape(rows, -1)
+    held = full.detach().to_dense().to(device, torch.float32).reshape(rows, -1)
+    if heirs is not None:
+        return torch.from_numpy(heirs.inherit(held.numpy().reshape(-1))).view(shape)
     if value.numel() == parameter.numel():
         return remapped(held.contiguous(), before, after, part, vocab).view(shape)
     return remapped(held.expand(rows, unit).contiguous(), before, after, part, vocab).mean(1).view(shape)
