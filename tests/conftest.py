@@ -30,6 +30,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # What shows nothing more uncompiled, or with every index checked, than as it is: it runs no compiled loop, or only such as other
 # tests hold to the same bits in every environment; or it starts programs of its own. `once` marks it, and doctests.
 ONCE = (
+    "adapters/jax",
     "bench",
     "commands",
     "campaigns/test_copies.py",
@@ -46,6 +47,7 @@ ONCE = (
     "docs/test_picture.py",
     "docs/test_tutorials.py",
     "examples",
+    "hashing/test_halves.py",
     "hashing/test_statistics.py",
     "house/test_cache.py",
     "house/test_campaigns.py",
@@ -57,6 +59,7 @@ ONCE = (
     "house/test_threads.py",
     "learning/test_cluster_bounds.py",
     "serving",
+    "method/test_portable.py",
     "method/test_vq_shared.py",
     "storage/test_files.py",
     "tables/test_concurrency.py",
