@@ -79,15 +79,17 @@ class Lookup:
                 yet, gives NaN, as in `jax.numpy.take`.
             TypeError: ids are no integers.
         """
-        words = as_ids(ids, self.spec.vocab)
-        arrays: dict[str, Any] = {**params, **self.sketch}
-        if "keys" in arrays:
-            arrays["keys"] = Halves(*arrays["keys"])
-        if self.spec.codec != "float32":
-            arrays["memory"] = _straight_through(arrays["memory"], self.spec.codec)
-        flat = Halves(jnp.reshape(words.high, -1), jnp.reshape(words.low, -1))
-        vectors = _portable(self.spec)(jnp, arrays, flat)
-        return vectors.reshape(*words.low.shape, self.spec.dim)
+        return _vectors(self.spec, {**params, **self.sketch}, as_ids(ids, self.spec.vocab))
+
+
+@functools.partial(jax.jit, static_argnums=0)  # so that a call outside of jit is one program, too
+def _vectors(spec: TableSpec, arrays: dict[str, Any], words: Halves) -> jax.Array:
+    if "keys" in arrays:
+        arrays["keys"] = Halves(*arrays["keys"])
+    if spec.codec != "float32":
+        arrays["memory"] = _straight_through(arrays["memory"], spec.codec)
+    flat = Halves(words.high.reshape(-1), words.low.reshape(-1))
+    return _portable(spec)(jnp, arrays, flat).reshape(*words.low.shape, spec.dim)
 
 
 def as_ids(ids: Any, vocab: int | None = None) -> Halves:
