@@ -216,7 +216,7 @@ def to_onnx(
     ids = _Value(graph, "ids", np.int64)
     vectors = lookup(graph, arrays, ids.reshape([-1]).astype(np.uint64))
     shape = graph.concatenate([graph.node("Shape", [ids], np.int64), graph.array(np.array([found.spec.dim]))], 0)
-    graph.nodes.append(helper.make_node("Reshape", [vectors.name, shape.name], ["vectors"]))
+    graph.nodes.append(helper.make_node("Reshape", [vectors.name, shape.name], ["vectors"], allowzero=1))
     sizes = None if ndim is None else [f"size{n}" for n in range(_check.integer("ndim", ndim, 0, 64))]
     model = helper.make_model(
         helper.make_graph(
