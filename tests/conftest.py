@@ -31,6 +31,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # tests hold to the same bits in every environment; or it starts programs of its own. `once` marks it, and doctests.
 ONCE = (
     "adapters/jax",
+    "adapters/keras",
     "adapters/test_onnx.py",
     "bench",
     "commands",

@@ -45,6 +45,15 @@ def sketch_arrays(table: TableState) -> dict[str, NDArray[Any]]:
     return out
 
 
+def trained_arrays(table: TableState) -> dict[str, NDArray[np.float32]]:
+    """The trained values, blocks as rows: with a codec those that training goes on from."""
+    arrays, shapes = table.arrays(), PortableLookup(table.spec).shapes
+    out = {name: arrays[name] for name in table.shapes()}
+    if table.spec.codec != "float32":
+        out["memory"] = table.stored.read_rows(np.arange(table.layout.n_units), table.layout.unit)
+    return {name: values.reshape(shapes.get(name, values.shape)) for name, values in out.items()}
+
+
 class _Group(NamedTuple):
     """Columns of one kind: the index of each comes by the same operation, from constants of its own."""
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from cce_core import _check
 from cce_core.hashing.halves import MASK32, Halves
-from cce_core.method.portable import PortableLookup, sketch_arrays
+from cce_core.method.portable import PortableLookup, sketch_arrays, trained_arrays
 from cce_core.method.spec import TableSpec
 from cce_core.storage.codec import BLOCK, codec
 from cce_core.tables.table import Table
@@ -155,11 +155,7 @@ def from_table(table: Table) -> tuple[Params, Lookup]:
         >>> params, lookup = from_table(table)
     """
     _check.instance("table", table, Table, "a table that make_table or load has made")
-    shapes = _portable(dataclasses.replace(table.spec, seed=0)).shapes
-    trained = {name: table.arrays()[name] for name in table.shapes()}
-    if table.spec.codec != "float32":
-        trained["memory"] = table.stored.read_rows(np.arange(table.layout.n_units), table.layout.unit)
-    params = {name: jnp.array(values.reshape(shapes.get(name, values.shape))) for name, values in trained.items()}
+    params = {name: jnp.array(values) for name, values in trained_arrays(table).items()}
     sketch = sketch_arrays(table)
     if "keys" in sketch:
         keys = Halves.split(sketch["keys"])
