@@ -15,14 +15,15 @@ from cce_core._jit import COMPILED
 # No deadline: the first call of a compiled function takes a second. Plain Python is slow: fewer examples there.
 _slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("dev", deadline=None, max_examples=25 if COMPILED else 4, suppress_health_check=_slow)
-settings.register_profile(
-    "ci",
-    deadline=None,
-    max_examples=50 if COMPILED else 6,
-    derandomize=True,
-    print_blob=True,
-    suppress_health_check=_slow,
-)
+for _name, _most in (("ci", 50), ("few", 20)):
+    settings.register_profile(
+        _name,
+        deadline=None,
+        max_examples=_most if COMPILED else 6,
+        derandomize=True,
+        print_blob=True,
+        suppress_health_check=_slow,
+    )
 # A shell starts its background jobs with Ctrl-C ignored, and children inherit it: tests that send it would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -32,6 +33,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 ONCE = (
     "adapters/torch/test_tiered.py",
     "adapters/torch/test_tiered_states.py",
+    "adapters/jax",
+    "adapters/keras",
+    "adapters/test_onnx.py",
     "bench",
     "commands",
     "campaigns/test_copies.py",
@@ -48,6 +52,7 @@ ONCE = (
     "docs/test_picture.py",
     "docs/test_tutorials.py",
     "examples",
+    "hashing/test_halves.py",
     "hashing/test_statistics.py",
     "house/test_cache.py",
     "house/test_campaigns.py",
@@ -60,6 +65,7 @@ ONCE = (
     "learning/test_cluster_bounds.py",
     "serving",
     "method/test_budgets.py",
+    "method/test_portable.py",
     "method/test_vq_shared.py",
     "storage/test_files.py",
     "tables/test_concurrency.py",

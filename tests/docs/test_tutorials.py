@@ -12,6 +12,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 BLOCK = re.compile(r"^(?:<!-- needs (\w+) -->\n)?```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = {page: found for page in sorted(DOCS.rglob("*.md")) if (found := BLOCK.findall(page.read_text("utf-8")))}
 NEEDS_TORCH = {page for page, blocks in PAGES.items() if any("import torch" in block for _, block in blocks)}
+NEEDS_JAX = {page for page, blocks in PAGES.items() if any("import jax" in block for _, block in blocks)}
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,8 @@ NEEDS_TORCH = {page for page, blocks in PAGES.items() if any("import torch" in b
 def test_code_runs(page, tmp_path, monkeypatch):
     if page in NEEDS_TORCH:
         pytest.importorskip("torch")
+    if page in NEEDS_JAX:
+        pytest.importorskip("flax")
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "tutorial"}
     for number, (needs, block) in enumerate(PAGES[page], 1):

@@ -1,6 +1,6 @@
 """Every Triton kernel compiles to machine code for sm_80, sm_90 and gfx942, with no GPU at hand; registers that spill are told.
 
-Run by `tox -e aot`, without Triton's interpreter. Fusion of products and sums is off, as in every launch.
+Run by `tox -e interp`, without Triton's interpreter. Fusion of products and sums is off, as in every launch.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import pytest
 pytestmark = pytest.mark.aot
 
 if os.environ.get("CCE_AOT") != "1":
-    pytest.skip("compiling all kernels takes a minute: `tox -e aot` does, or CCE_AOT=1", allow_module_level=True)
+    pytest.skip("compiling all kernels takes a minute: `tox -e interp` does, or CCE_AOT=1", allow_module_level=True)
 for _needed in ("triton", "torch"):
     if importlib.util.find_spec(_needed) is None:
-        pytest.skip(f"{_needed} is not installed; `tox -e aot` installs it", allow_module_level=True)
+        pytest.skip(f"{_needed} is not installed; `tox -e interp` installs it", allow_module_level=True)
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing: unset TRITON_INTERPRET", allow_module_level=True)
 
@@ -141,7 +141,6 @@ CASES = [
     ("hashing", "_mix_hash", "", MIX, {"n_keys": 2, "BLOCK": 1024}),
     *[("dhe", "_encode", n, ENCODE, {"N": 8, "H": 256, "GAUSSIAN": n == "gaussian"}) for n in ("uniform", "gaussian")],
 ]  # fmt: skip
-REPORT: list[str] = []
 
 
 def kernel_of(module: str, name: str):
@@ -166,7 +165,7 @@ def spills(compiled) -> tuple[int, int]:
 @pytest.mark.parametrize(
     ("module", "name", "case", "types", "constants"), CASES, ids=lambda v: v if isinstance(v, str) else ""
 )
-def test_compiles(module, name, case, types, constants, target):
+def test_compiles(module, name, case, types, constants, target, record_property):
     signature = {**types, **dict.fromkeys(constants, "constexpr")}
     # What torch hands over begins at a multiple of 16 bytes; rows of vectors are a multiple of 16 floats apart.
     aligned = [kind.startswith("*") or name.endswith(("_stride", "_at")) for name, kind in types.items()]
@@ -186,7 +185,7 @@ def test_compiles(module, name, case, types, constants, target):
     ):
         assert "fma.rn.f32" not in text, "a product and a sum were fused"
     registers, spilled = spills(compiled)
-    REPORT.append(f"{target:7} {module}.{name} {case}: {registers} registers, {spilled} spilled")
+    record_property("kernel", (f"{target:7} {module}.{name} {case}: {registers} registers, {spilled} spilled", spilled))
 
 
 def test_every_kernel_is_among_them():
@@ -198,12 +197,3 @@ def test_every_kernel_is_among_them():
                 found.add((path.stem, name))
     assert found == {(module, name) for module, name, *_ in CASES}
     assert {module for module, _ in found} == set(MODULES)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def report(request):
-    """What spilled, for the log."""
-    yield
-    spilled = [line for line in REPORT if not line.endswith(" 0 spilled")]
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print("", *spilled, f"{len(REPORT)} compiled, {len(spilled)} of them spill", sep="\n")

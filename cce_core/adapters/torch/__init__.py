@@ -20,6 +20,7 @@ from cce_core.adapters.torch.modules.schedule import ClusterSchedule as ClusterS
 from cce_core.adapters.torch.modules.surgery import CompressionReport as CompressionReport
 from cce_core.adapters.torch.modules.surgery import compress_ as compress_
 from cce_core.adapters.torch.modules.tied import TiedLinear as TiedLinear
+from cce_core.adapters.torch.operators.registry import decompositions as decompositions
 from cce_core.adapters.torch.optim import FusedAdagrad as FusedAdagrad
 from cce_core.adapters.torch.optim import FusedAdam as FusedAdam
 from cce_core.adapters.torch.optim import FusedSGD as FusedSGD

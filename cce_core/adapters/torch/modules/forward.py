@@ -13,6 +13,7 @@ from cce_core.adapters.torch.operators import blocks, eager, pooled, tensor_trai
 from cce_core.adapters.torch.operators.eager import HALVES, narrow, wide, wide_type
 from cce_core.adapters.torch.operators.facts import HASHED, MEMORY, POINTED, WEIGHTS, Facts
 from cce_core.adapters.torch.operators.pooled import Bags
+from cce_core.adapters.torch.operators.registry import known_to_onnx
 
 
 def lookup(facts: Facts, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool, bags: Bags | None = None) -> Tensor:
@@ -27,6 +28,8 @@ def lookup(facts: Facts, arrays: Mapping[str, Tensor], ids: Tensor, sparse: bool
         sparse: whether gradients of memory, weights and cores are sparse.
         bags: None where each id is a row.
     """
+    if eager.exporting() and torch.onnx.is_in_onnx_export():
+        known_to_onnx()
     kind = ids.device.type
     if kind != "meta" and torch.is_autocast_enabled(kind):  # an embedding keeps its type there, as torch's own does
         with torch.autocast(kind, enabled=False):

@@ -26,7 +26,7 @@ from cce_core import _check
 from cce_core.adapters.torch import guard
 from cce_core.adapters.torch.distributed import ddp
 from cce_core.adapters.torch.distributed.ranks import Ranks, ranks_of
-from cce_core.adapters.torch.modules.phases import Changes, Phased, exporting
+from cce_core.adapters.torch.modules.phases import Changes, Phased
 from cce_core.adapters.torch.modules.stamp import Words, checksum, text_in
 from cce_core.adapters.torch.modules.states import equal, others
 from cce_core.adapters.torch.operators import eager
@@ -136,7 +136,7 @@ class Owned(Phased):
         if not self._facts.owned:
             return super()._counted(vectors, ids)
         trained = self.training and self.memory.requires_grad and vectors.requires_grad
-        if trained and not eager.transformed() and not exporting():
+        if trained and not eager.transformed() and not eager.exporting():
             _note(self, vectors, ids)
         return vectors
 

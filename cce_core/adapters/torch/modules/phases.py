@@ -28,8 +28,6 @@ from cce_core.method import get_method
 from cce_core.method.spec import TableSpec
 
 PHASED = ("counts", "passes", "pointers")  # buffers of one phase or the other
-# torch 2.6 cannot tell: it counts in neither.
-exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 Changes = tuple[list[tuple[Tensor, Tensor]], list[Call]]  # for `put`
 
 
@@ -70,7 +68,7 @@ class Phased(Stored):
         if self._buffers.get("counts") is None or not vectors.requires_grad or eager.transformed():
             return vectors
         if torch.compiler.is_compiling():
-            if self.training and not exporting():
+            if self.training and not eager.exporting():
                 count(self.counts, self.passes, ids, self.seed, self.padding_idx)
         elif vectors.grad_fn is not None and vectors.device.type != "meta":
             vectors.grad_fn.register_prehook(functools.partial(_count, self, self.counts, ids))

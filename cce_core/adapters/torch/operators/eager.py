@@ -22,6 +22,9 @@ from cce_core.sketching.layout import DIGIT, HASH, IDENTITY, POINTER, Column, La
 from cce_core.storage import marks
 from cce_core.storage.codec import BLOCK, codec
 
+# torch 2.6 cannot tell exporting from compiling.
+exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
 HALVES = (torch.float16, torch.bfloat16)
 _LOW = 0xFFFFFFFF
 
@@ -85,8 +88,8 @@ def read_bits(words: Tensor, position: Tensor, bits: int) -> Tensor:
         return torch.zeros_like(position)
     word, shift = position >> 6, position & 63
     after = words[word + (shift + bits > 64)]
-    here = (words[word] >> shift) & ~((torch.full_like(shift, -1) << 1) << (63 - shift))
-    return (here | ((after << 1) << (63 - shift))) & ((1 << bits) - 1)
+    here = words[word].bitwise_right_shift(shift) & ~torch.full_like(shift, -2).bitwise_left_shift(63 - shift)
+    return (here | (after << 1).bitwise_left_shift(63 - shift)) & ((1 << bits) - 1)
 
 
 def _ones(words: Tensor) -> Tensor:
@@ -103,9 +106,10 @@ def entries(words: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     last, each = (bit >> 6)[..., None], torch.arange(marks.WORDS, device=ids.device)
     line = words[(block * marks.WORDS)[..., None] + each]
     here, shift = line.gather(-1, last), (bit & 63)[..., None]
-    below = torch.where(each == last, line & ~(torch.full_like(shift, -1) << shift), torch.where(each < last, line, 0))
+    own = line & ~torch.full_like(shift, -1).bitwise_left_shift(shift)
+    below = torch.where(each == last, own, torch.where(each < last, line, 0))
     counted = _ones(torch.where(each == 0, below & ~_LOW, below)).sum(-1) + (line[..., 0] & _LOW)
-    marked = (here >> shift & 1)[..., 0] == 1
+    marked = (here.bitwise_right_shift(shift) & 1)[..., 0] == 1
     return marked, torch.where(marked, counted, 0)
 
 
@@ -139,16 +143,28 @@ def addresses(layout: Layout, ids: Tensor, keys: Tensor | None, pointers: Tensor
     return torch.stack([_column(c, ids, keys, pointers, first, marked) for c in layout.columns], 1)
 
 
+def _numbers(like: Tensor, numbers: list[int]) -> Tensor:
+    """A row of constants; while tracing made by operations, since exported programs have no other tensors of their own."""
+    if _traced():
+        return torch.stack([like.new_full((), number) for number in numbers])
+    return like.new_tensor(numbers)
+
+
 def _units(layout: Layout, ids: Tensor, keys: Tensor | None, pointers: Tensor | None) -> Tensor:
     """The units that every block is made of, int64 (n, columns, width / unit)."""
     place = addresses(layout, ids, keys, pointers)[..., None]
     if layout.width > layout.unit:
         regions = [c.size for c in layout.columns]
-        past = ids.new_tensor([c.base + r for c, r in zip(layout.columns, regions, strict=True)])[:, None]
-        region = ids.new_tensor(regions)[:, None]
+        past = _numbers(ids, [c.base + r for c, r in zip(layout.columns, regions, strict=True)])[:, None]
+        region = _numbers(ids, regions)[:, None]
         place = place + torch.arange(0, layout.width, layout.unit, device=ids.device)
         place = torch.where(place >= past, place - region, place)
     return place // layout.unit
+
+
+def _traced() -> bool:
+    """Whether operations are written down rather than done, so that no number may be looked at."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
 
 
 def transformed() -> bool:
@@ -173,7 +189,7 @@ def check_range(ids: Tensor, text: str) -> None:
         ids = bare(ids).reshape(-1)
     if vocab is None or ids.numel() == 0:
         return
-    if ids.device.type == "cpu" and not torch.compiler.is_compiling():
+    if ids.device.type == "cpu" and not _traced():
         low, high = (int(x) for x in ids.aminmax())
         if low < 0 or high >= vocab:
             wrong = high if high >= vocab else low
@@ -190,7 +206,8 @@ def _blocks(
     check_range(ids, text)
     layout = part_of(text, part).layout
     units = _units(layout, ids, keys, pointers)
-    return layout, wide(memory.reshape(-1, layout.unit)[units]).reshape(len(ids), len(layout.columns), layout.width)
+    found = wide(memory.reshape(-1, layout.unit)[units])
+    return layout, found.reshape(ids.shape[0], len(layout.columns), layout.width)
 
 
 def gather(
@@ -201,12 +218,13 @@ def gather(
     layout, found = _blocks(memory, ids, keys, pointers, text, part)
     if weights is not None:
         found = found * weights[..., None]
-    return found.reshape(len(ids), layout.n_chunks, layout.terms, layout.width).sum(2).reshape(len(ids), layout.dim)
+    n = ids.shape[0]  # not len(ids), which tracing would take for a constant
+    return found.reshape(n, layout.n_chunks, layout.terms, layout.width).sum(2).reshape(n, layout.dim)
 
 
 def _spread(layout: Layout, grads: Tensor) -> Tensor:
     """Each column's part of the vectors, in the type of their sums: (n, columns, width)."""
-    n = len(grads)
+    n = grads.shape[0]
     parts = wide(grads).reshape(n, layout.n_chunks, 1, layout.width)
     return parts.expand(-1, -1, layout.terms, -1).reshape(n, len(layout.columns), layout.width)
 
@@ -271,7 +289,7 @@ def features(ids: Tensor, keys: Tensor, text: str) -> Tensor:
     """`blocks.features`."""
     check_range(ids, text)
     spec, words, m = spec_of(text), premix(ids), deep_hash.BUCKETS
-    hashed = torch.stack([multiply_high(keyed(words, key), m) for key in keys], 1).to(torch.float32)
+    hashed = multiply_high(keyed(words[:, None], keys), m).to(torch.float32)
     if spec.option("transform") == "uniform":
         return hashed * (2.0 / (m - 1)) - 1.0
     radius = (-2.0 * ((hashed[:, ::2] + 1.0) / m).log()).sqrt()
@@ -341,6 +359,9 @@ def check_ends(offsets: Tensor, n: int) -> None:
 def bags(offsets: Tensor, ids: Tensor) -> Tensor:
     """`blocks.bags`."""
     n = ids.shape[0]
+    if _traced():  # in operations that exported programs know
+        begun = ids.new_zeros(n + 1).scatter_add(0, offsets, torch.ones_like(offsets))
+        return begun[:n].cumsum(0) - 1
     if offsets.shape[0] and torch._C._functorch.is_functorch_wrapped_tensor(offsets):
         for one in bare(offsets).reshape(-1, offsets.shape[0]):
             check_ends(one, n)

@@ -98,6 +98,34 @@ def define(name: str, schema: str, core: Operator, anywhere: Operator | None, li
     return getattr(torch.ops.cce, name).default
 
 
+def decompositions() -> dict[Any, Operator]:
+    """The operators of the adapter in torch's own operations, for exported programs that are to run without this library.
+
+    An exported program calls `torch.ops.cce`, which is there once `cce_core.adapters.torch` is imported: the compiled loops. What
+    is run elsewhere, in C++ or in a process without this package, is made of torch's operations alone. `torch.onnx.export` takes
+    them unasked. Ids outside the vocabulary are not refused then.
+
+    Returns:
+        A table for `ExportedProgram.run_decompositions`.
+
+    Example:
+        >>> import torch
+        >>> from cce_core.adapters.torch import Embedding, decompositions
+        >>> emb = Embedding(1000, 16, method="hash", num_params=2048, seed=0)
+        >>> program = torch.export.export(emb, (torch.arange(5),)).run_decompositions(decompositions())
+        >>> any("cce" in str(node.target) for node in program.graph.nodes if node.op == "call_function")
+        False
+    """
+    return {getattr(torch.ops.cce, name).default: anywhere for name, anywhere in _ANYWHERE.items() if anywhere}
+
+
+def known_to_onnx() -> None:
+    """Let `torch.onnx.export`, which looks into torch's own table of decompositions, take the operators apart."""
+    for operator, anywhere in decompositions().items():
+        if operator not in torch._decomp.decomposition_table:
+            torch._decomp.register_decomposition(operator)(anywhere)
+
+
 def define_in_place(name: str, schema: str, kernel: Operator) -> Any:
     """Register an operator that changes its arguments and returns nothing, of one kernel for every device.
 
