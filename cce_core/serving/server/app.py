@@ -183,6 +183,7 @@ class Server:
         self.app = Starlette(
             routes=routes, lifespan=self._life, exception_handlers={HTTPException: _error, ClientDisconnect: _gone}
         )
+        self.app.router.redirect_slashes = False  # what is not there is nowhere else
 
     async def _tables(self, request: Request) -> Response:
         """What is served; a table's digest takes a pass over its arrays, the first time."""
