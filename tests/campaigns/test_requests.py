@@ -154,11 +154,11 @@ def odd(tally: Tally, n: int) -> None:
                 try:
                     reply = client.request(*asked)
                 except Exception as error:
-                    tally.lose(asked, "raises", repr(error), kind=repr(type(error)))
+                    tally.lose(repr(error), "raised by", asked, kind=repr(type(error)))
                     return
                 tally.add(f"gave {reply.status}")
                 if reply.status != 200 and not 400 <= reply.status < 500:
-                    tally.lose(asked, "gives", reply.status)
+                    tally.lose(reply.status, "for", asked)
                 elif reply.status != 200 and not reply.error:
                     tally.lose(asked, "says nothing")
 

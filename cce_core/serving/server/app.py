@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -55,18 +56,24 @@ class _Together:
     def _look_up(self) -> None:
         waiting, self._waiting = self._waiting, {}
         for (reader, table), asked in waiting.items():
-            if len(asked) > 1:
-                with contextlib.suppress(LookupError, TypeError, ValueError):  # of one of them: each is told of its own
-                    vectors = reader.lookup(np.concatenate([ids.reshape(-1) for ids, _ in asked]), table)
-                    ends = np.cumsum([ids.size for ids, _ in asked])
-                    for (ids, future), own in zip(asked, np.split(vectors, ends[:-1]), strict=True):
-                        _settle(future, own.reshape(*ids.shape, reader.dim))
-                    continue
-            for ids, future in asked:
-                try:
-                    _settle(future, reader.lookup(ids, table))
-                except Exception as error:
-                    _settle(future, error)
+            ends = np.cumsum([ids.size for ids, _ in asked])
+            for _, group in itertools.groupby(zip(asked, ends // _AT_ONCE, strict=True), lambda one: one[1]):
+                _look_up_at_once(reader, table, [one for one, _ in group])
+
+
+def _look_up_at_once(reader: Reader, table: Any, asked: list[tuple[Any, asyncio.Future[Any]]]) -> None:
+    if len(asked) > 1:
+        with contextlib.suppress(Exception):  # of one of them: each is told of its own
+            vectors = reader.lookup(np.concatenate([ids.reshape(-1) for ids, _ in asked]), table)
+            ends = np.cumsum([ids.size for ids, _ in asked])
+            for (ids, future), own in zip(asked, np.split(vectors, ends[:-1]), strict=True):
+                _settle(future, own.reshape(*ids.shape, reader.dim))
+            return
+    for ids, future in asked:
+        try:
+            _settle(future, reader.lookup(ids, table))
+        except Exception as error:
+            _settle(future, error)
 
 
 def _settle(future: asyncio.Future[Any], result: Any) -> None:
@@ -99,10 +106,7 @@ class _Call:
             found = bodies.read(self._call, asked, body, options, server.settings.limits)
             n_ids = found["ids"].size
             vectors = await self._vectors(served.reader, found)
-            if vectors.size > _AT_ONCE * 64:
-                reply = await asyncio.to_thread(bodies.written, wanted, vectors)
-            else:
-                reply = bodies.written(wanted, vectors)
+            reply = bodies.written(wanted, vectors)
             status = 200
         except HTTPException as error:
             status = error.status_code

@@ -54,7 +54,7 @@ def read(call: str, kind: str, body: bytes, options: dict[str, str], limits: Lim
     if kind == JSON:
         found = _json(body)
     elif kind == ARROW:
-        found = {**_options(options), **_arrow(call, body, limits)}
+        found = {**_options(options), **_arrow(call, body)}
     elif call == "bags":
         raise refused(415, f"bags come as {JSON} or {ARROW}, which tell where each ends")
     else:
@@ -148,29 +148,27 @@ def _pyarrow() -> Any:
         raise refused(415, "Arrow bodies need pyarrow on the server: pip install 'cce-core[arrow]'") from None
 
 
-def _arrow(call: str, body: bytes, limits: Limits) -> dict[str, Any]:
+def _arrow(call: str, body: bytes) -> dict[str, Any]:
     """The columns of a stream: `ids`, for bags a list each, with `weights` if there are any."""
     pa = _pyarrow()
     names = ("ids",) if call == "lookup" else ("ids", "weights")
     try:
-        messages = pa.ipc.MessageReader.open_stream(body)
-        schema = pa.ipc.read_schema(messages.read_next_message())
+        for message in pa.ipc.MessageReader.open_stream(body):
+            if message.type not in ("schema", "record batch"):
+                raise refused(400, f"the stream must hold record batches alone, got {message.type}")
+            if message.type == "record batch" and _compressed(bytes(message.metadata)):
+                raise refused(400, "the stream must not be compressed")
+        stream = pa.ipc.open_stream(body)
+        schema = stream.schema
         if set(schema.names) - set(names) or "ids" not in schema.names or len(set(schema.names)) < len(schema.names):
             raise refused(400, f"the stream's columns must be {' and '.join(names)}, got {', '.join(schema.names)}")
         for field in schema:
             _check_type(pa, call, field)
-        batches = []
-        for message in messages:
-            if message.type != "record batch":
-                raise refused(400, f"the stream must hold record batches alone, got a {message.type}")
-            if _compressed(bytes(message.metadata)):
-                raise refused(400, "the stream must not be compressed")
-            batch = pa.ipc.read_record_batch(message, schema)
-            batch.validate(full=True)
-            batches.append(batch)
-        table = pa.Table.from_batches(batches, schema).combine_chunks()
+        table = stream.read_all()
+        table.validate(full=True)
+        table = table.combine_chunks()
         columns = {name: _flat(pa, name, table[name]) for name in schema.names}
-    except (pa.ArrowException, OSError, struct.error, StopIteration, IndexError) as error:
+    except (pa.ArrowException, LookupError, OSError, StopIteration, ValueError, struct.error) as error:
         raise refused(400, f"the body is no Arrow stream: {error}") from None
     if call == "lookup":
         return columns

@@ -163,6 +163,9 @@ def test_requests_of_one_moment_are_looked_up_together_and_each_has_its_own_answ
     for (name, ids), reply in zip(asked, replies, strict=True):
         wanted = lookup(readers[name], np.array(ids, np.int64))
         np.testing.assert_array_equal(np.array(reply.json()["vectors"], np.float32).reshape(wanted.shape), wanted)
+    del calls[:]
+    assert {reply.status for reply in client.run(all_at_once([("user", [1] * 1000)] * 9))} == {200}
+    assert sorted(calls) == [1000, 4000, 4000]  # but not without end
     replies = client.run(all_at_once([("item", [1]), ("item", [2, 50]), ("item", [3])]))
     assert [reply.status for reply in replies] == [200, 422, 200]
     assert "id 50 at position 1 is outside" in replies[1].error
@@ -306,6 +309,8 @@ def test_columns_that_are_none_of_ours(client):
         assert says in reply.error, (says, reply.error)
         refused.append(says)
     assert len(refused) == 15
+    odd = stream(ids=ids).replace(b"ids", b"\xff\xfe\xfd")  # a name that is no UTF-8
+    assert "no Arrow stream" in client.post("item/lookup", odd, ARROW).error
 
 
 def test_without_pyarrow_it_says_what_to_install(client, monkeypatch):
