@@ -193,16 +193,25 @@ def _check_type(pa: Any, call: str, field: Any) -> None:
 
 def _flat(pa: Any, name: str, column: Any) -> Any:
     """A column as an array; of lists all they hold, and their lengths."""
-    array = column.chunk(0) if column.num_chunks else pa.array([], column.type)
+    array = column.chunk(0) if column.num_chunks else pa.nulls(0, column.type)
     lengths = None
     if hasattr(array, "value_lengths"):
         if array.null_count:
             raise refused(400, f"{name} has missing lists")
-        lengths, array = np.diff(array.offsets.to_numpy(zero_copy_only=False)).astype(np.int64), array.flatten()
+        lengths, array = np.diff(_values(pa, array.offsets)).astype(np.int64), array.flatten()
     if array.null_count:
         raise refused(400, f"{name} has missing values")
-    flat = array.to_numpy(zero_copy_only=False)
+    flat = _values(pa, array)
     return flat if lengths is None else (flat, lengths)
+
+
+def _values(pa: Any, array: Any) -> Any:
+    """Numbers where they lie, strings as objects; pyarrow's own way imports pandas, for which all requests would wait."""
+    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+        return np.array(array.to_pylist(), object)
+    if not len(array):
+        return np.empty(0, np.int64)
+    return np.frombuffer(array.buffers()[1], array.type.to_pandas_dtype())[array.offset : array.offset + len(array)]
 
 
 def _compressed(metadata: bytes) -> bool:
@@ -230,7 +239,8 @@ def written(kind: str, vectors: Any) -> bytes:
     if kind == RAW:
         return bytes(vectors.astype("<f4", copy=False).tobytes())
     pa = _pyarrow()
-    rows = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[-1])
+    floats = pa.Array.from_buffers(pa.float32(), vectors.size, [None, pa.py_buffer(np.ascontiguousarray(vectors))])
+    rows = pa.FixedSizeListArray.from_arrays(floats, vectors.shape[-1])
     batch, sink = pa.record_batch([rows], names=["vectors"]), pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as stream:
         stream.write_batch(batch)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import importlib
 import logging
 import os
 import signal
@@ -53,6 +55,8 @@ def serve(settings: Settings, host: str = "127.0.0.1", port: int = 8080, workers
         from cce_core.serving.server.app import Server
 
         server = Server(settings)
+        with contextlib.suppress(ImportError):  # at the first Arrow body it would keep all others waiting, for 0.3 s
+            importlib.import_module("pyarrow")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             listening = socket.create_server((host, port), family=family, backlog=2048)

@@ -330,3 +330,23 @@ def test_the_server_needs_neither_numba_nor_torch():
     code += f"print(*[name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "\n"
+
+
+def test_arrow_bodies_need_no_pandas():
+    """Its import takes most of a second, in which nobody is answered."""
+    code = """
+import sys, numpy as np
+from cce_core.serving.server import bodies
+for line in sys.stdin:
+    call, body = line.split()
+    bodies.read(call, bodies.ARROW, bytes.fromhex(body), {}, bodies.Limits())
+bodies.written(bodies.ARROW, np.zeros((3, 2), np.float32))
+print("pandas" in sys.modules)
+"""
+    columns = [("lookup", [1, 2]), ("lookup", ["a"]), ("lookup", []), ("bags", [[1], []])]
+    pa = pytest.importorskip("pyarrow")
+    lines = [f"{call} {stream(ids=pa.array(ids or pa.array([], pa.int64()))).hex()}" for call, ids in columns]
+    done = subprocess.run(
+        [sys.executable, "-c", code], input="\n".join(lines), capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("False\n", "")
