@@ -16,18 +16,22 @@ def main(argv: list[str] | None = None) -> int:
     except ImportError:
         sys.stderr.write("cce: error: the command needs Typer: pip install 'cce-core[cli]'\n")
         return 2
-    from cce_core.commands.app import app
-    from cce_core.tuning import pool
-
+    words = sys.argv[1:] if argv is None else argv
     try:
-        words = sys.argv[1:] if argv is None else argv
-        code = app(words or ["--help"], prog_name="cce", standalone_mode=False)
+        if words[:1] == ["serve"]:  # which neither compiles nor trains: without what does
+            from cce_core.commands.serving import app
+
+            code = app(words[1:], prog_name="cce serve", standalone_mode=False)
+        else:
+            from cce_core.commands.app import app
+
+            code = app(words or ["--help"], prog_name="cce", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except typer.Exit as stop:
         code = stop.exit_code
     except (ValueError, TypeError, OSError, ImportError, IndexError, MemoryError) as error:
-        pool.end_workers()
+        _end_workers()
         sys.stderr.write(f"cce: error: {' '.join(str(error).split())}\n")
         return 2
     except Exception as error:  # of the command line: Typer's own have an exit code and a message
@@ -38,9 +42,15 @@ def main(argv: list[str] | None = None) -> int:
             sys.stderr.write(f"cce: error: {said} (cce --help)\n")
         return 2
     if code == 130:  # Typer may have caught Ctrl-C
-        pool.end_workers()
+        _end_workers()
         sys.stderr.write("\ninterrupted\n")
     return code if isinstance(code, int) else 0
+
+
+def _end_workers() -> None:
+    """End the processes of a sweep, if one has run."""
+    if (pool := sys.modules.get("cce_core.tuning.pool")) is not None:
+        pool.end_workers()
 
 
 if __name__ == "__main__":

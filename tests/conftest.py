@@ -42,6 +42,8 @@ ONCE = (
     "campaigns/test_forks.py",
     "campaigns/test_kills.py",
     "campaigns/test_loads.py",
+    "campaigns/test_delta_files.py",
+    "campaigns/test_requests.py",
     "campaigns/test_soak.py",
     "campaigns/test_steps.py",
     "campaigns/test_threads.py",

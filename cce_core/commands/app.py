@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from cce_core import _threads, datasets, tuning
-from cce_core.commands import compressing, data, inspection
+from cce_core.commands import compressing, data, inspection, serving
 from cce_core.datasets import vectors
 from cce_core.method import methods as all_methods
 from cce_core.tables import TieredCollection, load
@@ -225,6 +225,9 @@ def lookup(
         )
     for one, vector in zip(ids, table.lookup(data.codes_of(file, ids)), strict=True):
         typer.echo("\t".join([one, *(f"{x:.6g}" for x in vector)]))
+
+
+app.command()(serving.serve)
 
 
 @app.command()

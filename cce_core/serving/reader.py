@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 __version__ = "1"
-__all__ = ["FileFormatError", "Reader", "hash_strings"]
+__all__ = ["FileFormatError", "Link", "Reader", "hash_strings", "read_link"]
 
 _M64 = 2**64 - 1
 _PART = 4096  # ids that are looked up at a time; of deep hashes the library takes as many, which decides on bits
@@ -437,6 +437,41 @@ def _digest(spec: dict[str, Any], arrays: dict[str, Any]) -> str:
     return _checksum(f"TableSpec({', '.join(f'{name}={fields[name]!r}' for name in _FIELDS)})", arrays)
 
 
+class Link(NamedTuple):
+    """What a delta says of itself: its number, the digest of what it changes, and that of what comes of it.
+
+    Attributes:
+        spec: of the table, as its file says it.
+        sequence: the delta's number, 1 for the first.
+        parent, child: digests.
+    """
+
+    spec: dict[str, Any]
+    sequence: int
+    parent: str
+    child: str
+
+
+def read_link(path: str | os.PathLike[str]) -> Link:
+    """What the header of a delta's file says; its data are not read.
+
+    Raises:
+        OSError, FileFormatError: as for `Reader.apply`.
+    """
+    return _delta(path, "header")[0]
+
+
+def _delta(path: str | os.PathLike[str], verify: str) -> tuple[Link, dict[str, Any]]:
+    """What a delta says of itself, and its arrays."""
+    values, parts = _opened(os.fspath(path), verify)
+    try:
+        chain = values["delta"]
+        number = _whole("sequence", chain["sequence"], 1, 2**63)
+        return Link(dict(values["table"]), number, str(chain["parent"]), str(chain["child"])), parts
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(f"{path} is no delta: {error!r:.100}") from None
+
+
 # The sketch: which blocks an id has.
 
 
@@ -797,6 +832,19 @@ class Reader:
 
     # --- copies that follow -------------------------------------------------------------------------------------------
 
+    def digest(self, complete: bool = False) -> str:
+        """What deltas know the table by, as `mark(complete).digest` has it: found by a pass over the arrays, the first time.
+
+        Args:
+            complete: of all arrays (which `cce inspect` prints); else of those that lookups read.
+        """
+        if complete not in self._digests:
+            self._digests[complete] = _digest(self.spec, {name: self.arrays[name] for name in self._followed(complete)})
+        return self._digests[complete]
+
+    def _followed(self, complete: bool) -> list[str]:
+        return [name for name in self.arrays if complete or name in _SERVED]
+
     def apply(self, path: str | os.PathLike[str]) -> Reader:
         """The table as it is after a delta that `Delta.save` wrote: a new reader, or this one if it is as new already.
 
@@ -812,37 +860,35 @@ class Reader:
             ValueError: it is of another table, or the deltas before it have not been applied.
 
         Cost:
-            Passes over the arrays, a quarter of a gigabyte a second, and a copy of those that change.
+            A pass over the arrays (the first time two), a quarter of a gigabyte a second, and a copy of those that change.
         """
-        values, parts = _opened(os.fspath(path), "all")
-        try:
-            spec, parent, child = values["table"], values["delta"]["parent"], values["delta"]["child"]
-            pages = {name.removesuffix(" pages"): parts[name] for name in parts if name.endswith(" pages")}
-            data = {name: parts[f"{name} data"] for name in pages}
-        except (AttributeError, KeyError, TypeError) as error:
-            raise FileFormatError(f"{path} is no delta: {error!r:.100}") from None
-        if spec != self.spec:
-            raise ValueError(f"{path} is of another table, of {spec!r:.200}")
-        names = [[name for name in self.arrays if name in _SERVED], list(self.arrays)]
-        digests = {_digest(self.spec, {name: self.arrays[name] for name in own}): own for own in names}
-        if child in digests:
+        link, parts = _delta(path, "all")
+        if link.spec != self.spec:
+            raise ValueError(f"{path} is of another table, of {link.spec!r:.200}")
+        complete = self.digest() not in (link.parent, link.child)
+        if link.child == self.digest(complete):
             return self
-        if parent not in digests:
+        if link.parent != self.digest(complete):
             raise ValueError(
-                f"{path} changes a table of digest {parent}, and this one has {', '.join(digests)}: apply those between first, "
+                f"{path} changes a table of digest {link.parent}, and this one has {self.digest()}: apply those between first, "
                 "or open a new file"
             )
         arrays = dict(self.arrays)
         try:
-            for name, own in pages.items():
-                arrays[name] = self.arrays[name].copy()
-                flat, places = arrays[name].reshape(-1).view(np.uint8), own[:, None] * 128 + np.arange(128)
-                flat[places[places < flat.size]] = data[name].view(np.uint8)
-            if _digest(self.spec, {name: arrays[name] for name in digests[parent]}) != child:
+            for name in [name.removesuffix(" pages") for name in parts if name.endswith(" pages")]:
+                pages, flat = parts[f"{name} pages"], arrays[name].copy().reshape(-1).view(np.uint8)
+                if pages.size and (pages[0] < 0 or pages[-1] > (flat.size - 1) // 128 or (np.diff(pages) <= 0).any()):
+                    raise ValueError(f"its pages of {name!r} are not in their order")
+                places = pages[:, None] * 128 + np.arange(128)
+                flat[places[places < flat.size]] = parts[f"{name} data"].view(np.uint8)
+                arrays[name] = flat.view(arrays[name].dtype).reshape(arrays[name].shape)
+            if _digest(self.spec, {name: arrays[name] for name in self._followed(complete)}) != link.child:
                 raise ValueError("what it makes has not the digest that it says")
-            return self._of(self.spec, arrays)
+            made = self._of(self.spec, arrays)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise FileFormatError(f"{path} is damaged: {error!s:.200}") from None
+        made._digests[complete] = link.child
+        return made
 
     # --- the whole table elsewhere ------------------------------------------------------------------------------------
 
@@ -967,6 +1013,7 @@ class Reader:
         names = options.get("names")
         self.names: list[Any] = list(range(tables)) if names is None else _json(names)
         self._decoded: Any = None
+        self._digests: dict[bool, str] = {}
         self._n_tables = tables
         if method == "tt":
             self._cores = _train(spec)
@@ -1024,7 +1071,8 @@ class Reader:
         if "pointer" in kinds and not sketch.marks:
             shapes["pointers"] = (-(-(self.vocab or 0) * sketch.per_id // 64),)
         if "map" in kinds:
-            shapes["pointers"] = (_Tiers.of(spec).words(sketch.per_id),)
+            self._tiers = _Tiers.of(spec)
+            shapes["pointers"] = (self._tiers.words(sketch.per_id),)
             shapes["keys"] = (self._n_tables,)
         self._pairs = self._in_pairs(layout)
         for name, want in (("memory", dtype), ("keys", np.uint64), ("pointers", np.uint64)):
@@ -1329,7 +1377,7 @@ class Reader:
 
     def _owned(self, words: Any, table: int, term: _Term) -> Any:
         """The own row of an id, or that which it points to once it has settled, or the shared one of all that look alike."""
-        tiers, tables, bits, key = _Tiers.of(self.spec), self._n_tables, self._sketch.per_id, self._keys[0]
+        tiers, tables, bits, key = self._tiers, self._n_tables, self._sketch.per_id, self._keys[0]
         h = _keyed(_premix(words ^ self._keys[table] if table else words), key)
         digit = ((h & _LOW) * np.uint64(((1 << bits) - 1) // tables)) >> np.uint64(32)
         fingerprint = np.uint64(1 + table) + np.uint64(tables) * digit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,8 @@ from cce_core._jit import COMPILED
 
 # Without compiled code the interpreter's lock hides what is looked for, and seconds become many minutes: not collected.
 collect_ignore_glob = [] if COMPILED else ["test_*.py"]
+if not all(map(importlib.util.find_spec, ("starlette", "uvicorn", "orjson", "prometheus_client"))):  # the extra `serve`
+    collect_ignore_glob.append("test_requests.py")
 
 
 @pytest.fixture

@@ -77,12 +77,12 @@ def killed_saves(tally: Tally, kills: int) -> None:
 # kill -9 of copies that follow by deltas
 
 
-def _served(table: cce.Table) -> bytes:
+def served(table: cce.Table) -> bytes:
     """What lookups read, as one string."""
     return b"".join(array.tobytes() for name, array in sorted(table.arrays().items()) if name in SERVED)
 
 
-def _chain(many: bool, folder: Path, n: int) -> tuple[dict[bytes, int], list[Path]]:
+def chain(many: bool, folder: Path, n: int) -> tuple[dict[bytes, int], list[Path]]:
     """A table after each of n deltas, by its bytes, and the files of these; the first one's file is `replica`."""
     options = {"rank": 2, "seed": 1, "lead": 1, "half_life": 3}
     table = (
@@ -91,7 +91,7 @@ def _chain(many: bool, folder: Path, n: int) -> tuple[dict[bytes, int], list[Pat
         else cce.make_table("tiered", None, 4, num_bytes=100_000, **options)
     )
     rng, optimizer, mark = np.random.default_rng(1), cce.SGD(0.1), table.mark()
-    moments, files = {_served(table): 0}, []
+    moments, files = {served(table): 0}, []
     table.save(folder / "replica")
     for k in range(n):
         for _ in range(3):
@@ -103,7 +103,7 @@ def _chain(many: bool, folder: Path, n: int) -> tuple[dict[bytes, int], list[Pat
         mark = delta.mark
         files.append(folder / f"{k}.delta")
         delta.save(files[-1])
-        moments[_served(table)] = k + 1
+        moments[served(table)] = k + 1
     assert len(moments) == n + 1
     return moments, files
 
@@ -113,7 +113,7 @@ def _follow(folder: Path, moments: dict[bytes, int], files: list[Path], first: b
     path, latest = folder / "replica", folder / "latest"
     for _ in range(times):
         table = cce.load(path)
-        k = moments[_served(table)]
+        k = moments[served(table)]
         if k == len(files):
             (folder / "again").write_bytes(first)
             os.replace(folder / "again", path)
@@ -130,7 +130,7 @@ def killed_deltas(tally: Tally, kills: int) -> None:
     for both in (False, True):
         with tempfile.TemporaryDirectory(dir=memory_folder()) as name:
             folder = Path(name)
-            moments, files = _chain(both, folder, 6)
+            moments, files = chain(both, folder, 6)
             first = (folder / "replica").read_bytes()
             wanted = [file.read_bytes() for file in files]
             (folder / "latest").write_bytes(wanted[0])
@@ -146,7 +146,7 @@ def killed_deltas(tally: Tally, kills: int) -> None:
                 os.waitpid(pid, 0)
                 tally.add("kills")
                 try:
-                    moment = moments.get(_served(cce.load(folder / "replica")))
+                    moment = moments.get(served(cce.load(folder / "replica")))
                     sequence = load_delta(folder / "latest").sequence
                 except (OSError, ValueError) as error:
                     tally.lose(repr(error))
@@ -161,11 +161,11 @@ def killed_deltas(tally: Tally, kills: int) -> None:
             if len(seen) < 2:
                 tally.lose("in", kills // 2, "kills the replica never got on")
             table = cce.load(folder / "replica")
-            for file in files[moments[_served(table)] :]:
+            for file in files[moments[served(table)] :]:
                 table.apply_delta(load_delta(file))
             table.save(folder / "replica")
             load_delta(files[0]).save(folder / "latest")
-            if moments[_served(cce.load(folder / "replica"))] != len(files):
+            if moments[served(cce.load(folder / "replica"))] != len(files):
                 tally.lose("with the deltas that were left, the replica is another table")
             left = sorted(set(os.listdir(folder)) - {"replica", "latest", "again", *(file.name for file in files)})
             tally.add("temporary files left", len(left))
@@ -287,7 +287,7 @@ def test_a_save_that_is_killed_leaves_the_old_file_or_the_new_one(campaign):
 
 
 def test_a_copy_that_is_killed_as_it_follows_deltas_is_the_old_one_or_the_new_one(campaign):
-    campaign(killed_deltas, many(40, 300))
+    campaign(killed_deltas, many(40, 1000))
 
 
 def test_an_interrupt_leaves_the_old_table_or_the_new_one(campaign):

@@ -10,6 +10,8 @@ import serving_cases as cases
 
 import cce_core as cce
 from cce_core.serving import FileFormatError, Reader
+from cce_core.serving.reader import read_link
+from cce_core.storage.files import load_arrays, save_arrays
 
 
 def train(table, k):
@@ -37,7 +39,10 @@ def test_a_reader_follows(tmp_path, codec, several, complete):
         train(table, k)
         delta = table.delta(mark)
         delta.save(tmp_path / f"delta{k}")
+        assert read_link(tmp_path / f"delta{k}") == (found.spec, k, found.digest(complete), delta.child)
         mark, found = delta.mark, found.apply(tmp_path / f"delta{k}")
+        for whole in {False, complete}:  # what training alone reads is not in other deltas
+            assert found.digest(whole) == table.mark(complete=whole).digest
         for number in range(1 + several):
             expected = (table[number] if several else table).lookup(ids)
             cases.same(found.lookup(ids, number), expected, cases.exact(table.spec), k)
@@ -65,3 +70,22 @@ def test_what_is_no_delta_of_the_table_is_refused(tmp_path):
         with pytest.raises(FileFormatError):
             found.apply(tmp_path / "bad")
     np.testing.assert_array_equal(found.apply(tmp_path / "table.delta").lookup(range(99)), table.lookup(range(99)))
+
+
+@pytest.mark.parametrize("pages", [[0, 0], [1, 0], [-1, 0], [0, 10**6], [2**62, 2**62 + 1]], ids=str)
+def test_pages_that_a_table_has_not_are_refused_before_they_are_copied(tmp_path, pages):
+    table = cce.make_table("tiered", None, 8, num_bytes=4000)
+    table.save(tmp_path / "table")
+    mark = table.mark()
+    train(table, 1)
+    table.delta(mark).save(tmp_path / "delta")
+    arrays, values = load_arrays(tmp_path / "delta")
+    arrays |= {"memory pages": np.array(pages), "memory data": np.zeros(128 * len(pages), np.uint8)}
+    save_arrays(tmp_path / "crafted", arrays, values)
+    with pytest.raises(FileFormatError, match="pages of 'memory' are not in their order"):
+        Reader(tmp_path / "table").apply(tmp_path / "crafted")
+    for sequence in (0, "1", None, True):
+        chain = {**values["delta"], "sequence": sequence}
+        save_arrays(tmp_path / "crafted", arrays, {**values, "delta": chain})
+        with pytest.raises(FileFormatError, match="no delta"):
+            read_link(tmp_path / "crafted")
