@@ -833,7 +833,7 @@ class Reader:
     # --- copies that follow -------------------------------------------------------------------------------------------
 
     def digest(self, complete: bool = False) -> str:
-        """What deltas know the table by, as `mark(complete).digest` has it: found by a pass over the arrays, the first time.
+        """What deltas know the table by, as `signature(complete).digest` has it: found by a pass over the arrays, the first time.
 
         Args:
             complete: of all arrays (which `cce inspect` prints); else of those that lookups read.

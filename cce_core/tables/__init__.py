@@ -7,7 +7,7 @@ from cce_core.sketching.gradient import SparseGradient as SparseGradient
 from cce_core.tables.collection import Collection as Collection
 from cce_core.tables.compressing import compress as compress
 from cce_core.tables.deltas import Delta as Delta
-from cce_core.tables.deltas import Mark as Mark
+from cce_core.tables.deltas import Signature as Signature
 from cce_core.tables.deltas import load_delta as load_delta
 from cce_core.tables.loading import load as load
 from cce_core.tables.make import make_collection as make_collection

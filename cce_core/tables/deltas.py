@@ -1,8 +1,8 @@
 """What has changed since a moment, for copies that follow a table: pages of its arrays, in a chain that keeps its order.
 
-    mark     the digest of the arrays at a moment, and one of each page of 128 bytes
-    delta    the pages whose digests are others now; the digest of its parent, that of the table it makes, and a number
-    apply    parent = the copy's digest: its pages are exchanged, all at once      child = the copy's: nothing is left to do
+    signature  the digest of the arrays at a moment, and one of each page of 128 bytes
+    delta      the pages whose digests are others now; the digest of its parent, that of the table it makes, and a number
+    apply      parent = the copy's digest: its pages are exchanged, all at once      child = the copy's: nothing is left to do
 
 A page is a page, whatever has changed in it: rows that were trained, rows that were given to new ids, and rows that were taken
 from others, whose fingerprints are then 0. So a copy has the very bits of the table.
@@ -34,7 +34,7 @@ SERVED = ("memory", "scales", "keys", "pointers", "projection")  # what lookups 
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Mark:
+class Signature:
     """A moment in the life of a table, from which a delta can begin.
 
     Attributes:
@@ -64,7 +64,7 @@ class Delta:
         spec: of the table.
         pages: of each array the numbers of the pages that are others, int64.
         data: these pages, one behind the other, uint8.
-        mark: of the table by then, from which the next delta begins; None of one that was loaded.
+        signature: of the table by then, from which the next delta begins; None of one that was loaded.
     """
 
     sequence: int
@@ -73,7 +73,7 @@ class Delta:
     spec: TableSpec
     pages: Mapping[str, NDArray[np.int64]]
     data: Mapping[str, NDArray[np.uint8]]
-    mark: Mark | None = None
+    signature: Signature | None = None
 
     def __repr__(self) -> str:
         n = sum(map(len, self.pages.values()))
@@ -128,24 +128,26 @@ def load_delta(path: str | os.PathLike[str]) -> Delta:
         raise FileFormatError(f"{os.fspath(path)} is no delta: {str(error)[:200]}") from error
 
 
-def mark_of(state: TableState, complete: bool) -> Mark:
+def signature_of(state: TableState, complete: bool) -> Signature:
     """The present moment of a table: of what lookups read, or `complete`, so that a copy can go on training."""
     with state.guard.door:
         arrays = _followed(state, complete)
-        return Mark(0, _digest(state, arrays), {name: _pages(array) for name, array in arrays.items()})
+        return Signature(0, _digest(state, arrays), {name: _pages(array) for name, array in arrays.items()})
 
 
-def delta_of(state: TableState, since: Mark) -> Delta:
+def delta_of(state: TableState, since: Signature) -> Delta:
     """What has changed since."""
-    _check.instance("since", since, Mark, "a mark, as mark() or an earlier delta has it")
+    _check.instance("since", since, Signature, "a signature, as signature() or an earlier delta has it")
     with state.guard.door:
         held = state.arrays()
         if missing := [
             name for name in since.pages if name not in held or len(since.pages[name]) != _n_pages(held[name])
         ]:
-            raise ValueError(f"this mark is of another table: its {missing[0]!r} is not as large as this one's")
+            raise ValueError(f"this signature is of another table: its {missing[0]!r} is not as large as this one's")
         arrays = {name: held[name] for name in since.pages}
-        now = Mark(since.sequence + 1, _digest(state, arrays), {name: _pages(array) for name, array in arrays.items()})
+        now = Signature(
+            since.sequence + 1, _digest(state, arrays), {name: _pages(array) for name, array in arrays.items()}
+        )
         pages = {name: np.flatnonzero(now.pages[name] != since.pages[name]) for name in arrays}
         data = {
             name: np.concatenate([_page(arrays[name], n) for n in own.tolist()])

@@ -14,7 +14,7 @@ from cce_core.learning.settling import SettlingReport, settle
 from cce_core.method.state import TableState
 from cce_core.sketching import blocks
 from cce_core.sketching.group import TableGroup
-from cce_core.tables.deltas import Applied, Delta, Mark, apply_delta, delta_of, mark_of
+from cce_core.tables.deltas import Applied, Delta, Signature, apply_delta, delta_of, signature_of
 from cce_core.tables.merging import Merged, merge
 from cce_core.tables.passes import projected
 from cce_core.tables.standing import Explanation, TierStats
@@ -297,28 +297,28 @@ class OwnRows:
 
     # --- copies that follow -------------------------------------------------------------------------------------------
 
-    def mark(self, *, complete: bool = False) -> Mark:
+    def signature(self, *, complete: bool = False) -> Signature:
         """The present moment, from which `delta` tells what has changed.
 
         Args:
             complete: follow counts, the sketch and the clock too, so that a copy can go on training; else what lookups read.
 
         Returns:
-            A `Mark`, which takes 6 % of the bytes of what it follows.
+            A `Signature`, which takes 6 % of the bytes of what it follows.
         """
-        return mark_of(self._whole(), _check.flag("complete", complete))
+        return signature_of(self._whole(), _check.flag("complete", complete))
 
-    def delta(self, since: Mark) -> Delta:
-        """What has changed since a mark: trained rows, rows that were given and taken, shared rows, projections.
+    def delta(self, since: Signature) -> Delta:
+        """What has changed since a signature: trained rows, rows that were given and taken, shared rows, projections.
 
         Args:
-            since: a `mark()`, or the `mark` of the delta before.
+            since: a `signature()`, or the `signature` of the delta before.
 
         Returns:
-            A `Delta`: `save` it, or hand it to `apply_delta` of a copy. Its own `mark` is where the next one begins.
+            A `Delta`: `save` it, or hand it to `apply_delta` of a copy. Its own `signature` is where the next one begins.
 
         Raises:
-            TypeError, ValueError: that is no mark of this table.
+            TypeError, ValueError: that is no signature of this table.
 
         Cost:
             A pass over the arrays, and the pages of 128 bytes in which something has changed.
@@ -326,9 +326,9 @@ class OwnRows:
         Example:
             >>> import copy, numpy as np, cce_core as cce
             >>> table = cce.make_table("tiered", None, 8, num_bytes=1000)
-            >>> copied, mark = copy.deepcopy(table), table.mark()
+            >>> copied, signature = copy.deepcopy(table), table.signature()
             >>> cce.SGD(lr=0.1).update(table, [5, 6], np.ones((2, 8)))
-            >>> delta = table.delta(mark)
+            >>> delta = table.delta(signature)
             >>> done = copied.apply_delta(delta)
             >>> delta.sequence, len(done.given), bool((copied.lookup([5, 6, 7]) == table.lookup([5, 6, 7])).all())
             (1, 2, True)

@@ -90,7 +90,7 @@ def chain(many: bool, folder: Path, n: int) -> tuple[dict[bytes, int], list[Path
         if many
         else cce.make_table("tiered", None, 4, num_bytes=100_000, **options)
     )
-    rng, optimizer, mark = np.random.default_rng(1), cce.SGD(0.1), table.mark()
+    rng, optimizer, signature = np.random.default_rng(1), cce.SGD(0.1), table.signature()
     moments, files = {served(table): 0}, []
     table.save(folder / "replica")
     for k in range(n):
@@ -99,8 +99,8 @@ def chain(many: bool, folder: Path, n: int) -> tuple[dict[bytes, int], list[Path
             seen = table.forward(ids if many else ids[:, 0])
             optimizer.update(table, seen, np.cos(seen.vectors))
         table.erase(np.arange(k, k + 3))
-        delta = table.delta(mark)
-        mark = delta.mark
+        delta = table.delta(signature)
+        signature = delta.signature
         files.append(folder / f"{k}.delta")
         delta.save(files[-1])
         moments[served(table)] = k + 1

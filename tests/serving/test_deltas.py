@@ -33,16 +33,16 @@ def test_a_reader_follows(tmp_path, codec, several, complete):
     train(table, 0)
     table.save(tmp_path / "table")
     first = found = Reader(tmp_path / "table")
-    mark, ids = table.mark(complete=complete), np.concatenate([np.arange(300), 2**40 + np.arange(50)])
+    signature, ids = table.signature(complete=complete), np.concatenate([np.arange(300), 2**40 + np.arange(50)])
     before = found.lookup(ids)
     for k in (1, 2, 3):
         train(table, k)
-        delta = table.delta(mark)
+        delta = table.delta(signature)
         delta.save(tmp_path / f"delta{k}")
         assert read_link(tmp_path / f"delta{k}") == (found.spec, k, found.digest(complete), delta.child)
-        mark, found = delta.mark, found.apply(tmp_path / f"delta{k}")
+        signature, found = delta.signature, found.apply(tmp_path / f"delta{k}")
         for whole in {False, complete}:  # what training alone reads is not in other deltas
-            assert found.digest(whole) == table.mark(complete=whole).digest
+            assert found.digest(whole) == table.signature(complete=whole).digest
         for number in range(1 + several):
             expected = (table[number] if several else table).lookup(ids)
             cases.same(found.lookup(ids, number), expected, cases.exact(table.spec), k)
@@ -57,9 +57,9 @@ def test_what_is_no_delta_of_the_table_is_refused(tmp_path):
     table, other = (cce.make_table("tiered", None, 8, num_bytes=n) for n in (4000, 5000))
     for one, name in ((table, "table"), (other, "other")):
         one.save(tmp_path / name)
-        mark = one.mark()
+        signature = one.signature()
         train(one, 1)
-        one.delta(mark).save(tmp_path / f"{name}.delta")
+        one.delta(signature).save(tmp_path / f"{name}.delta")
     found, raw = Reader(tmp_path / "table"), (tmp_path / "table.delta").read_bytes()
     with pytest.raises(ValueError, match="of another table"):
         found.apply(tmp_path / "other.delta")
@@ -76,9 +76,9 @@ def test_what_is_no_delta_of_the_table_is_refused(tmp_path):
 def test_pages_that_a_table_has_not_are_refused_before_they_are_copied(tmp_path, pages):
     table = cce.make_table("tiered", None, 8, num_bytes=4000)
     table.save(tmp_path / "table")
-    mark = table.mark()
+    signature = table.signature()
     train(table, 1)
-    table.delta(mark).save(tmp_path / "delta")
+    table.delta(signature).save(tmp_path / "delta")
     arrays, values = load_arrays(tmp_path / "delta")
     arrays |= {"memory pages": np.array(pages), "memory data": np.zeros(128 * len(pages), np.uint8)}
     save_arrays(tmp_path / "crafted", arrays, values)

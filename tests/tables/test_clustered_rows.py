@@ -39,17 +39,17 @@ def test_a_run_that_is_saved_once_it_is_clustered_goes_on_with_the_same_bits(man
 @pytest.mark.parametrize("many", [False, True])
 def test_copies_follow_by_deltas_but_not_through_a_clustering(many, tmp_path):
     table = trained(many, codec="int8")
-    mark, replica = table.mark(), copy.deepcopy(table)
+    signature, replica = table.signature(), copy.deepcopy(table)
     table.cluster(num_bytes=2000)
-    with pytest.raises(ValueError, match="mark is of another table"):
-        table.delta(mark)
+    with pytest.raises(ValueError, match="signature is of another table"):
+        table.delta(signature)
     table.save(tmp_path / "t")
     with pytest.raises(ValueError, match="is of another table"):
-        replica.apply_delta(table.delta(table.mark()))
-    replica, mark = cce.load(tmp_path / "t"), table.mark(complete=True)
+        replica.apply_delta(table.delta(table.signature()))
+    replica, signature = cce.load(tmp_path / "t"), table.signature(complete=True)
     train(table, stream(3, seed=1))
     table.erase([1, 2])
-    table.delta(mark).save(tmp_path / "d")
+    table.delta(signature).save(tmp_path / "d")
     replica.apply_delta(load_delta(tmp_path / "d"))
     same(replica, table)
 

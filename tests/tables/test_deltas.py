@@ -42,13 +42,13 @@ def test_a_copy_that_is_fed_with_deltas_alone_has_the_same_bits(many, codec, com
     table = made(many, codec)
     train(table, 2)
     table.save(tmp_path / "t")
-    replica, mark = cce.load(tmp_path / "t"), table.mark(complete=complete)
+    replica, signature = cce.load(tmp_path / "t"), table.signature(complete=complete)
     for k in range(4 if COMPILED else 2):
         train(table, 3, k)
         known = set(table.owners.map.identities(np.arange(table.owners.map.n_slots)).tolist())
         erased = table.erase(np.arange(1, 4)).any()
-        delta = table.delta(mark)
-        mark = delta.mark
+        delta = table.delta(signature)
+        signature = delta.signature
         delta.save(tmp_path / "d")
         done = replica.apply_delta(load_delta(tmp_path / "d"))
         same(
@@ -73,23 +73,23 @@ def test_a_copy_that_is_fed_with_deltas_alone_has_the_same_bits(many, codec, com
 
 def test_a_delta_of_nothing_is_empty_and_one_of_little_is_small():
     table = cce.make_table("tiered", None, 16, num_bytes=40_000)
-    mark = table.mark()
-    assert table.delta(mark).nbytes == 0
+    signature = table.signature()
+    assert table.delta(signature).nbytes == 0
     cce.SGD(0.1).update(table, [1, 2], np.ones((2, 16)))
-    assert 0 < table.delta(mark).nbytes < 4000
-    assert mark.nbytes < 0.07 * 40_000
+    assert 0 < table.delta(signature).nbytes < 4000
+    assert signature.nbytes < 0.07 * 40_000
 
 
 def test_order_is_kept():
     """Twice is harmless; too early, of another table and of another branch are refused, and nothing is changed."""
     table = made()
     train(table, 2)
-    replica, mark, deltas = copy.deepcopy(table), table.mark(), []
+    replica, signature, deltas = copy.deepcopy(table), table.signature(), []
     other = copy.deepcopy(table)
     for k in range(3):
         train(table, 2, k)
-        deltas.append(table.delta(mark))
-        mark = deltas[-1].mark
+        deltas.append(table.delta(signature))
+        signature = deltas[-1].signature
     train(other, 2, 7)
     before = {name: array.copy() for name, array in replica.arrays().items()}
     for bad in (deltas[1], deltas[2]):
@@ -101,10 +101,10 @@ def test_order_is_kept():
         made(seed=2).apply_delta(deltas[0])
     with pytest.raises(TypeError, match="delta must be a Delta"):
         replica.apply_delta("d")
-    with pytest.raises(TypeError, match="since must be a mark"):
+    with pytest.raises(TypeError, match="since must be a signature"):
         replica.delta(3)
-    with pytest.raises(ValueError, match="this mark is of another table"):
-        cce.make_table("tiered", None, 4, num_bytes=2000).delta(mark)
+    with pytest.raises(ValueError, match="this signature is of another table"):
+        cce.make_table("tiered", None, 4, num_bytes=2000).delta(signature)
     for name, array in before.items():
         np.testing.assert_array_equal(array, replica.arrays()[name])
     for delta in deltas:
@@ -115,9 +115,9 @@ def test_order_is_kept():
 
 def test_damage_is_found_before_anything_is_changed(tmp_path):
     table = made()
-    replica, mark = copy.deepcopy(table), table.mark()
+    replica, signature = copy.deepcopy(table), table.signature()
     train(table, 2)
-    delta = table.delta(mark)
+    delta = table.delta(signature)
     before = replica.lookup(np.arange(9))
     data = {name: array.copy() for name, array in delta.data.items()}
     data["memory"][3] ^= 1
@@ -148,9 +148,9 @@ def test_an_interrupt_at_any_moment_leaves_the_copy_before_or_after():
     """Ctrl-C before each line of `apply_delta`, and of its loops: the next try ends well, or has nothing to do."""
     table = made(codec="int8")
     train(table, 2)
-    replica, mark = copy.deepcopy(table), table.mark()
+    replica, signature = copy.deepcopy(table), table.signature()
     train(table, 3)
-    delta, moments = table.delta(mark), 0
+    delta, moments = table.delta(signature), 0
     while True:
         left = moments
 

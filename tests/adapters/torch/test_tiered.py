@@ -276,7 +276,7 @@ def test_a_model_with_vocabularies_is_compressed():
     )
     model["emb"].weight.data *= 3
     report = compress_(model, method="tiered", ratio=10, fresh=True, seed=1)
-    assert report.ratio > 10
+    assert report.ratio >= 10
     emb, bag = model["emb"], model["bag"]
     assert emb.spec.method == bag.spec.method == "tiered"
     assert 2 < emb.weight.detach()[1:].std() < 4.5

@@ -34,12 +34,12 @@ def moments(folder: Path, n: int, complete: bool = False) -> list[np.ndarray]:
         (folder / name).mkdir(parents=True)
     table = make()
     table.save(folder / "in" / "user.safetensors")
-    mark, found = table.mark(complete=complete), [table.lookup(IDS)]
+    signature, found = table.signature(complete=complete), [table.lookup(IDS)]
     for k in range(n):
         train(table, k)
-        delta = table.delta(mark)
+        delta = table.delta(signature)
         delta.save(folder / "deltas" / f"{n - k}.delta")
-        mark = delta.mark
+        signature = delta.signature
         found.append(table.lookup(IDS))
     table.save(folder / "last")
     return found
@@ -91,7 +91,7 @@ def test_a_table_that_comes_back_to_where_it_was_goes_on_from_there(tmp_path, fo
     moments(tmp_path, 0)
     table = make()
     first = {name: array.copy() for name, array in table.arrays().items()}
-    mark = table.mark(complete=True)
+    signature = table.signature(complete=True)
     for k in range(3):
         if k == 1:
             for name, array in table.arrays().items():
@@ -99,12 +99,12 @@ def test_a_table_that_comes_back_to_where_it_was_goes_on_from_there(tmp_path, fo
             table.state.reloaded() if hasattr(table, "state") else None
         else:
             table.parameters()["projection"][0, 0] += k + 1
-        delta = table.delta(mark)
+        delta = table.delta(signature)
         delta.save(tmp_path / "deltas" / f"{k}.delta")
-        mark = delta.mark
+        signature = delta.signature
     found = following()
     assert found.tables["user"].sequence == 3
-    assert found.tables["user"].reader.digest(True) == mark.digest
+    assert found.tables["user"].reader.digest(True) == signature.digest
 
 
 def test_what_is_damaged_is_told_once_and_what_was_served_goes_on(tmp_path, following, told, caplog):
