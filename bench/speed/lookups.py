@@ -17,6 +17,7 @@ import numpy as np
 import cce_core as cce
 from bench.speed.epoch import eager_embedding
 from bench.speed.timing import Row, in_turn
+from cce_core.method import get_method
 
 THREADS, VOCAB, IDS = 2, 1_000_000, 65_536
 TABLES, BAGS, PER_BAG, NARROW = 26, 1024, 20, 16
@@ -64,6 +65,7 @@ def run(quick: bool) -> Iterator[Row]:
         return Row("lookups", case, mine, peer, other, target, nbytes, nbytes / copied_bytes_a_second())
 
     yield from one_table(row)
+    yield from one_block(row)
     yield from many_tables(row)
     yield from hashing(row)
     cce.set_num_threads(None)
@@ -116,6 +118,33 @@ def one_table(row: Callable[..., Row]) -> Iterator[Row]:
     one, tensor = np.array([123_456]), torch.tensor([123_456])
     with torch.no_grad():
         yield row("cce, one id", lambda: table.lookup(one), "nn.Embedding", lambda: full(tensor), 0.5, 140, 2000)
+
+
+def one_block(row: Callable[..., Row]) -> Iterator[Row]:
+    """Of a block an id: rows of `vq` in 8 bits while they learn, and its 256 centroids afterwards."""
+    import torch
+
+    ids = np.random.default_rng(2).integers(0, VOCAB, IDS)
+    there, full = torch.from_numpy(ids), torch.nn.Embedding(VOCAB, 32)
+    for rank in (0, 4):
+        spec = cce.make_table("vq", VOCAB, 32, num_bytes=1_012_000, rank=rank, share=False, seed=0).spec
+        for then in (spec, get_method("vq").served(spec)):
+            table = cce.Table(then)
+            parts = [
+                table.lookup(part) for part in np.array_split(ids, IDS // 64)
+            ]  # fewer ids than there are centroids
+            close(f"vq, {table.phase}", table.lookup(ids), np.concatenate(parts), 0.0)
+            rows = f"{then.sizes[0]} rows" if table.phase == "codes" else "int8 rows"
+            nbytes = ids.nbytes + 4 * 32 * IDS + (IDS if table.phase == "codes" else (rank or 32) * IDS)
+            with torch.no_grad():
+                yield row(
+                    f"vq, {IDS:,} ids of {VOCAB:,}, dim 32, {rows} of rank {rank}, forward",
+                    lambda: table.lookup(ids),  # noqa: B023
+                    "nn.Embedding, full table",
+                    lambda: full(there),
+                    1.2 if table.phase == "codes" else 0.9,
+                    nbytes,
+                )
 
 
 def many_tables(row: Callable[..., Row]) -> Iterator[Row]:
