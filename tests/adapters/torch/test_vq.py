@@ -367,3 +367,15 @@ def test_trained_tables_become_codes():
     compress_(fresh, method="vq", num_bytes=500, min_rows=1, fresh=True)
     assert fresh[0].phase == "rows"
     torch.testing.assert_close(fresh[0].weight.square().mean(), torch.tensor(1.0), rtol=0.3, atol=0.0)
+
+
+@EVERY
+@PHASES
+def test_more_ids_than_rows_give_the_bits_of_each_alone(name, phase):
+    emb = made(name, phase=phase)
+    alone = torch.cat([emb(IDS[i : i + 1]) for i in range(VOCAB)])
+    ids = IDS.repeat(5)
+    for vectors in (emb(ids), emb.eval()(ids)):
+        assert torch.equal(vectors, alone.repeat(5, 1))
+    with torch.no_grad():
+        assert torch.equal(emb(ids), alone.repeat(5, 1))

@@ -56,15 +56,21 @@ def _there(address: int, n: int, kind: str) -> NDArray[Any]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _group_at(text: str, part: str, memory: int, keys: int, n_keys: int, pointers: int, n_pointers: int) -> TableGroup:
+def _group_at(
+    text: str, part: str, memory: int, keys: int, n_keys: int, pointers: int, n_pointers: int, projection: int, dim: int
+) -> TableGroup:  # fmt: skip
     """A group that holds addresses alone: good whenever tensors of these sizes lie there, and only as long as they do."""
     layout, end = part_of(text, part)
     sketch = Sketch(layout, _there(keys, n_keys, "<u8"), _there(pointers, n_pointers, "<u8"))
     held = Memory(FLOAT32, _there(memory, layout.size if memory else 0, "<f4"))
-    return TableGroup([Member(sketch, held, vocab=int(end or 0))])
+    rank = layout.dim + 1
+    matrix = _there(projection, rank * dim, "<f4").reshape(rank, dim) if projection else None
+    return TableGroup([Member(sketch, held, 0, int(end or 0), matrix)])
 
 
-def group_of(text: str, part: str, memory: Tensor | None, keys: Tensor | None, pointers: Tensor | None) -> TableGroup:
+def group_of(
+    text: str, part: str, memory: Tensor | None, keys: Tensor | None, pointers: Tensor | None, projection: Tensor | None = None
+) -> TableGroup:  # fmt: skip
     """Contiguous tensors, which the caller holds on to, as the core's loops read them; without a memory, for gradients alone."""
     return _group_at(
         text,
@@ -74,4 +80,6 @@ def group_of(text: str, part: str, memory: Tensor | None, keys: Tensor | None, p
         0 if keys is None else keys.numel(),
         0 if pointers is None else pointers.data_ptr(),
         0 if pointers is None else pointers.numel(),
+        0 if projection is None else projection.data_ptr(),
+        0 if projection is None else projection.shape[-1],
     )

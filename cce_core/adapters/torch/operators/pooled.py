@@ -37,7 +37,7 @@ from cce_core.adapters.torch.operators.registry import (
 )
 from cce_core.sketching import blocks as core
 from cce_core.sketching.batch import JaggedBatch
-from cce_core.sketching.projection import unwidened, widened
+from cce_core.sketching.projection import unwidened
 
 
 class Bags(NamedTuple):
@@ -82,29 +82,22 @@ def _vectors(
         if given is not None and given.dtype != torch.float32:
             return _vectors_anywhere(memory, projection, ids, offsets, per_sample_weights, keys, pointers, spec, sparse)
     layout, end = part_of(spec, MEMORY)
-    batch, weight_sums = _batch(ids, offsets, per_sample_weights), None
+    batch = _batch(ids, offsets, per_sample_weights)
     if memory.shape != (layout.n_units, layout.unit):
         floats(memory, layout.n_units, layout.unit)  # raises
-    memory = memory.contiguous()
+    if projection is not None and projection.shape[:-1] != (layout.dim + 1,):
+        floats(projection, layout.dim + 1, projection.shape[-1])  # raises
+    memory, projection = memory.contiguous(), None if projection is None else projection.contiguous()
     keys, pointers = None if keys is None else keys.contiguous(), None if pointers is None else pointers.contiguous()
-    group, rows = group_of(spec, MEMORY, memory, keys, pointers), batch.rows
-    inner = np.empty((rows, layout.dim + (projection is not None)), np.float32)
-    left, outside = group.forward(batch, handover.wanted, inner)
+    group = group_of(spec, MEMORY, memory, keys, pointers, projection)
+    out = np.empty((batch.rows, layout.dim if projection is None else projection.shape[-1]), np.float32)
+    left, outside = group.forward(batch, handover.wanted, out)
     if outside:
         _check.ids_within(batch.ids, end or 0)  # raises
     if handover.wanted:
         handover.addresses = left.kept
-    if projection is None:
-        return torch.from_numpy(inner)
-    rank, dim, projection = layout.dim, projection.shape[-1], projection.contiguous()
-    if projection.shape != (rank + 1, dim):
-        floats(projection, rank + 1, dim)  # raises
-    if offsets is not None or per_sample_weights is not None:
-        weight_sums = batch.weight_sums([0])
-    out = np.empty((rows, dim), np.float32)
-    widened(_projection_at(projection.data_ptr(), rank, dim), weight_sums, inner, out)
-    if handover.wanted:
-        handover.inner = torch.from_numpy(inner)
+        if left.inner is not None:
+            handover.inner = torch.from_numpy(left.inner)
     return torch.from_numpy(out)
 
 
