@@ -177,19 +177,14 @@ class TableGroup:
         small = work < 2 * _IDS_A_THREAD  # of one id's lookup a further call would be a tenth
         outside = move(0, work, *first, *rest) if small else parallel_for(move, work, _IDS_A_THREAD, *first, *rest)
         if inner is not None and out is not None and not alone:
-            self._widen(batch, inner, out)
+            weight_sums = None if offsets is None and batch.weights is None else batch.weight_sums(self.tables)
+            rest = self.projections, weight_sums, inner.reshape(-1), self.within, out.reshape(-1), out.shape[1]
+            min_chunk = PRODUCTS_A_THREAD // self.n_projected
+            if batch.rows < 2 * min_chunk:
+                widen_rows(0, batch.rows, *rest)
+            else:
+                parallel_for(widen_rows, batch.rows, min_chunk, *rest)
         return (Left(kept, inner, call_args) if keep or inner is not None else _NOTHING), bool(outside)
-
-    def _widen(self, batch: JaggedBatch, inner: Floats, out: Floats) -> None:
-        """Rows of vectors through the projections."""
-        assert self.projections is not None
-        weight_sums = batch.weight_sums(self.tables)
-        rest = self.projections, weight_sums, inner.reshape(-1), self.within, out.reshape(-1), out.shape[1]
-        min_chunk = PRODUCTS_A_THREAD // self.n_projected
-        if batch.rows < 2 * min_chunk:
-            widen_rows(0, batch.rows, *rest)
-        else:
-            parallel_for(widen_rows, batch.rows, min_chunk, *rest)
 
     @functools.cached_property
     def _wide(self) -> tuple[list[TableGroup], TableGroup]:

@@ -121,7 +121,7 @@ def make_collection(
     Example:
         >>> import cce_core as cce
         >>> cce.make_collection("tiered", 26, 16, num_bytes=100_000)
-        <tiered collection: 26 tables, dim 16, rank 4, 10,748 own rows, int8, 99,984 bytes>
+        <tiered collection: 26 tables, dim 16, rank 4, 10,976 own rows, int8, 99,980 bytes>
     """
     method = resolved(_check.instance("method", method, str, "a method's name"))[0]
     if not get_method(method).owned:

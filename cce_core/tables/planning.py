@@ -99,8 +99,8 @@ def plan(sample: Any, dim: int, *, num_bytes: Sequence[int] | None = None, **set
         >>> print(cce.plan(ids, 16, num_bytes=[2_000, 10_000]))
         20,000 ids, 1,041 of them different
               budget     own rows   served  at best
-            1.95 KiB          192   93.8 %   94.8 %
-            9.77 KiB        1,132   95.3 %  100.0 %
+            1.95 KiB          196   93.8 %   94.8 %
+            9.77 KiB        1,164   95.3 %  100.0 %
     """
     columns = [_check.as_ids(part, "sample").reshape(-1) for part in _columns(sample)]
     firsts, laters, n_met = [], [], sum(map(len, columns))

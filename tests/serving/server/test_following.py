@@ -202,7 +202,7 @@ def test_tables_change_under_load_without_an_error(tmp_path):
             await asyncio.sleep(0)
 
     async def load(server):
-        async with server.app.router.lifespan_context(server.app):
+        async with server.routed.router.lifespan_context(server.routed):
             writer = threading.Thread(target=put_all)
             writer.start()
             await asyncio.gather(*(ask(server) for _ in range(4)))
