@@ -288,10 +288,11 @@ class TableState:
 
     def reloaded(self) -> None:
         """Note that arrays were written over, by those of another moment: nothing that was made of them before holds."""
-        assert self.owners is not None
-        self.stored.reload()
-        self.stored.rounds = _ROUNDS * self.owners.now
-        self._newcomers, self._whose, self.turn = _EMPTY, _NOBODY, self.turn + 1
+        if "memory" in self._arrays:
+            self.stored.reload()
+        if self.owners is not None:
+            self.stored.rounds = _ROUNDS * self.owners.now
+            self._newcomers, self._whose, self.turn = _EMPTY, _NOBODY, self.turn + 1
 
     def check_step(self, gradient: Gradient) -> None:
         """ValueError for a gradient of rows that may have other owners by now."""

@@ -355,7 +355,7 @@ def _as_words(ids: Any) -> Any:
 # The file: a safetensors header, checked as input from strangers.
 
 _FIELDS = ("method", "vocab", "dim", "rank", "n_chunks", "sizes", "seed", "options", "codec", "rounding")
-_SERVED = ("memory", "scales", "keys", "pointers", "projection")  # what lookups read, and deltas follow
+_COUNTS = ("counts", "own_counts", "own_seen", "own_young", "sketch", "clock")  # what training reads alone
 _DTYPES = {"F32": "<f4", "U64": "<u8", "I64": "<i8", "U8": "|u1", "I8": "|i1", "U16": "<u2", "U32": "<u4"}
 
 
@@ -843,7 +843,7 @@ class Reader:
         return self._digests[complete]
 
     def _followed(self, complete: bool) -> list[str]:
-        return [name for name in self.arrays if complete or name in _SERVED]
+        return [name for name in self.arrays if complete or name not in _COUNTS]
 
     def apply(self, path: str | os.PathLike[str]) -> Reader:
         """The table as it is after a delta that `Delta.save` wrote: a new reader, or this one if it is as new already.

@@ -30,7 +30,7 @@ from cce_core.storage.files import digest, load_arrays, save_arrays
 from cce_core.storage.header import FileFormatError
 
 PAGE = 128
-SERVED = ("memory", "scales", "keys", "pointers", "projection")  # what lookups read
+COUNTS = ("counts", "own_counts", "own_seen", "own_young", "sketch", "clock")  # what training reads alone
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,11 +40,13 @@ class Signature:
     Attributes:
         sequence: how many deltas led to it.
         digest: of all arrays that are followed.
-        pages: of each of these a digest per page, 6 % of its bytes.
+        spec: of the table.
+        pages: of each of these arrays a digest per page, 6 % of its bytes.
     """
 
     sequence: int
     digest: str
+    spec: TableSpec
     pages: Mapping[str, NDArray[np.uint64]]
 
     @property
@@ -132,21 +134,22 @@ def signature_of(state: TableState, complete: bool) -> Signature:
     """The present moment of a table: of what lookups read, or `complete`, so that a copy can go on training."""
     with state.guard.door:
         arrays = _followed(state, complete)
-        return Signature(0, _digest(state, arrays), {name: _pages(array) for name, array in arrays.items()})
+        return Signature(0, _digest(state, arrays), state.spec, {name: _pages(array) for name, array in arrays.items()})
 
 
 def delta_of(state: TableState, since: Signature) -> Delta:
     """What has changed since."""
     _check.instance("since", since, Signature, "a signature, as signature() or an earlier delta has it")
     with state.guard.door:
+        if since.spec != state.spec:
+            raise ValueError(
+                f"this signature is of another table, or of this one before its sizes changed: of {since.spec} and not of "
+                f"{state.spec}; save the whole table, and take a new signature"
+            )
         held = state.arrays()
-        if missing := [
-            name for name in since.pages if name not in held or len(since.pages[name]) != _n_pages(held[name])
-        ]:
-            raise ValueError(f"this signature is of another table: its {missing[0]!r} is not as large as this one's")
         arrays = {name: held[name] for name in since.pages}
         now = Signature(
-            since.sequence + 1, _digest(state, arrays), {name: _pages(array) for name, array in arrays.items()}
+            since.sequence + 1, _digest(state, arrays), state.spec, {n: _pages(array) for n, array in arrays.items()}
         )
         pages = {name: np.flatnonzero(now.pages[name] != since.pages[name]) for name in arrays}
         data = {
@@ -164,8 +167,6 @@ def apply_delta(state: TableState, delta: Delta) -> Applied:
         raise ValueError(f"delta {delta.sequence} is of another table: {delta.spec} and not {state.spec}")
     if not state.writeable:
         raise ValueError("the table is mapped read-only; load it with mmap=False to apply deltas")
-    owners = state.owners
-    assert owners is not None
     with Changing((state.guard,)):
         held = state.arrays()
         complete = {_digest(state, _followed(state, whole)): whole for whole in (False, True)}
@@ -191,19 +192,24 @@ def apply_delta(state: TableState, delta: Delta) -> Applied:
                 start += len(page)
         if _digest(state, {**_followed(state, whole), **new}) != delta.child:
             raise ValueError(f"delta {delta.sequence} is damaged: what it makes has not the digest that it says")
-        slots = np.arange(owners.map.n_slots)
-        before = owners.map.identities(slots)
+        before = _owners(state)
         try:  # in one call that Python does not interrupt
             collections.deque(itertools.starmap(operator.setitem, [(held[n], ..., new[n]) for n in new]), maxlen=0)
         finally:
             state.reloaded()
-        after = owners.map.identities(slots)
+        after = _owners(state)
     given, taken = np.setdiff1d(after, before), np.setdiff1d(before, after)
     return Applied(delta.sequence, given[given > 0], taken[taken > 0], sum(map(len, delta.pages.values())))
 
 
+def _owners(state: TableState) -> NDArray[np.uint64]:
+    """Identities of those that have rows of their own, where ids earn them."""
+    known = state.owners
+    return np.empty(0, np.uint64) if known is None else known.map.identities(np.arange(known.map.n_slots))
+
+
 def _followed(state: TableState, complete: bool) -> dict[str, NDArray[Any]]:
-    return {name: array for name, array in state.arrays().items() if complete or name in SERVED}
+    return {name: array for name, array in state.arrays().items() if complete or name not in COUNTS}
 
 
 def _digest(state: TableState, arrays: Mapping[str, NDArray[Any]]) -> str:
@@ -223,3 +229,72 @@ def _pages(array: NDArray[Any]) -> NDArray[np.uint64]:
     data = array.reshape(-1).view(np.uint8).data
     starts = range(0, array.nbytes, PAGE)
     return np.fromiter((xxhash.xxh3_64_intdigest(data[at : at + PAGE]) for at in starts), np.uint64, len(starts))
+
+
+class Followed:
+    """What has copies elsewhere that follow it: a table, or tables with one memory."""
+
+    def _whole(self) -> TableState:
+        """The arrays."""
+        assert isinstance(self, TableState)
+        return self
+
+    def signature(self, *, complete: bool = False) -> Signature:
+        """The present moment, from which `delta` tells what has changed.
+
+        Args:
+            complete: follow counts too (of `vq`; of `tiered` also the sketch and the clock), so that a copy can go on training;
+                else what lookups read.
+
+        Returns:
+            A `Signature`, which takes 6 % of the bytes of what it follows.
+        """
+        return signature_of(self._whole(), _check.flag("complete", complete))
+
+    def delta(self, since: Signature) -> Delta:
+        """What has changed since a signature: trained rows and projections, learned pointers, rows that were given and taken.
+
+        Args:
+            since: a `signature()`, or the `signature` of the delta before.
+
+        Returns:
+            A `Delta`: `save` it, or hand it to `apply_delta` of a copy. Its own `signature` is where the next one begins.
+
+        Raises:
+            TypeError, ValueError: that is no signature of this table, or its sizes are others since, as after a `cluster()` of
+                `vq` or `tiered`: save the whole table then.
+
+        Cost:
+            A pass over the arrays, and the pages of 128 bytes in which something has changed.
+
+        Example:
+            >>> import copy, numpy as np, cce_core as cce
+            >>> table = cce.make_table("tiered", None, 8, num_bytes=1000)
+            >>> copied, signature = copy.deepcopy(table), table.signature()
+            >>> cce.SGD(lr=0.1).update(table, [5, 6], np.ones((2, 8)))
+            >>> delta = table.delta(signature)
+            >>> done = copied.apply_delta(delta)
+            >>> delta.sequence, len(done.given), bool((copied.lookup([5, 6, 7]) == table.lookup([5, 6, 7])).all())
+            (1, 2, True)
+            >>> copied.apply_delta(delta).n_pages  # again: it does no harm
+            0
+        """
+        return delta_of(self._whole(), since)
+
+    def apply_delta(self, delta: Delta) -> Applied:
+        """Be as the table is that the delta was made of: to the bit, all at once.
+
+        Args:
+            delta: made of the table of which this is a copy; one that was applied already changes nothing.
+
+        Returns:
+            What was changed; of a `tiered` table who was given rows, and from whom they were taken.
+
+        Raises:
+            TypeError: it is no delta.
+            ValueError: it is of another table, out of order or damaged, or this table is mapped. Nothing is changed.
+
+        Cost:
+            Passes over the arrays, and a copy of those that change.
+        """
+        return apply_delta(self._whole(), delta)

@@ -14,14 +14,14 @@ from cce_core.learning.settling import SettlingReport, settle
 from cce_core.method.state import TableState
 from cce_core.sketching import blocks
 from cce_core.sketching.group import TableGroup
-from cce_core.tables.deltas import Applied, Delta, Signature, apply_delta, delta_of, signature_of
+from cce_core.tables.deltas import Followed
 from cce_core.tables.merging import Merged, merge
 from cce_core.tables.passes import projected
 from cce_core.tables.standing import Explanation, TierStats
 from cce_core.tiers import Owners
 
 
-class OwnRows:
+class OwnRows(Followed):
     """Questions to tables whose ids have rows, and what is asked of them: a table itself, or a collection of several.
 
     Attributes:
@@ -295,65 +295,7 @@ class OwnRows:
     def _changed(self) -> None:
         """See the tables as they are since they were clustered."""
 
-    # --- copies that follow -------------------------------------------------------------------------------------------
-
-    def signature(self, *, complete: bool = False) -> Signature:
-        """The present moment, from which `delta` tells what has changed.
-
-        Args:
-            complete: follow counts, the sketch and the clock too, so that a copy can go on training; else what lookups read.
-
-        Returns:
-            A `Signature`, which takes 6 % of the bytes of what it follows.
-        """
-        return signature_of(self._whole(), _check.flag("complete", complete))
-
-    def delta(self, since: Signature) -> Delta:
-        """What has changed since a signature: trained rows, rows that were given and taken, shared rows, projections.
-
-        Args:
-            since: a `signature()`, or the `signature` of the delta before.
-
-        Returns:
-            A `Delta`: `save` it, or hand it to `apply_delta` of a copy. Its own `signature` is where the next one begins.
-
-        Raises:
-            TypeError, ValueError: that is no signature of this table.
-
-        Cost:
-            A pass over the arrays, and the pages of 128 bytes in which something has changed.
-
-        Example:
-            >>> import copy, numpy as np, cce_core as cce
-            >>> table = cce.make_table("tiered", None, 8, num_bytes=1000)
-            >>> copied, signature = copy.deepcopy(table), table.signature()
-            >>> cce.SGD(lr=0.1).update(table, [5, 6], np.ones((2, 8)))
-            >>> delta = table.delta(signature)
-            >>> done = copied.apply_delta(delta)
-            >>> delta.sequence, len(done.given), bool((copied.lookup([5, 6, 7]) == table.lookup([5, 6, 7])).all())
-            (1, 2, True)
-            >>> copied.apply_delta(delta).n_pages  # again: it does no harm
-            0
-        """
-        return delta_of(self._whole(), since)
-
-    def apply_delta(self, delta: Delta) -> Applied:
-        """Be as the table is that the delta was made of: to the bit, all at once.
-
-        Args:
-            delta: made of the table of which this is a copy; one that was applied already changes nothing.
-
-        Returns:
-            Who was given rows, and from whom they were taken.
-
-        Raises:
-            TypeError: it is no delta.
-            ValueError: it is of another table, out of order or damaged, or this table is mapped. Nothing is changed.
-
-        Cost:
-            Passes over the arrays, and a copy of those that change.
-        """
-        return apply_delta(self._whole(), delta)
+    # --- tables that were trained apart -------------------------------------------------------------------------------
 
     def merge(self, other: Any) -> Merged:
         """Take in what another table has learned that was made alike and trained apart: on other days, or on another machine.

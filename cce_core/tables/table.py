@@ -24,6 +24,7 @@ from cce_core.sketching.gradient import Gradient, SparseGradient
 from cce_core.sketching.group import Left, TableGroup
 from cce_core.storage.files import save_arrays
 from cce_core.storage.ledger import Ledger
+from cce_core.tables.deltas import Followed
 from cce_core.tables.factors import factors
 from cce_core.tables.passes import ForwardPass, Passes, projected
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     import scipy.sparse
 
 
-class Table(TableState, Passes):
+class Table(TableState, Passes, Followed):
     """A compressed embedding table; `make_table` and `load` make one.
 
     For linear methods `T = H · M`, or, where the spec has a rank, `T = H · M · W + b`: the sketch H (hashes and pointers), the

@@ -76,8 +76,8 @@ def _answer(server: Server, listening: socket.socket) -> int:
     """Answer requests until a signal comes."""
     signals: list[int] = []
     config = uvicorn.Config(
-        server.app, interface="asgi3", proxy_headers=False, log_config=None, access_log=False, lifespan="on", ws="none", server_header=False,
-        timeout_keep_alive=_KEPT, timeout_graceful_shutdown=_GRACE,
+        server.app, interface="asgi3", proxy_headers=False, log_config=None, access_log=False, lifespan="on", ws="none",
+        server_header=False, timeout_keep_alive=_KEPT, timeout_graceful_shutdown=_GRACE,
     )  # fmt: skip
     running = uvicorn.Server(config)
 
