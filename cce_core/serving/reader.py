@@ -114,11 +114,17 @@ def _derived(seed: int, *stream: int) -> int:
 
 def _popcount(words: Any) -> Any:
     if hasattr(np, "bitwise_count"):  # NumPy 2
-        return np.bitwise_count(words).astype(np.int64)
+        return np.bitwise_count(words)
     words = words - ((words >> np.uint64(1)) & np.uint64(0x5555555555555555))
     words = (words & np.uint64(0x3333333333333333)) + ((words >> np.uint64(2)) & np.uint64(0x3333333333333333))
     words = (words + (words >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    return ((words * np.uint64(0x0101010101010101)) >> np.uint64(56)).astype(np.int64)
+    return (words * np.uint64(0x0101010101010101)) >> np.uint64(56)
+
+
+# Of a line of 8 words, whose first 32 bits count: the bits below each of its 512, as masks of its words.
+_BELOW = np.array([[((1 << max(0, min(64, bit - 64 * k))) - 1) for k in range(8)] for bit in range(512)], np.uint64)
+_BELOW[:, 0] &= ~_LOW
+_EVEN = np.uint64(0x00FF00FF00FF00FF)
 
 
 # Strings: XXH3 of 64 bits, as its specification says, for many strings of one length at a time.
@@ -1369,11 +1375,14 @@ class Reader:
         line = lines.take(block.view(np.int64), axis=0)
         own = (bit >> np.uint64(6)).view(np.int64)
         marked = (line[np.arange(len(line)), own] >> (bit & np.uint64(63))) & np.uint64(1)
-        before = np.maximum(bit.view(np.int64)[:, None] - 64 * np.arange(8), 0)  # 64 and more shift all out
         counted = line[:, 0] & _LOW
-        line[:, 0] &= ~_LOW
-        line &= (np.uint64(1) << before.astype(np.uint64)) - np.uint64(1)
-        return np.where(marked == 0, -1, counted.view(np.int64) + _popcount(line).sum(1))
+        line &= _BELOW.take(bit.view(np.int64), axis=0)
+        ones = (
+            _popcount(line).astype(np.uint8, copy=False).view(np.uint64)[:, 0]
+        )  # eight bytes, whose sum may need nine bits
+        ones = (ones & _EVEN) + ((ones >> np.uint64(8)) & _EVEN)
+        counted += (ones * np.uint64(0x0001000100010001)) >> np.uint64(48)
+        return np.where(marked == 0, -1, counted.view(np.int64))
 
     def _owned(self, words: Any, table: int, term: _Term) -> Any:
         """The own row of an id, or that which it points to once it has settled, or the shared one of all that look alike."""
