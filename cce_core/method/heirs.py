@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cce_core.storage.codec import codec
+
 
 class Heirs(NamedTuple):
     """Old rows, the new row that each became part of, and what it counts there.
@@ -46,7 +48,7 @@ class Heirs(NamedTuple):
         halves, size = array.dtype == np.uint16, array.size - array.size % self.n_before
         values = array.reshape(-1)[:size]
         if halves:
-            values = (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+            values = codec("bfloat16").decode(values, np.empty(0, np.float32), size)
         old = values.reshape(self.n_before, -1)
         weights = self.weights.astype(np.float64) + 1e-30  # where none counts, all count alike
         mass = np.bincount(self.rows, weights, self.n_rows)
