@@ -54,6 +54,7 @@ def _encode_scaled(values, codes, scales, key, size, most, N: tl.constexpr, FOUR
     finite = tl.abs(scale * most) < float("inf")
     scale = tl.where(finite, scale, scale * 0.99999988079071044921875)
     tl.store(scales + block, scale, mask=block * _BLOCK < size)
+    largest = tl.where(scale > 0.0, largest, 0.0)  # floats so small that their scale is 0 are 0
     if FOUR:
         even = block[:, None] * _BLOCK + 2 * tl.arange(0, _BLOCK // 2)[None, :]
         low = tl.load(values + even, mask=even < size, other=0.0)

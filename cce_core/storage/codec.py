@@ -102,7 +102,7 @@ def _encode_scaled(
             scale *= np.float32(1.0 - 2.0**-23)
         scales[low // BLOCK] = scale if remainders is None else scale * np.float32(PARTS)
         for i in range(low, high):
-            exact = values[i - back] / largest * most if largest > np.float32(0.0) else np.float32(0.0)
+            exact = values[i - back] / largest * most if scale > np.float32(0.0) else np.float32(0.0)
             q = np.floor(exact + (_chance(i, key) if stochastic else _HALF))
             q = min(max(q, -most), most)
             if four:
