@@ -9,7 +9,7 @@ import cce_core as cce
 
 torch = pytest.importorskip("torch")
 
-from cce_core.adapters.torch import Embedding, FusedAdagrad, FusedAdam, FusedSGD  # noqa: E402
+from cce_core.adapters.torch import Embedding  # noqa: E402
 
 DIM = 4
 SETTINGS = {"num_bytes": 1200, "half_life": 5, "lead": 1, "codec": "float32", "rank": 0}
@@ -23,16 +23,6 @@ KINDS = {
     "frequency": {"admission": "frequency", "admit_threshold": 2, "bits": 32, "num_bytes": 500},
 }
 EVERY = pytest.mark.parametrize("name", KINDS)
-OPTIMIZERS = {
-    "SGD": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9),
-    "Adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01, initial_accumulator_value=0.5),
-    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True),
-    "Adafactor": lambda p: torch.optim.Adafactor(p),
-    "FusedSGD": lambda p: FusedSGD(p, lr=0.01, momentum=0.9),
-    "FusedAdagrad": lambda p: FusedAdagrad(p),
-    "FusedAdagrad by row": lambda p: FusedAdagrad(p, rowwise=True),
-    "FusedAdam": lambda p: FusedAdam(p, lr=0.01),
-}
 
 
 def made(name="float32", kind=Embedding, seed=3, **more):
@@ -61,17 +51,6 @@ def train(emb, steps, batches):
         vectors = emb(ids)
         vectors.backward(slopes(vectors))
         steps.step()
-
-
-def numbers(module):
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def assert_same(module, before):
-    now = module.state_dict()
-    assert now.keys() == before.keys()
-    for name, value in before.items():
-        assert torch.equal(now[name], value), name
 
 
 def changed(before, emb):

@@ -35,7 +35,7 @@ from cce_core.sketching.projection import PRODUCTS_A_THREAD, projection_row, wid
 from cce_core.storage.codec import FLOAT32
 
 KEPT_IDS = 1 << 14  # addresses of larger batches are found again: that is cheaper than to write and read them
-_IDS_A_THREAD = 1 << 12
+_IDS_A_THREAD, _MOST_MADE = 1 << 12, 1 << 16
 _NOWHERE = np.zeros((0, N_CALL_ARGS), np.int64)
 _NO_MEMORY = Memory(FLOAT32, np.empty(0, np.float32))  # for gradients, which do not read it
 
@@ -156,7 +156,8 @@ class TableGroup:
             call_args = self.call_args(batch)
         work = batch.rows * len(call_args)
         alone = bool(self.blocks) and offsets is None and batch.weights is None and weights is None
-        if alone and self._make and 2 * self.blocks <= work and out is not None and not keep:
+        few = 2 * self.blocks <= work and self.blocks <= _MOST_MADE  # more vectors would leave the caches
+        if alone and self._make and few and out is not None and not keep:
             return _NOTHING, self._copied(batch, call_args, out)
         if offsets is not None:
             offsets, work = offsets.reshape(-1), work + int(call_args[:, COUNT].sum())

@@ -33,10 +33,8 @@ from cce_core.serving.server.settings import Settings
 
 _SMALL = 1024  # ids of a request that others may be looked up with
 _AT_ONCE = 4096  # ids that the loop looks up itself; more take a thread
-_NETWORKS = (
-    "dhe",
-    "tt",
-)  # products for every id: each alone in a thread, dhe's bits depend on who is looked up together
+# Products for every id: each request alone in a thread. The bits of dhe depend on who is looked up together.
+_NETWORKS = ("dhe", "tt")
 
 
 class _Together:

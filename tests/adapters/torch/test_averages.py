@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn  # noqa: E402
+from torch_modules import numbers  # noqa: E402
 
 from cce_core.adapters.torch import Embedding, EmbeddingBag, cluster_  # noqa: E402
 
@@ -29,10 +30,6 @@ def made(case, kind=Embedding, seed=1, **more):
 
 def vectors(module):
     return module(IDS[:, None] if isinstance(module, EmbeddingBag) else IDS).detach().clone()
-
-
-def numbers(module):
-    return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 def apart(a, b):

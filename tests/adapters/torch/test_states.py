@@ -17,6 +17,7 @@ from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from safetensors.torch import load_model, save_model  # noqa: E402
 from torch import nn  # noqa: E402
+from torch_modules import numbers  # noqa: E402
 
 from cce_core.adapters.torch import Embedding, EmbeddingBag  # noqa: E402
 
@@ -36,10 +37,6 @@ def vectors(module):
 
 
 # --- states of another table ------------------------------------------------------------------------------------------
-
-
-def numbers(module):
-    return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 def assert_refused(module, state, names, **how):

@@ -12,6 +12,8 @@ from torch_tables import DIM, VOCAB
 
 torch = pytest.importorskip("torch")
 
+from torch_modules import numbers  # noqa: E402
+
 from cce_core.adapters.torch import Embedding, EmbeddingBag, FusedSGD, guard  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -24,10 +26,6 @@ LEARNS = [("cce", {"num_params": 300, "rank": 0}), ("cce", {"num_params": 300, "
 def made(case, kind=Embedding, seed=1, **more):
     method, options = case
     return kind(VOCAB, DIM, method=method, seed=seed, **{**options, **more})
-
-
-def numbers(module):
-    return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 def beside(change, look, readers=2):

@@ -15,19 +15,9 @@ torch = pytest.importorskip("torch")
 
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
-from tiered_modules import (  # noqa: E402
-    DIM,
-    OPTIMIZERS,
-    assert_same,
-    changed,
-    made,
-    numbers,
-    of_core,
-    slopes,
-    stream,
-    train,
-)
+from tiered_modules import DIM, changed, made, of_core, slopes, stream, train  # noqa: E402
 from torch import nn  # noqa: E402
+from torch_modules import OPTIMIZERS, assert_same, numbers  # noqa: E402
 
 from cce_core.adapters.torch import (  # noqa: E402
     Embedding,

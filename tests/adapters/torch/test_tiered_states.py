@@ -16,21 +16,10 @@ import cce_core as cce
 
 torch = pytest.importorskip("torch")
 
-from tiered_modules import (  # noqa: E402
-    DIM,
-    EVERY,
-    OPTIMIZERS,
-    SETTINGS,
-    assert_same,
-    made,
-    numbers,
-    of_core,
-    slopes,
-    stream,
-    train,
-)
+from tiered_modules import DIM, EVERY, SETTINGS, made, of_core, slopes, stream, train  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.optim.swa_utils import AveragedModel  # noqa: E402
+from torch_modules import OPTIMIZERS, assert_same, numbers  # noqa: E402
 
 from cce_core.adapters.torch import (  # noqa: E402
     Embedding,

@@ -22,6 +22,7 @@ from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from safetensors.torch import load_model, save_model  # noqa: E402
 from torch import nn  # noqa: E402
+from torch_modules import assert_same, numbers  # noqa: E402
 
 from cce_core.adapters.torch import Embedding, EmbeddingBag, compress_  # noqa: E402
 
@@ -49,17 +50,6 @@ def made(name="vq", kind=Embedding, phase="rows", seed=1, **more):
     assert emb.phase == phase
     assert "device" in more or emb.table.phase == phase
     return emb
-
-
-def numbers(module):
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def assert_same(module, before):
-    now = module.state_dict()
-    assert now.keys() == before.keys()
-    for name, value in before.items():
-        assert torch.equal(now[name], value), name
 
 
 def read(emb):

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn  # noqa: E402
+from torch_modules import OPTIMIZERS  # noqa: E402
 
 from cce_core.adapters.torch import (  # noqa: E402
     ClusterSchedule,
@@ -20,7 +21,6 @@ from cce_core.adapters.torch import (  # noqa: E402
     EmbeddingBag,
     FusedAdagrad,
     FusedAdam,
-    FusedSGD,
     TiedLinear,
     cluster_,
     parameter_groups,
@@ -35,16 +35,6 @@ OPTIONS = {
     "vq": {"num_bytes": 330},
     "two stages": {"num_bytes": 350, "stages": 2},
     "as wide as the vector": {"num_bytes": 250, "rank": 0},
-}
-OPTIMIZERS = {
-    "SGD": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9),
-    "Adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
-    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True),
-    "Adafactor": lambda p: torch.optim.Adafactor(p),
-    "FusedSGD": lambda p: FusedSGD(p, lr=0.01, momentum=0.9),
-    "FusedAdagrad": lambda p: FusedAdagrad(p),
-    "FusedAdagrad by row": lambda p: FusedAdagrad(p, rowwise=True),
-    "FusedAdam": lambda p: FusedAdam(p, lr=0.01),
 }
 ROWS = torch.randn(5, DIM, generator=torch.Generator().manual_seed(0))[IDS % 5]
 
